@@ -1,0 +1,106 @@
+// The CPU kernels as seen from ops.cpp: plain functions on raw pointers, one table per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "flowkern/plan_view.h"
+#include "flowkern/univariate_map.h"
+
+namespace flowkern {
+
+// A matrix of T with strides in elements; `data` is null where there is none.
+template <class T>
+struct Matrix {
+  T* data = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
+  T& operator()(int64_t r, int64_t c) const { return data[r * row_stride + c * column_stride]; }
+};
+
+// A masked network, its packed weights, and the rows that it is applied to.
+template <class T>
+struct Network {
+  PlanView plan;
+  const T* packed;
+  const Matrix<const T>* addends;  // plan.addends() matrices [batch, original units]
+  int64_t batch;
+};
+
+// Cotangents and results of a backward pass over a range of tiles, in rows of the whole batch.
+template <class T>
+struct TileBackward {
+  Matrix<const T> x;          // input of the network [batch, features]
+  const T* saved;             // [tiles][saved_rows][tile rows]
+  Matrix<const T> g_value;    // cotangent of the value: of z, of x for the inverse, of the parameters for the MLP
+  Matrix<const T> g_log_det;  // [batch, 1]
+  Matrix<T> g_x;              // result: cotangent of the input; for the inverse, of z
+  const Matrix<T>* g_addends;
+  T* deltas;       // result: cotangents of pre-activations and parameters [tiles of this range][saved_rows][tile rows]
+  T* activations;  // result: inputs of every linear map, transposed into panels, see weight_gradient
+  int64_t first_tile, tiles;  // the range that deltas and activations hold
+};
+
+template <class T>
+struct WeightGradient {
+  PlanView plan;
+  const T* deltas;
+  const T* activations;
+  const uint8_t* mask;
+  int64_t tiles;
+  const Matrix<T>* weights;  // dense gradients in the original layout, accumulated into
+  T* const* biases;
+};
+
+// Kernels of one element type and one instruction set. A tile is a group of rows processed together, one row per
+// vector lane: `tile_rows` of them in bulk, or one of `small_rows` where lanes run over units instead.
+template <class T>
+struct Kernels {
+  int64_t tile_rows;
+  int64_t small_rows[2];  // 1, and 4 or 2
+
+  void (*pack)(PlanView, const Matrix<const T>* weights, const T* const* biases, const uint8_t* mask, T* packed,
+               int linear, int64_t chunk_begin, int64_t chunk_end);
+
+  // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan) tile rows.
+  void (*masked_mlp[3])(const Network<T>&, Matrix<const T> x, T* parameters, T* saved, int64_t tile, T* scratch);
+  void (*autoregressive[3])(const Network<T>&, const UnivariateMap&, Matrix<const T> x, T* z, T* log_det, T* saved,
+                            int64_t tile, T* scratch);
+  void (*autoregressive_inverse[3])(const Network<T>&, const UnivariateMap&, Matrix<const T> z, T* x, T* log_det,
+                                    T* saved, int64_t tile, T* scratch);
+
+  void (*masked_mlp_backward)(const Network<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
+  void (*autoregressive_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t tile,
+                                  T* scratch);
+  void (*autoregressive_inverse_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&,
+                                          int64_t tile, T* scratch);
+  // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
+  void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
+
+  void (*affine)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
+                 int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end);
+  void (*affine_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+                          Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns,
+                          T* g_x, T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
+  void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);
+  void (*normal_log_prob)(Matrix<const T> z, Matrix<const T> log_det, int64_t columns, T* out, int64_t row_begin,
+                          int64_t row_end);
+};
+
+// Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its
+// pre-activation, activation, cotangent and a spare; padded so that no vector store leaves the buffer.
+inline int64_t scratch_rows(const PlanView& plan) {
+  return 4 * plan.features() + 2 * plan.features() * plan.parameters() + 4 * plan.units() + 64;
+}
+
+// Rows of the transposed inputs of all linear maps: x and every hidden layer, each padded to whole panels.
+inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows) {
+  int64_t panels = 0;
+  const auto whole = [&](int64_t n) { return (n + tile_rows - 1) / tile_rows; };
+  if (source >= 0) panels += whole(plan.features());
+  for (int i = 0; i < source; ++i) panels += whole(plan.hidden(i).units());
+  return panels;
+}
+
+template <class T>
+const Kernels<T>& kernels();  // of the widest instruction set that runs here; see cpu/dispatch.cpp
+
+}  // namespace flowkern

@@ -1,0 +1,316 @@
+// Cotangents of a masked network on one bulk tile, and the gradients of its weights over many tiles.
+#pragma once
+
+#include "cpu/masked_network.h"
+
+namespace flowkern::FK_ISA {
+
+// g[k] += sum_j w[k][j] d[j] for N columns k of the panels of several chunks: the transposed product, from the same
+// packed weights.
+template <class T, int N>
+FK_INLINE void panel_transposed(const LinearView& map, const T* packed, int64_t chunk, int64_t r0, int64_t r1,
+                                int64_t column, const T* d, T* g) {
+  constexpr int W = kLanes<T>;
+  Vec<T> acc[N][2];
+  for (int i = 0; i < N; ++i) {
+    acc[i][0] = load<Vec<T>>(g + i * 2 * W);
+    acc[i][1] = load<Vec<T>>(g + i * 2 * W + W);
+  }
+  for (int64_t r = r0; r < r1; ++chunk) {
+    const Chunk& k = map.chunk(chunk);
+    const int64_t end = k.row + k.rows < r1 ? k.row + k.rows : r1;
+    const T* w = packed + k.offset + column * kChunkRows + (r - k.row);
+    for (; r < end; ++r, ++w) {
+      const auto d0 = load<Vec<T>>(d + r * 2 * W), d1 = load<Vec<T>>(d + r * 2 * W + W);
+      for (int i = 0; i < N; ++i) {
+        acc[i][0] += w[i * kChunkRows] * d0;
+        acc[i][1] += w[i * kChunkRows] * d1;
+      }
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    store(g + i * 2 * W, acc[i][0]);
+    store(g + i * 2 * W + W, acc[i][1]);
+  }
+}
+
+template <class T>
+class TileGradient {
+ public:
+  static constexpr int R = kTileRows<T>;
+
+  TileGradient(const Network<T>& net, const TileBackward<T>& in, int64_t tile, T* scratch)
+      : net_(net), plan_(net.plan), in_(in), tile_(tile), first_row_(tile * R),
+        rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
+    const auto take = [&](int64_t n) {
+      T* p = scratch;
+      scratch += n * R;
+      return p;
+    };
+    x = take(plan_.features());
+    g_x = take(plan_.features());
+    value = take(plan_.features() * plan_.parameters());
+    saved_ = in.saved + tile * plan_.saved_rows() * R;
+    out = saved_ + plan_.units() * R;
+    deltas_ = in.deltas + (tile - in.first_tile) * plan_.saved_rows() * R;
+    delta_out = deltas_ + plan_.units() * R;
+    for (int l = 0; l < plan_.hidden(); ++l) {
+      const HiddenView h = plan_.hidden(l);
+      residual_[l] = h.kept() ? take(h.units()) : nullptr;
+      if (h.kept()) __builtin_memset(residual_[l], 0, h.units() * R * sizeof(T));
+    }
+    spare_ = scratch;
+    __builtin_memset(deltas_, 0, plan_.units() * R * sizeof(T));
+    __builtin_memset(g_x, 0, plan_.features() * R * sizeof(T));
+    Tile<T, R>::gather(in.x, first_row_, rows_, plan_.feature_order(), plan_.features(), x);
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t first_row() const { return first_row_; }
+
+  // From delta_out: cotangents of all pre-activations; those of the inputs are added to g_x.
+  void backward() {
+    for (int l = plan_.hidden() - 1; l >= -1; --l)
+      for (int64_t b = 0; b < plan_.blocks(); ++b) {
+        const int64_t t0 = plan_.block_levels()[b], t1 = plan_.block_levels()[b + 1];
+        const int64_t k0 = plan_.start(l, t0), k1 = plan_.start(l, t1);
+        for (int c = 0; c < plan_.linears(); ++c)
+          if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t0, plan_.levels(), k0, k1);
+        if (l >= 0) finish(l, k0, k1);
+      }
+  }
+
+  // The transposed network level by level from the last (the gradient of the sweep). `solve(first, last)` turns g_x of
+  // the sorted features [first, last), complete for the network's part, into their rows of delta_out.
+  template <class Solve>
+  void sweep(Solve solve) {
+    const int64_t* levels = plan_.block_levels();
+    for (int64_t b = plan_.blocks() - 1; b >= 0; --b) {
+      const int64_t t0 = levels[b], t1 = levels[b + 1];
+      for (int c = 0; c < plan_.linears(); ++c) {
+        const LinearView w = plan_.linear(c);
+        if (b + 1 < plan_.blocks())
+          product(w, b + 1, t1, plan_.levels(), plan_.start(w.source(), t0), plan_.start(w.source(), t1));
+      }
+      for (int64_t t = t1 - 1; t >= t0; --t) {
+        for (int c = 0; c < plan_.linears(); ++c) {
+          const LinearView w = plan_.linear(c);
+          if (w.source() < 0) product(w, b, t + 1, t1, plan_.start(-1, t), plan_.start(-1, t + 1));
+        }
+        solve(plan_.feature_starts()[t], plan_.feature_starts()[t + 1]);
+        for (int l = plan_.hidden() - 1; l >= 0; --l) {
+          const int64_t k0 = plan_.start(l, t), k1 = plan_.start(l, t + 1);
+          for (int c = 0; c < plan_.linears(); ++c)
+            if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t, t1, k0, k1);
+          finish(l, k0, k1);
+        }
+      }
+    }
+  }
+
+  // Writes what the weight gradients and the caller need: transposed inputs of the linear maps, addend cotangents.
+  void emit() {
+    if (in_.activations) {
+      for (int node = -1; node < plan_.hidden(); ++node) transpose_inputs(node);
+    }
+    for (int node = 0; node <= plan_.hidden(); ++node) {
+      const bool last = node == plan_.hidden();
+      const int slot = last ? plan_.output_addend() : plan_.hidden(node).addend();
+      if (slot < 0 || !in_.g_addends) continue;
+      const int64_t* order = last ? plan_.linear(plan_.linears() - 1).row_order() : plan_.hidden(node).order();
+      scatter(delta(node), order, plan_.start(node, plan_.levels()), in_.g_addends[slot]);
+    }
+  }
+
+  void gather(Matrix<const T> m, const int64_t* order, int64_t n, T* dst) const {
+    Tile<T, R>::gather(m, first_row_, rows_, order, n, dst);
+  }
+  void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
+    for (int64_t i = 0; i < n; ++i, src += R) {
+      T* dst = m.data + first_row_ * m.row_stride + order[i] * m.column_stride;
+      for (int64_t r = 0; r < rows_; ++r) dst[r * m.row_stride] = src[r];
+    }
+  }
+
+  T *x, *g_x, *value;  // input, its cotangent, room for the cotangent of the value
+  const T* out;        // parameters
+  T* delta_out;
+
+ private:
+  T* delta(int node) const { return node == plan_.hidden() ? delta_out : deltas_ + plan_.hidden(node).offset() * R; }
+  T* cotangent(int node) const { return node < 0 ? g_x : delta(node); }
+
+  // Adds to the cotangents of source columns [k0, k1) what the target rows of levels [t0, t1) send back; t0 in block b.
+  void product(const LinearView& w, int64_t b, int64_t t0, int64_t t1, int64_t k0, int64_t k1) const {
+    const int64_t r0 = plan_.start(w.target(), t0), r1 = plan_.start(w.target(), t1);
+    if (r0 >= r1 || k0 >= k1) return;
+    const int64_t chunk = w.chunk_of(r0, b);
+    constexpr int64_t Group = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
+    for (int64_t groups = (k1 - k0 + Group - 1) / Group, g = 0; g < groups; ++g) {
+      const int64_t begin = k0 + (k1 - k0) * g / groups, end = k0 + (k1 - k0) * (g + 1) / groups;
+      const auto run = [&](auto n) {
+        panel_transposed<T, decltype(n)::value>(w, net_.packed, chunk, r0, r1, begin, delta(w.target()),
+                                                cotangent(w.source()) + begin * R);
+      };
+      switch (end - begin) {
+        case 8: run(std::integral_constant<int, 8>{}); break;
+        case 7: run(std::integral_constant<int, 7>{}); break;
+        case 6: run(std::integral_constant<int, 6>{}); break;
+        case 5: run(std::integral_constant<int, 5>{}); break;
+        case 4: run(std::integral_constant<int, 4>{}); break;
+        case 3: run(std::integral_constant<int, 3>{}); break;
+        case 2: run(std::integral_constant<int, 2>{}); break;
+        case 1: run(std::integral_constant<int, 1>{}); break;
+      }
+    }
+  }
+
+  // Units [u0, u1): from the cotangent of the activation to that of the pre-activation, the residual path included.
+  void finish(int layer, int64_t u0, int64_t u1) const {
+    const HiddenView h = plan_.hidden(layer);
+    T* d = delta(layer);
+    if (h.activated())
+      activation_backward(static_cast<Activation>(plan_.activation()), plan_.activation_constant(),
+                          saved_ + (h.offset() + u0) * R, d + u0 * R, (u1 - u0) * R);
+    if (residual_[layer])
+      for (int64_t i = u0 * R; i < u1 * R; ++i) d[i] += residual_[layer][i];
+    if (h.residual() >= 0)
+      for (int64_t u = u0; u < u1; ++u) {
+        T* to = residual_[h.residual()] + h.residual_units()[u] * R;
+        for (int r = 0; r < R; ++r) to[r] += d[u * R + r];
+      }
+  }
+
+  // Panels of R inputs of a linear map as [row][R inputs], the order in which weight_gradient reads them.
+  void transpose_inputs(int node) const {
+    constexpr int W = kLanes<T>;
+    const int64_t n = plan_.start(node, plan_.levels());
+    const T* source = node < 0 ? x : saved_ + plan_.hidden(node).offset() * R;
+    T* to = in_.activations + (panel_offset(plan_, node, R) * in_.tiles + tile_ - in_.first_tile) * R * R;
+    for (int64_t k = 0; k < n; k += R, to += in_.tiles * R * R) {
+      const int64_t units = n - k < R ? n - k : R;
+      const T* from = source + k * R;
+      if (node >= 0 && plan_.hidden(node).activated()) {
+        activate(static_cast<Activation>(plan_.activation()), plan_.activation_constant(), from, spare_, units * R);
+        from = spare_;
+      }
+      for (int i = 0; i < R; i += W)
+        for (int j = 0; j < R; j += W) {
+          Vec<T> v[W];
+          for (int u = 0; u < W; ++u) v[u] = i + u < units ? load<Vec<T>>(from + (i + u) * R + j) : Vec<T>{};
+          transpose<T>(v);
+          for (int r = 0; r < W; ++r) store(to + (j + r) * R + i, v[r]);
+        }
+    }
+  }
+
+  const Network<T>& net_;
+  const PlanView& plan_;
+  const TileBackward<T>& in_;
+  int64_t tile_, first_row_, rows_;
+  const T* saved_;
+  T* deltas_;
+  T* residual_[kMaxHidden];
+  T* spare_;
+};
+
+// sums[i][lane] += over all rows of N deltas i times the R inputs of a panel.
+template <class T, int N>
+FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums) {
+  constexpr int W = kLanes<T>, R = kTileRows<T>;
+  Vec<T> acc[N][2] = {};
+  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride)
+    for (int r = 0; r < R; ++r, inputs += R) {
+      const auto a0 = load<Vec<T>>(inputs), a1 = load<Vec<T>>(inputs + W);
+      for (int i = 0; i < N; ++i) {
+        acc[i][0] += d[i * R + r] * a0;
+        acc[i][1] += d[i * R + r] * a1;
+      }
+    }
+  for (int i = 0; i < N; ++i) {
+    store(sums + i * R, acc[i][0]);
+    store(sums + i * R + W, acc[i][1]);
+  }
+}
+
+template <class T>
+void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int64_t begin, int64_t end) {
+  constexpr int R = kTileRows<T>;
+  const LinearView w = g.plan.linear(linear);
+  const int64_t stride = g.plan.saved_rows() * R, column = panel * R;
+  const int64_t target = w.target() == g.plan.hidden() ? g.plan.units() : g.plan.hidden(w.target()).offset();
+  const T* inputs = g.activations + (panel_offset(g.plan, w.source(), R) + panel) * g.tiles * R * R;
+  const int64_t *rows = w.row_order(), *columns = w.column_order();
+  const Matrix<T> weight = g.weights[linear];
+  alignas(64) T sums[kChunkRows * R];
+  for (int64_t c = begin; c < end; ++c) {
+    const Chunk& k = w.chunk(c);
+    const T* d = g.deltas + (target + k.row) * R;
+    if (panel == 0 && w.bias_index() >= 0 && g.biases)
+      for (int64_t i = 0; i < k.rows; ++i) {
+        Vec<T> sum = {};
+        for (int64_t tile = 0; tile < g.tiles; ++tile)
+          for (int r = 0; r < R; r += kLanes<T>) sum += load<Vec<T>>(d + tile * stride + i * R + r);
+        g.biases[w.bias_index()][rows[k.row + i]] += lane_sum<T>(sum);
+      }
+    if (k.columns <= column) continue;
+    constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
+    for (int64_t i = 0; i < k.rows; i += Rows) {
+      const T* from = d + i * R;
+      T* to = sums + i * R;
+      switch (k.rows - i < Rows ? k.rows - i : Rows) {
+        case 8: outer_products<T, Rows>(g, inputs, from, stride, to); break;
+        case 7: outer_products<T, 7>(g, inputs, from, stride, to); break;
+        case 6: outer_products<T, 6>(g, inputs, from, stride, to); break;
+        case 5: outer_products<T, 5>(g, inputs, from, stride, to); break;
+        case 4: outer_products<T, 4>(g, inputs, from, stride, to); break;
+        case 3: outer_products<T, 3>(g, inputs, from, stride, to); break;
+        case 2: outer_products<T, 2>(g, inputs, from, stride, to); break;
+        case 1: outer_products<T, 1>(g, inputs, from, stride, to); break;
+      }
+    }
+    const int64_t last = k.columns - column < R ? k.columns - column : R;
+    for (int64_t i = 0; i < k.rows; ++i) {
+      T* row = weight.data + rows[k.row + i] * weight.row_stride;
+      for (int64_t j = 0; j < last; ++j) {
+        const int64_t q = column + j;
+        if (q < k.dense || g.mask[k.mask + (q - k.dense) * kChunkRows + i])
+          row[columns[q] * weight.column_stride] += sums[i * R + j];
+      }
+    }
+  }
+}
+
+// Calls f(get, put) for every group of rows that one number X holds; get and put convert from and to T.
+template <class T, int R, class F>
+FK_INLINE void for_row_groups(F f) {
+  if constexpr (sizeof(T) == 8) {
+    for (int r = 0; r < R; ++r) f([&](const T* p) { return p[r]; }, [&](T* p, double v) { p[r] = v; });
+  } else {
+    constexpr int H = kLanes<float> / 2;
+    for (int r = 0; r < R; r += H)
+      f([&](const T* p) { return __builtin_convertvector(load<detail::HalfF>(p + r), VecD); },
+        [&](T* p, VecD v) { store(p + r, __builtin_convertvector(v, detail::HalfF)); });
+  }
+}
+
+// Cotangents of one feature: of u and of its parameters, shift first.
+template <class T, int R>
+FK_INLINE void map_gradient_rows(const UnivariateMap& map, const T* u, const T* parameters, const T* g_v,
+                                 const T* g_log_det, int64_t count, T* g_u, T* g_parameters) {
+  const T* raw = parameters + (count - 1) * R;
+  for_row_groups<T, R>([&](auto get, auto put) {
+    const auto g = map_backward(map, get(u), get(parameters), get(raw), get(g_v), get(g_log_det));
+    put(g_u, g.u);
+    if (count == 2) put(g_parameters + R, g.a);
+    put(g_parameters, g.t);
+  });
+}
+
+// minus_v = -(g + network part) / (dv/du).
+template <class T, int R>
+FK_INLINE void solve_gradient_rows(const UnivariateMap& map, const T* raw, const T* g, const T* network, T* minus_v) {
+  for_row_groups<T, R>([&](auto get, auto put) { put(minus_v, -(get(g) + get(network)) / map_slope(map, get(raw))); });
+}
+
+}  // namespace flowkern::FK_ISA

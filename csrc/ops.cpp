@@ -1,0 +1,421 @@
+// The operators of namespace `flowkern`: schemas, tensors to pointers, threads. Built on torch's stable ABI only.
+//
+// Arguments were checked in Python (flowkern/ops), so these functions trust shapes and dtypes; they check only what
+// would corrupt memory if the two sides disagreed about a plan.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace flowkern {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+constexpr int64_t kBackwardRows = 1024;  // rows whose cotangents are held at once; bounds the memory of a backward
+
+// ---- tensors and threads ----------------------------------------------------------------------------------------
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t i = static_cast<int64_t>(sizes.size()) - 2; i >= 0; --i)
+    strides[i] = strides[i + 1] * std::max<int64_t>(sizes[i + 1], 1);
+  AtenTensorHandle handle = nullptr;
+  const int32_t code = dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+template <class T>
+constexpr ScalarType kDtype = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+template <class T>
+Tensor empty(const std::vector<int64_t>& sizes) {
+  return empty(sizes, kDtype<T>);
+}
+
+template <class T>
+Tensor zeros(const std::vector<int64_t>& sizes) {
+  Tensor t = empty<T>(sizes);
+  if (t.numel() > 0) std::memset(t.mutable_data_ptr(), 0, t.numel() * sizeof(T));
+  return t;
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <class T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+Matrix<const T> matrix(const Tensor& t) {
+  return {const_data<T>(t), t.stride(0), t.dim() > 1 ? t.stride(1) : 0};
+}
+
+// Runs f(i) for i in [0, n); threads take the next index as they become free. Each index writes its own results, so
+// they do not depend on the number of threads.
+template <class F>
+void parallel(int64_t n, const F& f) {
+  const int64_t threads = n > 1 ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
+  if (threads <= 1) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) f(i);
+  });
+}
+
+// Memory that a thread keeps from call to call: fresh pages would cost as much as a small network.
+void* scratch(size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local size_t capacity = 0;
+  if (capacity < bytes) {
+    capacity = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(4096, capacity));
+    STD_TORCH_CHECK(memory != nullptr, "flowkern: out of memory for ", capacity, " bytes of scratch space");
+  }
+#ifdef FLOWKERN_POISON
+  std::memset(memory.get(), 0xFF, capacity);  // NaN: a read before a write shows
+#endif
+  return memory.get();
+}
+template <class T>
+T* tile_scratch(const PlanView& plan, int64_t rows) {
+  return static_cast<T*>(scratch(scratch_rows(plan) * rows * sizeof(T)));
+}
+
+PlanView view(const Tensor& plan) {
+  const PlanView v(const_data<int64_t>(plan));
+  STD_TORCH_CHECK(v.version() == kPlanVersion, "flowkern: the plan has version ", v.version(),
+                  ", this build reads version ", kPlanVersion, "; rebuild with `pip install -e .`");
+  return v;
+}
+
+template <class F>
+auto for_dtype(const Tensor& t, F f) {
+  return t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+UnivariateMap univariate_map(int64_t scale, int64_t placement, double c0, double c1) {
+  return {static_cast<Scale>(scale), static_cast<Placement>(placement), c0, c1};
+}
+
+// ---- masked networks --------------------------------------------------------------------------------------------
+
+Tensor pack(Tensors weights, Tensors biases, Tensor plan, Tensor mask, int64_t size) {
+  const PlanView v = view(plan);
+  STD_TORCH_CHECK(v.packed_size() == size && static_cast<int>(weights.size()) == v.linears(),
+                  "flowkern: the weights do not belong to this plan");
+  return for_dtype(weights[0], [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<Matrix<const T>> w;
+    std::vector<const T*> b;
+    for (const Tensor& t : weights) w.push_back(matrix<T>(t));
+    for (const Tensor& t : biases) b.push_back(const_data<T>(t));
+    Tensor out = empty<T>({size});
+    constexpr int64_t kPart = 16384;  // weights per turn of a thread; fewer are not worth waking one
+    const int64_t parts = std::clamp<int64_t>(size / kPart, 1, 64);
+    parallel(parts, [&](int64_t i) {
+      for (int l = 0; l < v.linears(); ++l) {
+        const int64_t n = v.linear(l).chunks();
+        kernels<T>().pack(v, w.data(), b.data(), const_data<uint8_t>(mask), data<T>(out), l, n * i / parts,
+                          n * (i + 1) / parts);
+      }
+    });
+    return out;
+  });
+}
+
+template <class T>
+struct Call {  // what every masked-network operator prepares: addends, the size of a tile, the saved buffer
+  Call(const Tensor& x, const Tensor& packed, const Tensors& addend_list, const Tensor& plan, int64_t saved_rows,
+       bool save)
+      : net{view(plan), const_data<T>(packed), nullptr, x.size(0)}, k(kernels<T>()) {
+    STD_TORCH_CHECK(packed.numel() == net.plan.packed_size() && saved_rows == net.plan.saved_rows(),
+                    "flowkern: `packed` does not belong to this plan");
+    for (const Tensor& t : addend_list) addends.push_back(matrix<T>(t));
+    net.addends = addends.data();
+    // Without a batch that fills the lanes, the units do (measured: docs/measured.md).
+    kind = save || net.batch > 8 ? 2 : net.batch > 1 ? 1 : 0;
+    rows = kind == 2 ? k.tile_rows : k.small_rows[kind];
+    tiles = (net.batch + rows - 1) / rows;
+    saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * rows});
+  }
+  T* saved_data() const { return saved.numel() > 0 ? data<T>(saved) : nullptr; }
+
+  Network<T> net;
+  const Kernels<T>& k;
+  std::vector<Matrix<const T>> addends;
+  int kind;
+  int64_t rows, tiles;
+  Tensor saved;
+};
+
+std::tuple<Tensor, Tensor> masked_mlp(Tensor x, Tensor packed, Tensors addends, Tensor plan, int64_t outputs,
+                                      int64_t saved_rows, bool save) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    Call<T> call(x, packed, addends, plan, saved_rows, save);
+    const PlanView& v = call.net.plan;
+    Tensor out = empty<T>({call.net.batch, outputs});
+    parallel(call.tiles, [&](int64_t i) {
+      call.k.masked_mlp[call.kind](call.net, matrix<T>(x), data<T>(out), call.saved_data(), i,
+                                   tile_scratch<T>(v, call.rows));
+    });
+    return {out, call.saved};
+  });
+}
+
+// The forward and the inverse differ only in the kernel.
+template <bool Inverse>
+std::tuple<Tensor, Tensor, Tensor> transform(Tensor x, Tensor packed, Tensors addends, Tensor plan, int64_t saved_rows,
+                                             int64_t scale, int64_t placement, double c0, double c1, bool save) {
+  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
+    using T = decltype(zero);
+    Call<T> call(x, packed, addends, plan, saved_rows, save);
+    Tensor z = empty<T>({call.net.batch, call.net.plan.features()}), log_det = empty<T>({call.net.batch});
+    const auto kernel = Inverse ? call.k.autoregressive_inverse[call.kind] : call.k.autoregressive[call.kind];
+    parallel(call.tiles, [&](int64_t i) {
+      kernel(call.net, map, matrix<T>(x), data<T>(z), data<T>(log_det), call.saved_data(), i,
+             tile_scratch<T>(call.net.plan, call.rows));
+    });
+    return {z, log_det, call.saved};
+  });
+}
+
+// Cotangents of x, and of every weight, bias and addend. `kernel(net, in, tile, scratch)` handles one tile; the tiles
+// go by groups of kBackwardRows rows, and the weight gradients of a group follow as products over its rows.
+template <class T, class Kernel>
+std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const Tensor& packed, const Tensor& saved,
+                                                       const Tensor& plan, const Tensor& mask, const Tensors& weights,
+                                                       const Tensors& biases, const Tensors& addends,
+                                                       int64_t batch, bool parameters, Kernel kernel) {
+  const PlanView v = view(plan);
+  const Kernels<T>& k = kernels<T>();
+  const int64_t rows = k.tile_rows, tiles = (batch + rows - 1) / rows;
+  STD_TORCH_CHECK(saved.numel() == tiles * v.saved_rows() * rows, "flowkern: `saved` does not belong to this call");
+  std::vector<Matrix<const T>> addend_data;
+  for (const Tensor& t : addends) addend_data.push_back(matrix<T>(t));
+  const Network<T> net{v, const_data<T>(packed), addend_data.data(), batch};
+
+  Tensor g_x = empty<T>({batch, v.features()});
+  Tensors g_weights, g_biases, g_addends;
+  std::vector<Matrix<T>> w, a;
+  std::vector<T*> b;
+  for (const Tensor& t : addends) {
+    g_addends.push_back(zeros<T>({t.size(0), t.size(1)}));
+    a.push_back({data<T>(g_addends.back()), t.size(1), 1});
+  }
+  if (parameters) {
+    for (const Tensor& t : weights) {
+      g_weights.push_back(zeros<T>({t.size(0), t.size(1)}));
+      w.push_back({data<T>(g_weights.back()), t.size(1), 1});
+    }
+    for (const Tensor& t : biases) {
+      g_biases.push_back(zeros<T>({t.size(0)}));
+      b.push_back(data<T>(g_biases.back()));
+    }
+  }
+  in.saved = const_data<T>(saved);
+  in.g_x = {data<T>(g_x), v.features(), 1};
+  in.g_addends = a.data();
+
+  const int64_t group = std::min<int64_t>(std::max<int64_t>(kBackwardRows / rows, 1), std::max<int64_t>(tiles, 1));
+  const int64_t panels = panel_offset(v, v.hidden(), rows);
+  Tensor deltas = empty<T>({group, v.saved_rows() * rows});
+  Tensor activations = empty<T>({parameters ? panels * group : 0, rows * rows});
+  in.deltas = data<T>(deltas);
+  in.activations = parameters ? data<T>(activations) : nullptr;
+
+  struct Item {
+    int linear;
+    int64_t panel, begin, end;
+  };
+  std::vector<Item> items;
+  if (parameters)
+    for (int l = 0; l < v.linears(); ++l) {
+      const LinearView m = v.linear(l);
+      constexpr int64_t kChunks = 16;
+      const int64_t columns = v.start(m.source(), v.levels());
+      for (int64_t p = 0; p * rows < std::max<int64_t>(columns, 1); ++p)
+        for (int64_t c = 0; c < m.chunks(); c += kChunks)
+          if (p == 0 || m.chunk(std::min(c + kChunks, m.chunks()) - 1).columns > p * rows)
+            items.push_back({l, p, c, std::min(c + kChunks, m.chunks())});
+    }
+
+  for (int64_t first = 0; first < tiles; first += group) {
+    in.first_tile = first;
+    in.tiles = std::min(group, tiles - first);
+    parallel(in.tiles, [&](int64_t i) { kernel(k, net, in, first + i, tile_scratch<T>(v, rows)); });
+    const WeightGradient<T> g{v, in.deltas, in.activations, const_data<uint8_t>(mask), in.tiles, w.data(), b.data()};
+    parallel(static_cast<int64_t>(items.size()), [&](int64_t i) {
+      k.weight_gradient(g, items[i].linear, items[i].panel, items[i].begin, items[i].end);
+    });
+  }
+  return {g_x, g_weights, g_biases, g_addends};
+}
+
+std::tuple<Tensor, Tensors, Tensors, Tensors> masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved,
+                                                                  Tensor plan, Tensor mask, Tensors weights,
+                                                                  Tensors biases, Tensors addends, bool parameters) {
+  return for_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    TileBackward<T> in{};
+    in.x = matrix<T>(x);
+    in.g_value = matrix<T>(g);
+    return backward<T>(in, packed, saved, plan, mask, weights, biases, addends, x.size(0), parameters,
+                       [](const Kernels<T>& k, const auto&... rest) { k.masked_mlp_backward(rest...); });
+  });
+}
+
+template <bool Inverse>
+std::tuple<Tensor, Tensors, Tensors, Tensors> transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed,
+                                                                 Tensor saved, Tensor plan, Tensor mask,
+                                                                 Tensors weights, Tensors biases, Tensors addends,
+                                                                 int64_t scale, int64_t placement, double c0,
+                                                                 double c1, bool parameters) {
+  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+  return for_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    TileBackward<T> in{};
+    in.x = matrix<T>(x);
+    in.g_value = matrix<T>(g);
+    in.g_log_det = matrix<T>(g_log_det);
+    return backward<T>(in, packed, saved, plan, mask, weights, biases, addends, x.size(0), parameters,
+                       [&](const Kernels<T>& k, const Network<T>& net, const auto&... rest) {
+                         const auto f = Inverse ? k.autoregressive_inverse_backward : k.autoregressive_backward;
+                         f(net, map, rest...);
+                       });
+  });
+}
+
+// ---- rows -------------------------------------------------------------------------------------------------------
+
+// Calls f(begin, end) on ranges of rows of about 16,384 elements.
+template <class F>
+void parallel_rows(int64_t rows, int64_t columns, const F& f) {
+  const int64_t step = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
+  parallel((rows + step - 1) / step, [&](int64_t i) { f(i * step, std::min(rows, (i + 1) * step)); });
+}
+
+std::tuple<Tensor, Tensor> affine(Tensor x, Tensor shift, Tensor raw, bool inverse, int64_t scale, int64_t placement,
+                                  double c0, double c1) {
+  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    const int64_t rows = x.size(0), columns = x.size(1);
+    Tensor z = empty<T>({rows, columns}), log_det = empty<T>({rows});
+    parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
+      kernels<T>().affine(map, inverse, matrix<T>(x), matrix<T>(shift), matrix<T>(raw), columns, data<T>(z),
+                          data<T>(log_det), begin, end);
+    });
+    return {z, log_det};
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> affine_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw,
+                                                   bool inverse, int64_t scale, int64_t placement, double c0,
+                                                   double c1) {
+  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
+    using T = decltype(zero);
+    const int64_t rows = x.size(0), columns = x.size(1);
+    Tensor g_x = empty<T>({rows, columns}), g_shift = empty<T>({rows, columns}), g_raw = empty<T>({rows, columns});
+    parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
+      kernels<T>().affine_backward(map, inverse, matrix<T>(x), matrix<T>(shift), matrix<T>(raw), matrix<T>(g_z),
+                                   matrix<T>(g_log_det), columns, data<T>(g_x), data<T>(g_shift), data<T>(g_raw),
+                                   begin, end);
+    });
+    return {g_x, g_shift, g_raw};
+  });
+}
+
+Tensor log_det(Tensor log_scale) {
+  return for_dtype(log_scale, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = log_scale.size(0), columns = log_scale.size(1);
+    Tensor out = empty<T>({rows});
+    parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
+      kernels<T>().log_det(matrix<T>(log_scale), columns, data<T>(out), begin, end);
+    });
+    return out;
+  });
+}
+
+Tensor normal_log_prob(Tensor z, Tensor log_det) {
+  return for_dtype(z, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = z.size(0), columns = z.size(1);
+    Tensor out = empty<T>({rows});
+    parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
+      kernels<T>().normal_log_prob(matrix<T>(z), matrix<T>(log_det), columns, data<T>(out), begin, end);
+    });
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace flowkern
+
+#define FK_MAP "int scale, int placement, float c0, float c1"
+#define FK_GRADIENTS "(Tensor, Tensor[], Tensor[], Tensor[])"
+
+STABLE_TORCH_LIBRARY(flowkern, m) {
+  m.def("pack(Tensor[] weights, Tensor[] biases, Tensor plan, Tensor mask, int size) -> Tensor");
+  m.def("masked_mlp(Tensor x, Tensor packed, Tensor[] addends, Tensor plan, int outputs, int saved_rows, "
+        "bool save) -> (Tensor, Tensor)");
+  m.def("masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved, Tensor plan, Tensor mask, "
+        "Tensor[] weights, Tensor[] biases, Tensor[] addends, bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive(Tensor x, Tensor packed, Tensor[] addends, Tensor plan, int saved_rows, "
+        FK_MAP ", bool save) -> (Tensor, Tensor, Tensor)");
+  m.def("autoregressive_inverse(Tensor z, Tensor packed, Tensor[] addends, Tensor plan, int saved_rows, "
+        FK_MAP ", bool save) -> (Tensor, Tensor, Tensor)");
+  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan, "
+        "Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP ", bool parameters) -> "
+        FK_GRADIENTS);
+  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, "
+        "Tensor plan, Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
+        ", bool parameters) -> " FK_GRADIENTS);
+  m.def("affine(Tensor x, Tensor shift, Tensor raw, bool inverse, " FK_MAP ") -> (Tensor, Tensor)");
+  m.def("affine_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, bool inverse, " FK_MAP
+        ") -> (Tensor, Tensor, Tensor)");
+  m.def("log_det(Tensor log_scale) -> Tensor");
+  m.def("normal_log_prob(Tensor z, Tensor log_det) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
+  using namespace flowkern;
+  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("masked_mlp", TORCH_BOX(&masked_mlp));
+  m.impl("masked_mlp_backward", TORCH_BOX(&masked_mlp_backward));
+  m.impl("autoregressive", TORCH_BOX(&transform<false>));
+  m.impl("autoregressive_inverse", TORCH_BOX(&transform<true>));
+  m.impl("autoregressive_backward", TORCH_BOX(&transform_backward<false>));
+  m.impl("autoregressive_inverse_backward", TORCH_BOX(&transform_backward<true>));
+  m.impl("affine", TORCH_BOX(&affine));
+  m.impl("affine_backward", TORCH_BOX(&affine_backward));
+  m.impl("log_det", TORCH_BOX(&log_det));
+  m.impl("normal_log_prob", TORCH_BOX(&normal_log_prob));
+}

@@ -1,0 +1,83 @@
+"""Loads the extension and gives its operators shapes for torch.compile. Without the extension this is a no-op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BUILD_ERROR: str | None = None
+try:
+    from flowkern import _C
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    BUILD_ERROR = str(error)
+
+
+def tile_rows(dtype: torch.dtype) -> int:
+    """Rows of the batch that one bulk tile of the CPU kernels holds."""
+    return _TILE_ROWS[dtype]
+
+
+def _register_fakes() -> None:
+    fake = torch.library.register_fake
+
+    def saved(x: Tensor, plan_rows: int, save: bool) -> Tensor:
+        rows = tile_rows(x.dtype)
+        return x.new_empty((x.shape[0] + rows - 1) // rows if save else 0, plan_rows * rows)
+
+    def gradients(x: Tensor, *lists: list[Tensor], parameters: bool) -> tuple[Any, ...]:
+        weights, biases, addends = lists
+        like = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in weights + biases] if parameters else []
+        return (
+            x.new_empty(x.shape),
+            like[: len(weights)],
+            like[len(weights) :],
+            [t.new_empty(t.shape) for t in addends],
+        )
+
+    @fake("flowkern::pack")
+    def _(weights: list[Tensor], biases: list[Tensor], plan: Tensor, mask: Tensor, size: int) -> Tensor:
+        return weights[0].new_empty(size)
+
+    @fake("flowkern::masked_mlp")
+    def _(x, packed, addends, plan, outputs, saved_rows, save):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape[0], outputs), saved(x, saved_rows, save)
+
+    def transform(x, packed, addends, plan, saved_rows, scale, placement, c0, c1, save):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape), x.new_empty(x.shape[0]), saved(x, saved_rows, save)
+
+    def masked_mlp_backward(g, x, packed, saved, plan, mask, weights, biases, addends, parameters):  # type: ignore[no-untyped-def]
+        return gradients(x, weights, biases, addends, parameters=parameters)
+
+    def transform_backward(  # type: ignore[no-untyped-def]
+        g, g_log_det, x, packed, saved, plan, mask, weights, biases, addends, scale, placement, c0, c1, parameters
+    ):
+        return gradients(x, weights, biases, addends, parameters=parameters)
+
+    fake("flowkern::masked_mlp_backward")(masked_mlp_backward)
+    for name in ("autoregressive", "autoregressive_inverse"):
+        fake(f"flowkern::{name}")(transform)
+        fake(f"flowkern::{name}_backward")(transform_backward)
+
+    @fake("flowkern::affine")
+    def _(x, shift, raw, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape), x.new_empty(x.shape[0])
+
+    @fake("flowkern::affine_backward")
+    def _(g_z, g_log_det, x, shift, raw, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape)
+
+    @fake("flowkern::log_det")
+    def _(log_scale):  # type: ignore[no-untyped-def]
+        return log_scale.new_empty(log_scale.shape[0])
+
+    @fake("flowkern::normal_log_prob")
+    def _(z, log_det):  # type: ignore[no-untyped-def]
+        return z.new_empty(z.shape[0])
+
+
+if _C is not None:
+    _TILE_ROWS = {torch.float32: _C.tile_rows(4), torch.float64: _C.tile_rows(8)}
+    _register_fakes()

@@ -1,0 +1,21 @@
+"""The operators: contracts, checks, gradients, choice of backend."""
+
+from flowkern.ops._network import pack
+from flowkern.ops.affine import affine
+from flowkern.ops.autoregressive import autoregressive
+from flowkern.ops.autoregressive_inverse import autoregressive_inverse
+from flowkern.ops.iaf_step import iaf_step
+from flowkern.ops.log_det import log_det
+from flowkern.ops.masked_mlp import masked_mlp
+from flowkern.ops.normal_log_prob import normal_log_prob
+
+__all__ = [
+    "affine",
+    "autoregressive",
+    "autoregressive_inverse",
+    "iaf_step",
+    "log_det",
+    "masked_mlp",
+    "normal_log_prob",
+    "pack",
+]

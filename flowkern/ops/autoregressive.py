@@ -1,0 +1,89 @@
+"""Masked network, univariate map and log-determinant in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from flowkern import reference
+from flowkern.backends import chosen_backend
+from flowkern.ops._network import Call, check_network, optional_biases, run
+from flowkern.plan import AutoregressivePlan
+from flowkern.univariate import default_constants, resolve
+
+
+def autoregressive(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    plan: AutoregressivePlan,
+    *,
+    scale: str = "exp",
+    placement: str = "standardize",
+    constants: Sequence[float] | None = None,
+    addends: Sequence[Tensor] = (),
+    packed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""z_d = f(x_d; parameters of d from x_{<d}) for every feature d in one pass, with log|det dz/dx|.
+
+    Args:
+        x: input (..., features).
+        weights, biases, plan, addends, packed: the masked network, as in :func:`masked_mlp`; two parameters per
+            feature, or one where ``scale`` is ``"none"``.
+        scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is MAF's
+            z = (x - t) exp(-a).
+
+    Returns:
+        z (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit the plan or each other.
+
+    Example:
+        >>> import torch
+        >>> degrees, hidden = torch.arange(2), torch.tensor([0, 0, 0])
+        >>> masks = [hidden[:, None] >= degrees, degrees.repeat_interleave(2)[:, None] > hidden]
+        >>> plan = AutoregressivePlan(masks)
+        >>> weights, biases = [torch.randn(3, 2), torch.randn(4, 3)], [torch.zeros(3), torch.zeros(4)]
+        >>> z, log_det = autoregressive(torch.randn(5, 2), weights, biases, plan)
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 2]), torch.Size([5]))
+
+    References:
+        Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
+    """
+    call = transform_call("autoregressive", plan, scale, placement, constants)
+    check_network(x, weights, biases, plan, addends)
+    if chosen_backend(x) != "native":
+        return call.plain(x, weights, biases, addends)
+    return run(call, x, weights, biases, addends, packed)
+
+
+def transform_call(
+    name: str, plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None
+) -> Call:
+    """The constants of ``autoregressive`` or of its inverse, checked."""
+    numbers = resolve(scale, placement, constants)
+    count = 1 if scale == "none" else 2
+    if plan.parameters != count:
+        raise ValueError(f"plan: the scale map {scale!r} takes {count} parameters per feature, the plan has {plan.parameters}")
+    given = default_constants(scale) if constants is None else tuple(constants)
+    plain = partial(_plain, getattr(reference, name), plan, scale, placement, given)
+    return Call(name, plan, numbers, plain, solves=name == "autoregressive_inverse")
+
+
+def _plain(function, plan, scale, placement, constants, x, weights, biases, addends):  # type: ignore[no-untyped-def]
+    return function(
+        x,
+        weights,
+        optional_biases(plan, biases),
+        plan.masks_like(x),
+        scale=scale,
+        placement=placement,
+        constants=constants,
+        addends=dict(zip(plan.addends, addends, strict=True)),
+        **plan.structure,
+        **plan.head,
+    )

@@ -1,0 +1,71 @@
+"""A whole masked network in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from flowkern import reference
+from flowkern.backends import chosen_backend
+from flowkern.ops._network import Call, check_network, optional_biases, run
+from flowkern.plan import AutoregressivePlan
+
+
+def masked_mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    plan: AutoregressivePlan,
+    *,
+    addends: Sequence[Tensor] = (),
+    packed: Tensor | None = None,
+) -> Tensor:
+    r"""Parameters of every feature from a masked network: the autoregressive conditionals of MADE.
+
+    Args:
+        x: input (..., features).
+        weights: one (out, in) matrix per mask of the plan; masked entries have no effect.
+        biases: one vector per layer that has a bias.
+        plan: the structure of the network.
+        addends: per-row terms (..., width) of the layers that ``plan.addends`` names; their batch shapes broadcast
+            with that of x. Contributions of a context enter here.
+        packed: the result of ``pack`` for these weights, where they are known not to have changed.
+
+    Returns:
+        (..., features x parameters), in the order of the rows of the last mask.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit the plan or each other.
+
+    Example:
+        >>> import torch
+        >>> degrees, hidden = torch.arange(3), torch.tensor([0, 1, 0, 1])
+        >>> masks = [hidden[:, None] >= degrees, degrees[:, None] > hidden]
+        >>> plan = AutoregressivePlan(masks, parameters=1)
+        >>> weights, biases = [torch.randn(4, 3), torch.randn(3, 4)], [torch.zeros(4), torch.zeros(3)]
+        >>> masked_mlp(torch.randn(5, 3), weights, biases, plan).shape
+        torch.Size([5, 3])
+
+    References:
+        MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), equations 9 and 10.
+    """
+    check_network(x, weights, biases, plan, addends)
+    plain = partial(_plain, plan)
+    if chosen_backend(x) != "native":
+        return plain(x, weights, biases, addends)
+    return run(Call("masked_mlp", plan, (), plain), x, weights, biases, addends, packed)[0]
+
+
+def _plain(
+    plan: AutoregressivePlan, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor]
+) -> Tensor:
+    return reference.masked_mlp(
+        x,
+        weights,
+        optional_biases(plan, biases),
+        plan.masks_like(x),
+        addends=dict(zip(plan.addends, addends, strict=True)),
+        **plan.structure,
+    )

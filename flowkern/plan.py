@@ -1,0 +1,376 @@
+"""The autoregressive plan: from masks to levels, sorted units and packed panels.
+
+A masked network is a partial order. A feature can be computed once the features that its parameters depend on are
+known, a hidden unit once those that it reads are known; the number of such rounds before it is its *level*. With the
+units of every layer sorted by level, each weight matrix is a block staircase. The same packed staircase serves the
+density pass (which skips the zero blocks), the inverse (one sweep over the levels) and the gradients of both.
+
+The plan is built from masks, not from a rule for degrees, so it holds for the masks of every library and for any
+directed acyclic graph; a coupling layer is the case of two levels.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "AutoregressivePlan"]
+
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus")
+LAYOUTS = ("feature_major", "parameter_major")
+_DEFAULT_CONSTANT = {"leaky_relu": 0.01, "elu": 1.0}
+
+_VERSION = 1  # of the flat form; csrc/include/flowkern/plan_view.h reads it
+_CHUNK = 8  # rows of a packed panel
+_MAX_HIDDEN = 64
+
+
+class AutoregressivePlan:
+    r"""What the kernels need to know of one masked network.
+
+    The network is :math:`p_l = W_l h_{l-1} + b_l` with :math:`h_{-1} = x`, plus an addend given per row where
+    ``addends`` names layer :math:`l`, plus :math:`p_r` where ``residuals[l] = r``; then :math:`h_l = a(p_l)` where
+    ``activated[l]``, else :math:`h_l = p_l`. The last layer gives ``parameters`` numbers for every feature.
+
+    Args:
+        masks: one boolean matrix (out, in) per layer; the first has one column per feature, the last
+            ``parameters`` rows per feature. With ``skip``, one more from the features to the outputs.
+        parameters: parameters per feature, 1 or more.
+        layout: rows of the last layer, ``"feature_major"`` (row d P + p) or ``"parameter_major"`` (row p D + d).
+        scale_first: whether parameter 0 of a feature is the raw scale and 1 the shift, rather than the reverse.
+        activation: one of :data:`ACTIVATIONS`.
+        constant: negative slope of leaky_relu (0.01) or alpha of elu (1).
+        activated: for each hidden layer, whether the next layer reads :math:`a(p_l)` rather than :math:`p_l`.
+        residuals: for each hidden layer, the earlier hidden layer of the same width that is added, or ``None``.
+        skip: whether the last mask is a direct connection from the features to the outputs, without bias.
+        addends: hidden layers, and ``len(hidden)`` for the output, that receive an addend per row, in the order in
+            which the operators receive the addends.
+        biases: for each layer whether it has a bias; by default all but the skip connection have one.
+
+    Raises:
+        ValueError: if shapes do not fit, or the masks let a feature depend on itself.
+
+    Example:
+        >>> degrees = torch.tensor([1, 2])
+        >>> masks = [degrees[:, None] >= torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3])[:, None] > degrees]
+        >>> plan = AutoregressivePlan(masks, parameters=1)
+        >>> plan.levels, plan.feature_levels.tolist()
+        (3, [0, 1, 2])
+
+    References:
+        MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), section 4.
+    """
+
+    def __init__(
+        self,
+        masks: Sequence[Tensor],
+        *,
+        parameters: int = 2,
+        layout: str = "feature_major",
+        scale_first: bool = False,
+        activation: str = "relu",
+        constant: float | None = None,
+        activated: Sequence[bool] | None = None,
+        residuals: Sequence[int | None] | None = None,
+        skip: bool = False,
+        addends: Sequence[int] = (),
+        biases: Sequence[bool] | None = None,
+    ) -> None:
+        masks = [torch.as_tensor(m).detach().cpu() != 0 for m in masks]
+        depth = len(masks) - 1 - int(skip)
+        self.masks = masks
+        self.features = masks[0].shape[1] if masks and masks[0].dim() == 2 else 0
+        self.parameters = parameters
+        self.layout = layout
+        self.scale_first = scale_first
+        self.activation = activation
+        self.constant = _DEFAULT_CONSTANT.get(activation, 0.0) if constant is None else float(constant)
+        self.activated = tuple([True] * depth if activated is None else map(bool, activated))
+        self.residuals = tuple([None] * depth if residuals is None else residuals)
+        self.skip = skip
+        self.addends = tuple(addends)
+        self.biases = tuple([True] * (depth + 1) + [False] * skip if biases is None else map(bool, biases))
+        self._check()
+        self._sort()
+        self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
+        widths = [m.shape[0] for m in self.masks]
+        self.weight_shapes = [tuple(m.shape) for m in self.masks]
+        self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
+        self.addend_widths = [widths[a] for a in self.addends]
+        self.saved_rows = sum(self.units) + self.features * self.parameters
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if len(self.masks) < 1 + int(self.skip) or any(m.dim() != 2 for m in self.masks):
+            raise ValueError("masks: expected at least one matrix (out, in) per layer")
+        hidden = self.masks[: len(self.masks) - 1 - int(self.skip)]
+        shapes = [tuple(m.shape) for m in self.masks]
+        for before, after in zip(self.masks, self.masks[1 : len(hidden) + 1], strict=False):
+            if after.shape[1] != before.shape[0]:
+                raise ValueError(f"masks: shapes {shapes} do not chain: each must have as many columns as the one before has rows")
+        rows = self.features * self.parameters
+        for m in self.masks[len(hidden) :]:
+            if m.shape[0] != rows:
+                raise ValueError(
+                    f"masks: expected {self.features} features x {self.parameters} parameters = {rows} output rows, got shapes {shapes}"
+                )
+        if self.skip and self.masks[-1].shape[1] != self.features:
+            raise ValueError(f"masks: the skip connection must have {self.features} columns, got shapes {shapes}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if len(hidden) > _MAX_HIDDEN:
+            raise ValueError(f"masks: at most {_MAX_HIDDEN} hidden layers, got {len(hidden)}")
+        if len(self.activated) != len(hidden) or len(self.residuals) != len(hidden):
+            raise ValueError(f"activated, residuals: expected {len(hidden)} entries, one per hidden layer")
+        if len(self.biases) != len(self.masks):
+            raise ValueError(f"biases: expected {len(self.masks)} entries, one per layer, got {len(self.biases)}")
+        for layer, source in enumerate(self.residuals):
+            if source is not None and not (0 <= source < layer and hidden[source].shape[0] == hidden[layer].shape[0]):
+                raise ValueError(f"residuals: layer {layer} cannot add layer {source}: it must come before and have the same width")
+        if any(not 0 <= a <= len(hidden) for a in self.addends) or len(set(self.addends)) != len(self.addends):
+            raise ValueError(f"addends: expected distinct layers between 0 and {len(hidden)}, got {self.addends}")
+
+    def _sort(self) -> None:
+        """Levels of features and units, in rounds: what is known, then the units it completes, then their features."""
+        depth = len(self.masks) - 1 - int(self.skip)
+        columns = [m.t().contiguous().to(torch.int32) for m in self.masks]  # row i: who reads source i
+        missing = [m.sum(1, dtype=torch.int32) for m in self.masks[: depth + 1]]
+        if self.skip:
+            missing[depth] = missing[depth] + self.masks[-1].sum(1, dtype=torch.int32)
+        for layer, source in enumerate(self.residuals):
+            if source is not None:
+                missing[layer] = missing[layer] + 1
+        unit_levels = [torch.full((m.shape[0],), -1) for m in self.masks[:depth]]
+        feature_levels = torch.full((self.features,), -1)
+        new_features = torch.empty(0, dtype=torch.int64)
+        outputs = self._parameter_rows()
+        level = 0
+        while (feature_levels < 0).any():
+            if level:
+                missing[0] -= columns[0][new_features].sum(0, dtype=torch.int32)
+                if self.skip:
+                    missing[depth] -= columns[-1][new_features].sum(0, dtype=torch.int32)
+            for layer in range(depth):
+                ready = ((missing[layer] == 0) & (unit_levels[layer] < 0)).nonzero().flatten()
+                unit_levels[layer][ready] = level
+                missing[layer + 1] -= columns[layer + 1][ready].sum(0, dtype=torch.int32)
+                for later, source in enumerate(self.residuals):
+                    if source == layer:
+                        missing[later][ready] -= 1
+            complete = (missing[depth][outputs] == 0).all(1)
+            new_features = (complete & (feature_levels < 0)).nonzero().flatten()
+            if len(new_features) == 0:
+                stuck = (feature_levels < 0).nonzero().flatten().tolist()
+                raise ValueError(
+                    f"masks: not autoregressive: features {stuck[:8]}{'...' if len(stuck) > 8 else ''} depend on themselves or on each other"
+                )
+            feature_levels[new_features] = level
+            level += 1
+        self.levels = level
+        self.feature_levels = feature_levels
+        self.feature_order = torch.argsort(feature_levels, stable=True)
+        self.feature_starts = _starts(feature_levels, level)
+        # Units that complete only after the last feature reach no output; they are left out.
+        self.unit_orders = [torch.argsort(u, stable=True)[int((u < 0).sum()) :] for u in unit_levels]
+        self.unit_starts = [_starts(u[u >= 0], level) for u in unit_levels]
+        self.units = [len(o) for o in self.unit_orders]
+        self.output_order = outputs[self.feature_order].flatten()
+        self.output_starts = self.feature_starts * self.parameters
+
+    def _parameter_rows(self) -> Tensor:
+        """(features, parameters): the output row of every parameter, shift before scale."""
+        rows = torch.arange(self.features * self.parameters)
+        if self.layout == "feature_major":
+            rows = rows.view(self.features, self.parameters)
+        else:
+            rows = rows.view(self.parameters, self.features).t()
+        return rows.flip(1) if self.scale_first else rows
+
+    # -- what operators and oracles read ----------------------------------------------------------------------------
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """Keyword arguments of the oracle ``flowkern.reference.masked_mlp``."""
+        return {
+            "activation": self.activation,
+            "constant": self.constant,
+            "activated": self.activated,
+            "residuals": self.residuals,
+            "skip": self.skip,
+        }
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Further keyword arguments of the oracles that split the parameters."""
+        return {"layout": self.layout, "scale_first": self.scale_first}
+
+    def masks_like(self, weight: Tensor) -> list[Tensor]:
+        """The masks on the device of ``weight``."""
+        return [m.to(weight.device) for m in self.masks]
+
+    def __deepcopy__(self, memo: dict) -> AutoregressivePlan:
+        return self  # immutable
+
+    def __repr__(self) -> str:
+        hidden = ", ".join(str(m.shape[0]) for m in self.masks[: len(self.units)])
+        return (
+            f"AutoregressivePlan(features={self.features}, parameters={self.parameters}, hidden=({hidden}), "
+            f"levels={self.levels}, activation={self.activation!r})"
+        )
+
+
+def _starts(levels: Tensor, count: int) -> Tensor:
+    """First index of every level after sorting, and the total."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(levels, minlength=count)[:count].cumsum(0)])
+
+
+def _block_levels(plan: AutoregressivePlan) -> list[int]:
+    """First level of each block, and the number of levels.
+
+    A block is as many levels as give every layer a few full panels: enough that most of the work is dense products
+    with earlier blocks, few enough that the level-by-level rest inside a block stays small. Measured in
+    docs/measured.md.
+    """
+    starts = [s.tolist() for s in [*plan.unit_starts, plan.output_starts]]
+    blocks = [0]
+    for level in range(1, plan.levels):
+        rows = [s[level] - s[blocks[-1]] for s in starts]
+        if max(rows) >= 4 * _CHUNK or min(rows) >= _CHUNK:
+            blocks.append(level)
+    return [*blocks, plan.levels]
+
+
+class _Encoder:
+    """Writes a plan as the flat int64 array that the kernels read."""
+
+    def __init__(self, plan: AutoregressivePlan) -> None:
+        self.plan = plan
+        self.words: list[Tensor] = []
+        self.length = 0
+        self.mask_parts: list[Tensor] = []
+        self.mask_length = 0
+        self.packed = 0
+
+    def put(self, values: Sequence[int] | Tensor) -> int:
+        """Appends values and returns where they begin."""
+        words = torch.as_tensor(values, dtype=torch.int64).flatten()
+        self.words.append(words)
+        at, self.length = self.length, self.length + len(words)
+        return at
+
+    def encode(self) -> tuple[Tensor, Tensor, int]:
+        plan = self.plan
+        header = torch.zeros(18, dtype=torch.int64)
+        self.put(header)
+        depth = len(plan.units)
+        self.blocks = _block_levels(plan)
+        self.features_at = self.put(plan.feature_order)
+        self.orders_at = [self.put(o) for o in plan.unit_orders]
+        linears = [self._linear(i) for i in range(len(plan.masks))]
+        hidden = [self._hidden(i) for i in range(depth)]
+        values = [
+            _VERSION,
+            plan.features,
+            plan.parameters,
+            plan.levels,
+            len(self.blocks) - 1,
+            depth,
+            len(linears),
+            self.packed,
+            ACTIVATIONS.index(plan.activation),
+            struct.unpack("<q", struct.pack("<d", plan.constant))[0],
+            sum(plan.units),
+            self.put(plan.feature_starts),
+            self.put(self.blocks),
+            self.features_at,
+            self.put([w for record in hidden for w in record]),
+            self.put([w for record in linears for w in record]),
+            self._addend(depth),
+            len(plan.addends),
+        ]
+        header.copy_(torch.tensor(values))
+        masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8)
+        return torch.cat(self.words), masks, self.packed
+
+    def _addend(self, layer: int) -> int:
+        return self.plan.addends.index(layer) if layer in self.plan.addends else -1
+
+    def _hidden(self, layer: int) -> list[int]:
+        plan = self.plan
+        source = plan.residuals[layer]
+        residual_units: list[int] = []
+        if source is not None:
+            place = {unit: i for i, unit in enumerate(plan.unit_orders[source].tolist())}
+            residual_units = [place[unit] for unit in plan.unit_orders[layer].tolist()]
+        return [
+            plan.units[layer],
+            plan.masks[layer].shape[0],
+            self.put(plan.unit_starts[layer]),
+            self.orders_at[layer],
+            sum(plan.units[:layer]),
+            int(plan.activated[layer]),
+            -1 if source is None else source,
+            self.put(residual_units),
+            self._addend(layer),
+            int(layer in plan.residuals),
+        ]
+
+    def _linear(self, index: int) -> list[int]:
+        plan = self.plan
+        depth = len(plan.units)
+        target = min(index, depth)
+        source = -1 if index == depth + 1 else index - 1
+        rows = plan.unit_orders[target] if target < depth else plan.output_order
+        row_starts = plan.unit_starts[target] if target < depth else plan.output_starts
+        columns = plan.unit_orders[source] if source >= 0 else plan.feature_order
+        column_starts = plan.unit_starts[source] if source >= 0 else plan.feature_starts
+        mask = plan.masks[index][rows][:, columns]
+        rows_at = self.put(rows) if target == depth else self.orders_at[target]
+        columns_at = self.orders_at[source] if source >= 0 else self.features_at
+        chunks: list[list[int]] = []
+        block_chunks = [0]
+        for t0, t1 in zip(self.blocks, self.blocks[1:], strict=False):
+            begin, end = int(row_starts[t0]), int(row_starts[t1])
+            parts = -(-(end - begin) // _CHUNK)
+            edges = [begin + (end - begin) * i // max(parts, 1) for i in range(parts + 1)]
+            chunks += [
+                self._chunk(mask, r0, r1, int(column_starts[t1])) for r0, r1 in zip(edges, edges[1:], strict=False)
+            ]
+            block_chunks.append(len(chunks))
+        bias_at = -1
+        if plan.biases[index]:
+            bias_at, self.packed = self.packed, self.packed + -(-len(rows) // 16) * 16
+        return [
+            source,
+            target,
+            len(rows),
+            plan.masks[index].shape[0],
+            plan.masks[index].shape[1],
+            rows_at,
+            columns_at,
+            len(chunks),
+            self.put([w for chunk in chunks for w in chunk]),
+            self.put(block_chunks),
+            bias_at,
+            sum(plan.biases[:index]) if plan.biases[index] else -1,
+        ]
+
+    def _chunk(self, mask: Tensor, r0: int, r1: int, columns: int) -> list[int]:
+        """Rows [r0, r1) and their first `columns` columns as one panel."""
+        visible = mask[r0:r1, :columns]
+        hole = (~visible).any(0).nonzero()
+        dense = int(hole[0]) if len(hole) else columns
+        tail = torch.zeros(columns - dense, _CHUNK, dtype=torch.uint8)
+        tail[:, : r1 - r0] = visible[:, dense:].t()
+        chunk = [r0, r1 - r0, columns, dense, self.packed, self.mask_length]
+        self.packed += columns * _CHUNK
+        self.mask_parts.append(tail.flatten())
+        self.mask_length += tail.numel()
+        return chunk

@@ -1,0 +1,19 @@
+"""The oracle of every operator: plain PyTorch, any float dtype, differentiable twice. It imports only torch."""
+
+from flowkern.reference.affine import affine
+from flowkern.reference.autoregressive import autoregressive
+from flowkern.reference.autoregressive_inverse import autoregressive_inverse
+from flowkern.reference.iaf_step import iaf_step
+from flowkern.reference.log_det import log_det
+from flowkern.reference.masked_mlp import masked_mlp
+from flowkern.reference.normal_log_prob import normal_log_prob
+
+__all__ = [
+    "affine",
+    "autoregressive",
+    "autoregressive_inverse",
+    "iaf_step",
+    "log_det",
+    "masked_mlp",
+    "normal_log_prob",
+]
