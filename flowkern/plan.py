@@ -247,6 +247,21 @@ def _block_levels(plan: AutoregressivePlan) -> list[int]:
     return [*blocks, plan.levels]
 
 
+def _edges(starts: list[int]) -> list[int]:
+    """Where the panels of one block begin, given where its levels begin, and its end.
+
+    Panels have nearly equal numbers of rows, at most eight. Levels that fill most of a panel get panels of their own,
+    so that the level-by-level part of the sweep meets whole panels.
+    """
+    rows, levels = starts[-1] - starts[0], len(starts) - 1
+    groups = starts if rows >= levels * (_CHUNK // 2 + 1) else [starts[0], starts[-1]]
+    edges = groups[:1]
+    for begin, end in zip(groups, groups[1:], strict=False):
+        parts = -(-(end - begin) // _CHUNK)
+        edges += [begin + (end - begin) * i // parts for i in range(1, parts + 1)]
+    return edges
+
+
 class _Encoder:
     """Writes a plan as the flat int64 array that the kernels read."""
 
@@ -337,9 +352,7 @@ class _Encoder:
         chunks: list[list[int]] = []
         block_chunks = [0]
         for t0, t1 in zip(self.blocks, self.blocks[1:], strict=False):
-            begin, end = int(row_starts[t0]), int(row_starts[t1])
-            parts = -(-(end - begin) // _CHUNK)
-            edges = [begin + (end - begin) * i // max(parts, 1) for i in range(parts + 1)]
+            edges = _edges(row_starts[t0 : t1 + 1].tolist())
             chunks += [
                 self._chunk(mask, r0, r1, int(column_starts[t1])) for r0, r1 in zip(edges, edges[1:], strict=False)
             ]

@@ -138,6 +138,8 @@ def run(call: Call, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
         packed = None
     if dtype in (torch.bfloat16, torch.float16):  # float32 inside: the packed weights and every sum
         x, tensors = x.float(), [t.float() for t in tensors]
+    if packed is not None and packed.dtype != x.dtype:
+        raise TypeError(f"packed: expected dtype {x.dtype} like x, got {packed.dtype}")
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         out = NetworkFunction.apply(call, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)

@@ -1,0 +1,29 @@
+"""Layers: drop-in parts of models. Every transform maps data to noise by ``forward`` and back by ``inverse``."""
+
+from flowkern.nn.autoregressive import InverseAutoregressive, MaskedAutoregressive
+from flowkern.nn.batch_norm import BatchNorm
+from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians
+from flowkern.nn.made import MADE, frozen
+from flowkern.nn.masked_linear import MaskedLinear
+from flowkern.nn.permutation import Permutation, Reverse
+from flowkern.nn.standardize import Standardize
+from flowkern.nn.transform import Compose, Transform
+
+__all__ = [
+    "MADE",
+    "BatchNorm",
+    "Bernoulli",
+    "Categorical",
+    "Compose",
+    "Gaussian",
+    "Head",
+    "InverseAutoregressive",
+    "MaskedAutoregressive",
+    "MaskedLinear",
+    "MixtureOfGaussians",
+    "Permutation",
+    "Reverse",
+    "Standardize",
+    "Transform",
+    "frozen",
+]

@@ -1,0 +1,93 @@
+"""Batch normalisation as an invertible layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flowkern.nn.transform import Transform, batch_log_det
+
+
+class BatchNorm(Transform):
+    r"""z = exp(g) (x - m) / sqrt(v + eps) + beta, log_det = sum(g - log(v + eps) / 2).
+
+    In training m and v are the mean and the biased variance of the batch, and gradients flow through them; the density
+    of a row then depends on its batch. ``inverse`` in training uses the statistics of the last ``forward``. In
+    evaluation m and v are the running statistics, or those of a whole data set after :meth:`set_statistics` (which
+    ``flow.calibrate`` calls for each such layer of a flow, as the paper does before validation).
+
+    Args:
+        features: number of features.
+        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics; ``None`` keeps them as they are.
+
+    Raises:
+        RuntimeError: from ``inverse`` in training before any ``forward``.
+
+    Example:
+        >>> import torch
+        >>> norm = BatchNorm(2)
+        >>> z, log_det = norm(torch.randn(100, 2) * 3 + 1)
+        >>> bool(z.mean().abs() < 1e-5)
+        True
+
+    References:
+        Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), appendix B;
+        Density estimation using Real NVP (Dinh et al., 2017), section 3.7.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.features, self.eps, self.momentum = features, eps, momentum
+        self.log_gamma = nn.Parameter(torch.zeros(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("x", x)
+        if self.training:
+            rows = x.reshape(-1, self.features)
+            if len(rows) == 0:
+                raise ValueError("x: an empty batch has no statistics to train with")
+            mean, var = rows.mean(0), rows.var(0, unbiased=False)
+            self._last = mean.detach(), var.detach()
+            if self.momentum is not None:
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean.detach().to(self.running_mean), self.momentum)
+                    self.running_var.lerp_(var.detach().to(self.running_var), self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        z = (x - mean) * torch.rsqrt(var + self.eps) * self.log_gamma.exp() + self.beta
+        return z, batch_log_det(self._log_det(var), x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("z", z)
+        if self.training:
+            if self._last is None:
+                raise RuntimeError(
+                    "BatchNorm: inverse in training uses the statistics of the last forward call, and there was none; "
+                    "call forward first, or eval()"
+                )
+            mean, var = self._last
+        else:
+            mean, var = self.running_mean, self.running_var
+        x = (z - self.beta) * (-self.log_gamma).exp() * torch.sqrt(var + self.eps) + mean
+        return x, batch_log_det(-self._log_det(var), z)
+
+    @torch.no_grad()
+    def set_statistics(self, x: Tensor) -> None:
+        """Takes the mean and the biased variance of the rows of x (n, features) for evaluation."""
+        self._check("x", x)
+        self.running_mean.copy_(x.mean(0))
+        self.running_var.copy_(x.var(0, unbiased=False))
+
+    def _log_det(self, var: Tensor) -> Tensor:
+        return (self.log_gamma - 0.5 * torch.log(var + self.eps)).sum()
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, eps={self.eps}, momentum={self.momentum}"

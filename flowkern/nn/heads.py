@@ -1,0 +1,116 @@
+"""Conditionals of a MADE: what the parameters of one feature mean."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """The conditional density of each feature given its parameters.
+
+    ``parameters`` is their number per feature. ``log_prob(x, p)`` and ``sample(p, generator)`` take p
+    (..., features, parameters) and work feature by feature; ``encode`` maps x to the input of the network.
+    """
+
+    parameters: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class Bernoulli(Head):
+    """Binary features in {0, 1}, or probabilities in between; one logit each.
+
+    References:
+        MADE (Germain et al., 2015), equation 1.
+    """
+
+    parameters = 1
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(p[..., 0], x, reduction="none")
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(p[..., 0]), generator=generator)
+
+
+class Categorical(Head):
+    """Whole numbers 0 to categories - 1, stored as floats; one logit per category.
+
+    The network sees them scaled to [-1, 1].
+    """
+
+    def __init__(self, categories: int) -> None:
+        super().__init__()
+        if categories < 2:
+            raise ValueError(f"categories: expected at least 2, got {categories}")
+        self.parameters = self.categories = categories
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x * (2 / (self.categories - 1)) - 1
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        index = x.long().clamp(0, self.categories - 1).unsqueeze(-1)
+        valid = (x == x.round()) & (x >= 0) & (x <= self.categories - 1)
+        found = F.log_softmax(p, -1).expand(*x.shape, -1).gather(-1, index).squeeze(-1)
+        return torch.where(valid, found, torch.where(x.isnan(), x, -math.inf))
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        draws = torch.multinomial(F.softmax(p, -1).reshape(-1, self.categories), 1, generator=generator)
+        return draws.reshape(p.shape[:-1]).to(p.dtype)
+
+
+class Gaussian(Head):
+    """Mean and log-deviation.
+
+    References:
+        Masked Autoregressive Flow (Papamakarios et al., 2017), equation 3.
+    """
+
+    parameters = 2
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        mean, log_std = p.unbind(-1)
+        return -0.5 * (((x - mean) * torch.exp(-log_std)).square() + math.log(2 * math.pi)) - log_std
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mean, log_std = p.unbind(-1)
+        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=p.dtype, device=p.device)
+
+
+class MixtureOfGaussians(Head):
+    """Logits, means and log-deviations of the components, in this order.
+
+    References:
+        Masked Autoregressive Flow (Papamakarios et al., 2017), section 4.2 (MADE MoG, MAF MoG).
+    """
+
+    def __init__(self, components: int = 10) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"components: expected at least 1, got {components}")
+        self.components = components
+        self.parameters = 3 * components
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)
+        u = (x.unsqueeze(-1) - mean) * torch.exp(-log_std)
+        part = -0.5 * (u.square() + math.log(2 * math.pi)) - log_std
+        return torch.logsumexp(F.log_softmax(logits, -1) + part, -1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)
+        draws = torch.multinomial(F.softmax(logits, -1).reshape(-1, self.components), 1, generator=generator)
+        index = draws.reshape(*mean.shape[:-1], 1)
+        mean, log_std = mean.gather(-1, index).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
+        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=p.dtype, device=p.device)

@@ -1,0 +1,227 @@
+"""MADE: a masked network whose outputs for feature d see only the features before d."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowkern import ops
+from flowkern._checks import check_features
+from flowkern.backends import obstacle
+from flowkern.plan import AutoregressivePlan
+
+ORDERS = ("natural", "reverse", "random")
+DEGREES = ("sequential", "random")
+
+
+def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torch.Generator | None = None) -> Tensor:
+    """Position of every feature in the order, 0 first.
+
+    >>> order_of("reverse", 3)
+    tensor([2, 1, 0])
+    """
+    if isinstance(order, str):
+        if order == "natural":
+            return torch.arange(features)
+        if order == "reverse":
+            return torch.arange(features).flip(0)
+        if order == "random":
+            return torch.randperm(features, generator=generator)
+        raise ValueError(f"order: expected one of {', '.join(ORDERS)} or a permutation, got {order!r}")
+    positions = torch.as_tensor(order, dtype=torch.int64).cpu()
+    if positions.shape != (features,) or not torch.equal(positions.sort().values, torch.arange(features)):
+        raise ValueError(f"order: expected a permutation of 0 to {features - 1}, got {positions.tolist()}")
+    return positions
+
+
+class MADE(nn.Module):
+    r"""A masked network: ``parameters`` numbers per feature, those of feature d from the features before it.
+
+    Hidden unit j has a degree m(j) and sees the inputs of position < m(j); outputs of the feature at position i see
+    the units of degree <= i. With a context, units of degree 0 exist too, so that every feature sees the context.
+
+    Args:
+        features: number of features D.
+        parameters: outputs per feature.
+        hidden: widths of the hidden layers; may be empty.
+        context: number of context features, concatenated to the input of the first layer.
+        activation: one of :data:`flowkern.plan.ACTIVATIONS`.
+        order: ``"natural"``, ``"reverse"``, ``"random"``, or the position of every feature.
+        degrees: ``"sequential"`` (cyclic) or ``"random"`` hidden degrees.
+        residual: pre-activation residual blocks of two layers after the first layer, in place of plain layers; all
+            widths equal.
+        skip: a direct connection from the inputs to the outputs.
+        masks: number of mask sets over the same weights. Those after the first have random degrees and, where
+            ``order`` is ``"random"``, an order of their own. See :class:`flowkern.flows.MADE` for the averaging.
+        generator: source of the random orders and degrees.
+
+    Raises:
+        ValueError: for impossible sizes, unknown names, or an order that is no permutation.
+
+    Example:
+        >>> import torch
+        >>> net = MADE(3, parameters=2, hidden=(16, 16), context=4)
+        >>> net(torch.randn(5, 3), torch.randn(5, 4)).shape
+        torch.Size([5, 3, 2])
+
+    References:
+        MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), sections 4 and 4.2.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        parameters: int = 2,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        activation: str = "relu",
+        order: str | Sequence[int] | Tensor = "natural",
+        degrees: str = "sequential",
+        residual: bool = False,
+        skip: bool = False,
+        masks: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = tuple(hidden)
+        for name, value, least in (("features", features, 1), ("parameters", parameters, 1), ("context", context, 0), ("masks", masks, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        if any(not isinstance(h, int) or h < 1 for h in hidden):
+            raise ValueError(f"hidden: expected positive widths, got {hidden}")
+        if residual and (not hidden or len(set(hidden)) > 1):
+            raise ValueError(f"hidden: residual blocks need one or more equal widths, got {hidden}")
+        if degrees not in DEGREES:
+            raise ValueError(f"degrees: expected one of {', '.join(DEGREES)}, got {degrees!r}")
+        self.features, self.parameters, self.context = features, parameters, context
+        self.activation, self.residual, self.skip, self.masks = activation, residual, skip, masks
+        # A residual block is two layers of the block's width.
+        widths = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
+        sizes = [features + context, *widths, features * parameters]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        if skip:
+            self.layers.append(nn.Linear(features, features * parameters, bias=False))
+        sets = [self._draw(widths, order, degrees if i == 0 else "random", generator) for i in range(masks)]
+        for layer, parts in enumerate(zip(*sets, strict=True)):
+            self.register_buffer(f"degrees_{layer}", torch.stack(parts))
+        self._packed: list[Tensor | None] = [None] * masks
+        self._replan()
+
+    def _draw(
+        self, widths: Sequence[int], order: Any, degrees: str, generator: torch.Generator | None
+    ) -> list[Tensor]:
+        """Positions of the features and degrees of the units of one mask set."""
+        low, high = min(0 if self.context else 1, self.features - 1), self.features - 1
+        drawn = [order_of(order, self.features, generator)]
+        for layer, width in enumerate(widths):
+            if layer and self.residual:
+                drawn.append(drawn[-1])
+            elif degrees == "sequential":
+                drawn.append(torch.arange(width) % (high - low + 1) + low)
+            else:
+                least = low if layer == 0 else min(int(drawn[-1].min()), high)
+                drawn.append(torch.randint(least, high + 1, (width,), generator=generator))
+        return drawn
+
+    def _replan(self) -> None:
+        """Plans from the degree buffers, which a state dict may have changed."""
+        depth = len(self.layers) - 1 - int(self.skip)
+        drawn = [getattr(self, f"degrees_{i}").cpu() for i in range(depth + 1)]
+        self.plans = [self._plan([d[i] for d in drawn]) for i in range(self.masks)]
+
+    def _plan(self, degrees: list[Tensor]) -> AutoregressivePlan:
+        position, *units = degrees
+        masks = [b[:, None] >= a[None, :] + int(i == 0) for i, (a, b) in enumerate(zip(degrees, units, strict=False))]
+        outputs = position.repeat_interleave(self.parameters)
+        masks.append(outputs[:, None] >= units[-1] if units else outputs[:, None] > position)
+        if self.skip:
+            masks.append(outputs[:, None] > position)
+        residuals = [i - 2 if self.residual and i and i % 2 == 0 else None for i in range(len(units))]
+        return AutoregressivePlan(
+            masks,
+            parameters=self.parameters,
+            activation=self.activation,
+            residuals=residuals,
+            skip=self.skip,
+            addends=(0,) if self.context else (),
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        before = [b.clone() for b in self.buffers(recurse=False)]
+        super()._load_from_state_dict(*args, **kwargs)
+        if any(not torch.equal(a, b) for a, b in zip(before, self.buffers(recurse=False), strict=True)):
+            self._replan()
+
+    @property
+    def order(self) -> Tensor:
+        """Position of every feature in the order of the first mask set."""
+        return self.degrees_0[0]
+
+    def arguments(self, context: Tensor | None = None, mask: int = 0) -> dict[str, Any]:
+        """Keyword arguments of the masked-network operators for these weights: what :meth:`forward` passes on."""
+        if (context is None) != (self.context == 0):
+            got = "None" if context is None else f"shape {tuple(context.shape)}"
+            takes = f"{self.context} context features" if self.context else "no context"
+            raise ValueError(f"context: this network takes {takes}, got {got}")
+        weights = [layer.weight for layer in self.layers]
+        addends = []
+        if context is not None:
+            check_features("context", context, self.context)
+            addends.append(F.linear(context, weights[0][:, self.features :]))
+            weights[0] = weights[0][:, : self.features]
+        return {
+            "weights": weights,
+            "biases": [layer.bias for layer in self.layers if layer.bias is not None],
+            "plan": self.plans[mask],
+            "addends": addends,
+            "packed": self._packed[mask],
+        }
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: int = 0) -> Tensor:
+        """Parameters (..., features, parameters) of x (..., features), by mask set ``mask``."""
+        return ops.masked_mlp(x, **self.arguments(context, mask)).unflatten(-1, (self.features, self.parameters))
+
+    def freeze(self) -> None:
+        """Packs the weights once; until :meth:`thaw` calls use them as they are now."""
+        arguments = [self.arguments(self.layers[0].weight.new_zeros(self.context) if self.context else None, i) for i in range(self.masks)]
+        if obstacle(arguments[0]["weights"][0]) is None:
+            with torch.no_grad():
+                self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in arguments]
+
+    def thaw(self) -> None:
+        """Packs on every call again."""
+        self._packed = [None] * self.masks
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, parameters={self.parameters}, context={self.context}, activation={self.activation!r}"
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Packs the weights of every masked network of a model once, for serving.
+
+    Inside, the weights must not change: a change has no effect on what the kernels compute until the block ends.
+
+    Args:
+        model: any module that contains layers of flowkern.
+
+    Example:
+        >>> import torch, flowkern as fk
+        >>> flow = fk.flows.MAF(3, transforms=2, hidden=(8,))
+        >>> with fk.frozen(flow), torch.no_grad():
+        ...     flow.sample((2,)).shape
+        torch.Size([2, 3])
+    """
+    networks = [m for m in model.modules() if isinstance(m, MADE)]
+    for network in networks:
+        network.freeze()
+    try:
+        yield model
+    finally:
+        for network in networks:
+            network.thaw()

@@ -1,0 +1,62 @@
+"""Permutations of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkern.nn.transform import Transform, batch_log_det
+
+
+class Permutation(Transform):
+    r"""z_i = x_{order[i]}; the log-determinant is zero.
+
+    Args:
+        order: a permutation of 0 to features - 1.
+
+    Raises:
+        ValueError: if it is none.
+
+    Example:
+        >>> import torch
+        >>> Permutation([2, 0, 1])(torch.tensor([10.0, 20.0, 30.0]))[0]
+        tensor([30., 10., 20.])
+
+    References:
+        Density estimation using Real NVP (Dinh et al., 2017), section 3.5.
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int] | Tensor) -> None:
+        super().__init__()
+        order = torch.as_tensor(order, dtype=torch.int64)
+        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"order: expected a permutation of 0 to n - 1, got {order.tolist()}")
+        self.features = len(order)
+        self.register_buffer("order", order)
+        self.register_buffer("back", torch.argsort(order))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("x", x)
+        return x[..., self.order], batch_log_det(x.new_zeros(()), x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("z", z)
+        return z[..., self.back], batch_log_det(z.new_zeros(()), z)
+
+
+class Reverse(Permutation):
+    """The permutation that reverses the features.
+
+    Example:
+        >>> import torch
+        >>> Reverse(3)(torch.tensor([10.0, 20.0, 30.0]))[0]
+        tensor([30., 20., 10.])
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(torch.arange(features).flip(0))

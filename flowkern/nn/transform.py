@@ -1,0 +1,128 @@
+"""The protocol of invertible layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions import transforms as td
+
+from flowkern._checks import check_features, check_float
+
+
+class Transform(nn.Module):
+    r"""An invertible map between data x and noise z, both (..., features).
+
+    ``z, log_det = t(x, context)`` with log_det = log|det dz/dx|, and ``x, log_det = t.inverse(z, context)`` with
+    log_det = log|det dx/dz|. ``log_det`` has the batch's shape. ``context`` is (..., context features), its batch shape
+    broadcast with that of x.
+    """
+
+    features: int
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to noise."""
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise to data."""
+        raise NotImplementedError
+
+    def as_distribution_transform(self, context: Tensor | None = None) -> td.Transform:
+        """This transform as torch.distributions sees it: from the base distribution to the data.
+
+        Example:
+            >>> import torch, flowkern as fk
+            >>> base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), torch.ones(3)), 1)
+            >>> t = fk.nn.MaskedAutoregressive(3, hidden=(8,)).as_distribution_transform()
+            >>> torch.distributions.TransformedDistribution(base, [t]).sample((5,)).shape
+            torch.Size([5, 3])
+        """
+        return _DistributionTransform(self, context)
+
+    def _check(self, name: str, x: Tensor) -> None:
+        check_float(name, x)
+        check_features(name, x, self.features)
+
+
+class _DistributionTransform(td.Transform):
+    """The torch.distributions view; remembers the last log-determinant, which the protocol gives with the value."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, transform: Transform, context: Tensor | None, cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
+        self.transform = transform
+        self.context = context
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def with_cache(self, cache_size: int = 1) -> td.Transform:
+        return self if cache_size == self._cache_size else _DistributionTransform(self.transform, self.context, cache_size)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _DistributionTransform) and (
+            self.transform is other.transform and self.context is other.context
+        )
+
+    def _call(self, z: Tensor) -> Tensor:
+        x, log_det = self.transform.inverse(z, self.context)
+        self._last = z, x, log_det
+        return x
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        z, log_det = self.transform(x, self.context)
+        self._last = z, x, -log_det
+        return z
+
+    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+        last, self._last = self._last, None  # good for one use: parameters may change after it
+        if last is not None and last[0] is z and last[1] is x:
+            return last[2]
+        return -self.transform(x, self.context)[1]
+
+
+class Compose(Transform):
+    """Transforms one after another, the first one next to the data.
+
+    Example:
+        >>> import torch, flowkern as fk
+        >>> t = fk.nn.Compose([fk.nn.Reverse(3), fk.nn.MaskedAutoregressive(3, hidden=(8,))])
+        >>> z, log_det = t(torch.randn(5, 3))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, transforms: Iterable[Transform]) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+        if len(self.transforms) == 0:
+            raise ValueError("transforms: expected at least one")
+        widths = [t.features for t in self.transforms]
+        if len(set(widths)) > 1:
+            raise ValueError(f"transforms: expected one number of features, got {widths}")
+        self.features = widths[0]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _chain(x, context, self.transforms)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _chain(z, context, [t.inverse for t in reversed(self.transforms)])
+
+
+def _chain(x: Tensor, context: Tensor | None, steps: Iterable[Callable[..., tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    total: Tensor | None = None
+    for step in steps:
+        x, log_det = step(x, context)
+        total = log_det if total is None else total + log_det
+    assert total is not None
+    return x, total
+
+
+def batch_log_det(value: Tensor, x: Tensor) -> Tensor:
+    """A log-determinant that does not depend on the row, for every row of x; not finite where the row is not."""
+    return value + (x - x).detach().sum(-1)
+
