@@ -24,7 +24,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-constexpr int64_t kBackwardRows = 1024;  // rows whose cotangents are held at once; bounds the memory of a backward
+constexpr int64_t kBackwardRows = 512;  // rows whose cotangents are held at once; bounds the memory of a backward
 
 // ---- tensors and threads ----------------------------------------------------------------------------------------
 
@@ -123,85 +123,98 @@ UnivariateMap univariate_map(int64_t scale, int64_t placement, double c0, double
 
 // ---- masked networks --------------------------------------------------------------------------------------------
 
-Tensor pack(Tensors weights, Tensors biases, Tensor plan, Tensor mask, int64_t size) {
-  const PlanView v = view(plan);
-  STD_TORCH_CHECK(v.packed_size() == size && static_cast<int>(weights.size()) == v.linears(),
-                  "flowkern: the weights do not belong to this plan");
-  return for_dtype(weights[0], [&](auto zero) {
-    using T = decltype(zero);
-    std::vector<Matrix<const T>> w;
-    std::vector<const T*> b;
-    for (const Tensor& t : weights) w.push_back(matrix<T>(t));
-    for (const Tensor& t : biases) b.push_back(const_data<T>(t));
-    Tensor out = empty<T>({size});
-    constexpr int64_t kPart = 16384;  // weights per turn of a thread; fewer are not worth waking one
-    const int64_t parts = std::clamp<int64_t>(size / kPart, 1, 64);
-    parallel(parts, [&](int64_t i) {
-      for (int l = 0; l < v.linears(); ++l) {
-        const int64_t n = v.linear(l).chunks();
-        kernels<T>().pack(v, w.data(), b.data(), const_data<uint8_t>(mask), data<T>(out), l, n * i / parts,
-                          n * (i + 1) / parts);
-      }
-    });
-    return out;
+template <class T>
+Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, const Tensor& mask) {
+  STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears(), "flowkern: the weights do not belong to this plan");
+  std::vector<Matrix<const T>> w;
+  std::vector<const T*> b;
+  for (const Tensor& t : weights) w.push_back(matrix<T>(t));
+  for (const Tensor& t : biases) b.push_back(const_data<T>(t));
+  Tensor out = empty<T>({v.packed_size()});
+  constexpr int64_t kPart = 16384;  // weights per turn of a thread; fewer are not worth waking one
+  const int64_t parts = std::clamp<int64_t>(v.packed_size() / kPart, 1, 64);
+  parallel(parts, [&](int64_t i) {
+    for (int l = 0; l < v.linears(); ++l) {
+      const int64_t n = v.linear(l).chunks();
+      kernels<T>().pack(v, w.data(), b.data(), const_data<uint8_t>(mask), data<T>(out), l, n * i / parts,
+                        n * (i + 1) / parts);
+    }
   });
+  return out;
 }
 
+Tensor pack_weights(Tensors weights, Tensors biases, Tensor plan, Tensor mask, int64_t) {
+  return for_dtype(weights[0], [&](auto zero) { return pack<decltype(zero)>(view(plan), weights, biases, mask); });
+}
+
+// The network part of an operator's arguments. `packed` holds the weights packed before (frozen models); without it
+// they are packed now.
+struct NetworkArguments {
+  const Tensors &weights, &biases, &addends;
+  const std::optional<Tensor>& packed;
+  const Tensor &plan, &mask;
+};
+
 template <class T>
-struct Call {  // what every masked-network operator prepares: addends, the size of a tile, the saved buffer
-  Call(const Tensor& x, const Tensor& packed, const Tensors& addend_list, const Tensor& plan, int64_t saved_rows,
-       bool save)
-      : net{view(plan), const_data<T>(packed), nullptr, x.size(0)}, k(kernels<T>()) {
-    STD_TORCH_CHECK(packed.numel() == net.plan.packed_size() && saved_rows == net.plan.saved_rows(),
-                    "flowkern: `packed` does not belong to this plan");
-    for (const Tensor& t : addend_list) addends.push_back(matrix<T>(t));
+struct Call {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
+  Call(const Tensor& x, const NetworkArguments& in, bool save)
+      : packed(in.packed ? *in.packed : pack<T>(view(in.plan), in.weights, in.biases, in.mask)),
+        net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)}, k(kernels<T>()) {
+    STD_TORCH_CHECK(packed.numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
+    for (const Tensor& t : in.addends) addends.push_back(matrix<T>(t));
     net.addends = addends.data();
     // Without a batch that fills the lanes, the units do (measured: docs/measured.md).
     kind = save || net.batch > 8 ? 2 : net.batch > 1 ? 1 : 0;
     rows = kind == 2 ? k.tile_rows : k.small_rows[kind];
     tiles = (net.batch + rows - 1) / rows;
     saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * rows});
+    if (in.packed || !save) packed_out = empty<T>({0});
+    else packed_out = packed;
   }
   T* saved_data() const { return saved.numel() > 0 ? data<T>(saved) : nullptr; }
 
+  Tensor packed;
   Network<T> net;
   const Kernels<T>& k;
   std::vector<Matrix<const T>> addends;
   int kind;
   int64_t rows, tiles;
-  Tensor saved;
+  Tensor saved, packed_out;  // what the backward pass needs; empty where there will be none
 };
 
-std::tuple<Tensor, Tensor> masked_mlp(Tensor x, Tensor packed, Tensors addends, Tensor plan, int64_t outputs,
-                                      int64_t saved_rows, bool save) {
-  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
+std::tuple<Tensor, Tensor, Tensor> masked_mlp(Tensor x, Tensors weights, Tensors biases, Tensors addends,
+                                              std::optional<Tensor> packed, Tensor plan, Tensor mask, int64_t outputs,
+                                              int64_t, int64_t, bool save) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    Call<T> call(x, packed, addends, plan, saved_rows, save);
+    Call<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
     const PlanView& v = call.net.plan;
     Tensor out = empty<T>({call.net.batch, outputs});
     parallel(call.tiles, [&](int64_t i) {
       call.k.masked_mlp[call.kind](call.net, matrix<T>(x), data<T>(out), call.saved_data(), i,
                                    tile_scratch<T>(v, call.rows));
     });
-    return {out, call.saved};
+    return {out, call.packed_out, call.saved};
   });
 }
 
 // The forward and the inverse differ only in the kernel.
 template <bool Inverse>
-std::tuple<Tensor, Tensor, Tensor> transform(Tensor x, Tensor packed, Tensors addends, Tensor plan, int64_t saved_rows,
-                                             int64_t scale, int64_t placement, double c0, double c1, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, Tensors biases, Tensors addends,
+                                                     std::optional<Tensor> packed, Tensor plan, Tensor mask, int64_t,
+                                                     int64_t, int64_t scale, int64_t placement, double c0, double c1,
+                                                     bool save) {
   const UnivariateMap map = univariate_map(scale, placement, c0, c1);
-  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    Call<T> call(x, packed, addends, plan, saved_rows, save);
+    Call<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
     Tensor z = empty<T>({call.net.batch, call.net.plan.features()}), log_det = empty<T>({call.net.batch});
     const auto kernel = Inverse ? call.k.autoregressive_inverse[call.kind] : call.k.autoregressive[call.kind];
     parallel(call.tiles, [&](int64_t i) {
       kernel(call.net, map, matrix<T>(x), data<T>(z), data<T>(log_det), call.saved_data(), i,
              tile_scratch<T>(call.net.plan, call.rows));
     });
-    return {z, log_det, call.saved};
+    return {z, log_det, call.packed_out, call.saved};
   });
 }
 
@@ -379,19 +392,21 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 }  // namespace
 }  // namespace flowkern
 
+#define FK_NETWORK "Tensor[] weights, Tensor[] biases, Tensor[] addends, Tensor? packed, Tensor plan, Tensor mask"
 #define FK_MAP "int scale, int placement, float c0, float c1"
 #define FK_GRADIENTS "(Tensor, Tensor[], Tensor[], Tensor[])"
 
+// Sizes that only torch.compile needs, which cannot read the plan, are arguments: packed_size, saved_rows, outputs.
 STABLE_TORCH_LIBRARY(flowkern, m) {
-  m.def("pack(Tensor[] weights, Tensor[] biases, Tensor plan, Tensor mask, int size) -> Tensor");
-  m.def("masked_mlp(Tensor x, Tensor packed, Tensor[] addends, Tensor plan, int outputs, int saved_rows, "
-        "bool save) -> (Tensor, Tensor)");
+  m.def("pack(Tensor[] weights, Tensor[] biases, Tensor plan, Tensor mask, int packed_size) -> Tensor");
+  m.def("masked_mlp(Tensor x, " FK_NETWORK ", int outputs, int packed_size, int saved_rows, bool save) -> "
+        "(Tensor, Tensor, Tensor)");
   m.def("masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved, Tensor plan, Tensor mask, "
         "Tensor[] weights, Tensor[] biases, Tensor[] addends, bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive(Tensor x, Tensor packed, Tensor[] addends, Tensor plan, int saved_rows, "
-        FK_MAP ", bool save) -> (Tensor, Tensor, Tensor)");
-  m.def("autoregressive_inverse(Tensor z, Tensor packed, Tensor[] addends, Tensor plan, int saved_rows, "
-        FK_MAP ", bool save) -> (Tensor, Tensor, Tensor)");
+  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP ", bool save) -> "
+        "(Tensor, Tensor, Tensor, Tensor)");
+  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP ", bool save) -> "
+        "(Tensor, Tensor, Tensor, Tensor)");
   m.def("autoregressive_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan, "
         "Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP ", bool parameters) -> "
         FK_GRADIENTS);
@@ -407,7 +422,7 @@ STABLE_TORCH_LIBRARY(flowkern, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
   using namespace flowkern;
-  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("pack", TORCH_BOX(&pack_weights));
   m.impl("masked_mlp", TORCH_BOX(&masked_mlp));
   m.impl("masked_mlp_backward", TORCH_BOX(&masked_mlp_backward));
   m.impl("autoregressive", TORCH_BOX(&transform<false>));

@@ -7,9 +7,9 @@ torch.Size([5, 3])
 """
 
 from flowkern import flows, nn, ops, reference
+from flowkern._version import __version__
 from flowkern.backends import backend
 from flowkern.nn.made import frozen
 from flowkern.plan import AutoregressivePlan
 
-__version__ = "0.1.0"
-__all__ = ["AutoregressivePlan", "backend", "flows", "frozen", "nn", "ops", "reference"]
+__all__ = ["AutoregressivePlan", "__version__", "backend", "flows", "frozen", "nn", "ops", "reference"]

@@ -23,9 +23,11 @@ def tile_rows(dtype: torch.dtype) -> int:
 def _register_fakes() -> None:
     fake = torch.library.register_fake
 
-    def saved(x: Tensor, plan_rows: int, save: bool) -> Tensor:
+    def kept(x: Tensor, packed: Tensor | None, packed_size: int, saved_rows: int, save: bool) -> tuple[Tensor, Tensor]:
+        """The packed weights and the saved pre-activations, for the backward pass."""
         rows = tile_rows(x.dtype)
-        return x.new_empty((x.shape[0] + rows - 1) // rows if save else 0, plan_rows * rows)
+        saved = x.new_empty((x.shape[0] + rows - 1) // rows if save else 0, saved_rows * rows)
+        return x.new_empty(packed_size if save and packed is None else 0), saved
 
     def gradients(x: Tensor, *lists: list[Tensor], parameters: bool) -> tuple[Any, ...]:
         weights, biases, addends = lists
@@ -38,15 +40,17 @@ def _register_fakes() -> None:
         )
 
     @fake("flowkern::pack")
-    def _(weights: list[Tensor], biases: list[Tensor], plan: Tensor, mask: Tensor, size: int) -> Tensor:
-        return weights[0].new_empty(size)
+    def _(weights: list[Tensor], biases: list[Tensor], plan: Tensor, mask: Tensor, packed_size: int) -> Tensor:
+        return weights[0].new_empty(packed_size)
 
     @fake("flowkern::masked_mlp")
-    def _(x, packed, addends, plan, outputs, saved_rows, save):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape[0], outputs), saved(x, saved_rows, save)
+    def _(x, weights, biases, addends, packed, plan, mask, outputs, packed_size, saved_rows, save):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape[0], outputs), *kept(x, packed, packed_size, saved_rows, save)
 
-    def transform(x, packed, addends, plan, saved_rows, scale, placement, c0, c1, save):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape), x.new_empty(x.shape[0]), saved(x, saved_rows, save)
+    def transform(  # type: ignore[no-untyped-def]
+        x, weights, biases, addends, packed, plan, mask, packed_size, saved_rows, scale, placement, c0, c1, save
+    ):
+        return x.new_empty(x.shape), x.new_empty(x.shape[0]), *kept(x, packed, packed_size, saved_rows, save)
 
     def masked_mlp_backward(g, x, packed, saved, plan, mask, weights, biases, addends, parameters):  # type: ignore[no-untyped-def]
         return gradients(x, weights, biases, addends, parameters=parameters)

@@ -94,6 +94,7 @@ class AutoregressivePlan:
         self.skip = skip
         self.addends = tuple(addends)
         self.biases = tuple([True] * (depth + 1) + [False] * skip if biases is None else map(bool, biases))
+        self.calls: dict[Any, Any] = {}
         self._check()
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
@@ -214,6 +215,14 @@ class AutoregressivePlan:
     def masks_like(self, weight: Tensor) -> list[Tensor]:
         """The masks on the device of ``weight``."""
         return [m.to(weight.device) for m in self.masks]
+
+    def remember(self, key: Any, call: Any) -> Any:
+        """Keeps what an operator prepared for its calls on this plan; small flows live by it."""
+        self.calls[key] = call
+        return call
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "calls": {}}
 
     def __deepcopy__(self, memo: dict) -> AutoregressivePlan:
         return self  # immutable

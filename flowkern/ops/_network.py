@@ -1,13 +1,12 @@
 """What the three operators on masked networks share: checks, reshaping, the autograd Function.
 
-Their native kernels take (x, packed weights, addends) and keep the pre-activations for one backward kernel each. A
-backward pass that must itself be differentiated runs through plain PyTorch.
+Their native kernels take (x, weights, biases, addends), pack the weights, and keep the pre-activations for one
+backward kernel each. A backward pass that must itself be differentiated runs through plain PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,41 +15,57 @@ from torch import Tensor
 from flowkern._checks import broadcast_batch, check_features, check_float, check_like, check_shapes
 from flowkern.plan import AutoregressivePlan
 
+_HALF = (torch.bfloat16, torch.float16)
 
-@dataclass(frozen=True)
+
 class Call:
-    """The constants of one call: which operator, on which network, with which univariate map."""
+    """The constants of a call: which operator, on which network, with which univariate map. Made once per plan.
 
-    name: str
-    plan: AutoregressivePlan
-    map: tuple[int, int, float, float] | tuple[()]
-    plain: Callable[..., Any]  # (x, weights, biases, addends) -> outputs, differentiable
-    solves: bool = False  # the network reads the first output, not the input
+    Args:
+        name: the operator.
+        plan: the network.
+        map: scale, placement and two constants as numbers; empty for the network alone.
+        oracle: (x, weights, biases, addends) -> outputs.
+        plain: the same, at the cost of one pass where the oracle takes several.
+        solves: whether the network reads the first output rather than the input.
+    """
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        w = len(self.plan.masks)
-        b = w + sum(self.plan.biases)
-        return list(tensors[:w]), list(tensors[w:b]), list(tensors[b:])
+    def __init__(
+        self,
+        name: str,
+        plan: AutoregressivePlan,
+        map: tuple[int, int, float, float] | tuple[()],
+        oracle: Callable[..., Any],
+        plain: Callable[..., Any] | None = None,
+        solves: bool = False,
+    ) -> None:
+        self.name, self.plan, self.oracle, self.plain, self.solves = name, plan, oracle, plain or oracle, solves
+        self.weights = len(plan.masks)
+        self.parameters = self.weights + sum(plan.biases)
+        self.map = map
+        outputs = (plan.features * plan.parameters,) if name == "masked_mlp" else ()
+        self.forward_constants = (plan.meta, plan.mask_bytes, *outputs, plan.packed_size, plan.saved_rows, *map)
 
-    def native(self, x: Tensor, packed: Tensor, addends: list[Tensor], save: bool) -> tuple[Tensor, ...]:
+    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Weights, biases, addends."""
+        return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
+
+    def native(self, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, save: bool) -> tuple[Tensor, ...]:
+        """Outputs, then the packed weights and the pre-activations for the backward pass (empty unless ``save``)."""
         op = getattr(torch.ops.flowkern, self.name)
-        plan = self.plan
-        if self.name == "masked_mlp":
-            return op(x, packed, addends, plan.meta, plan.features * plan.parameters, plan.saved_rows, save)
-        return op(x, packed, addends, plan.meta, plan.saved_rows, *self.map, save)
+        return op(x, *self.split(tensors), packed, *self.forward_constants, save)
 
     def native_backward(
         self, grads: Sequence[Tensor], x: Tensor, packed: Tensor, saved: Tensor, tensors: Sequence[Tensor], parameters: bool
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Cotangents of x, weights, biases, addends; those of weights and biases only where ``parameters``."""
         op = getattr(torch.ops.flowkern, self.name + "_backward")
-        weights, biases, addends = self.split(tensors)
-        plan = self.plan
-        # An expanded cotangent of the log-det arrives from .sum() or .mean(): any stride will do.
-        return op(*grads, x, packed, saved, plan.meta, plan.mask_bytes, weights, biases, addends, *self.map, parameters)
+        constants = self.plan.meta, self.plan.mask_bytes
+        return op(*grads, x, packed, saved, *constants, *self.split(tensors), *self.map, parameters)
 
 
 def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """The masked, sorted and packed weights: what the kernels read. Runs at memory speed on every call."""
+    """The masked, sorted and packed weights that the kernels read; every call makes them unless it is given them."""
     return torch.ops.flowkern.pack(weights, biases, plan.meta, plan.mask_bytes, plan.packed_size)
 
 
@@ -59,11 +74,9 @@ class NetworkFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
-        weights, biases, addends = call.split(tensors)
-        if packed is None:
-            packed = pack(call.plan, weights, biases)
-        *outputs, saved = call.native(x, packed, addends, True)
+        *outputs, packed_now, saved = call.native(x, tensors, packed, True)
         ctx.call = call
+        packed = packed_now if packed is None else packed
         ctx.save_for_backward(x, outputs[0] if call.solves else x, packed, saved, *tensors)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -73,11 +86,11 @@ class NetworkFunction(torch.autograd.Function):
         call, needs = ctx.call, ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return None, None, *_plain_backward(call, grads, (x, *tensors), needs)
-        split = len(call.plan.masks) + sum(call.plan.biases)
-        g_x, *lists = call.native_backward(grads, seen, packed, saved, tensors, any(needs[1 : split + 1]))
+        parameters = any(needs[1 : call.parameters + 1])
+        g_x, *lists = call.native_backward(grads, seen, packed, saved, tensors, parameters)
         g_tensors = [g for part in lists for g in part]
-        if len(g_tensors) < len(tensors):  # the weights need none
-            g_tensors = [*[None] * split, *g_tensors]
+        if not parameters:
+            g_tensors = [*[None] * call.parameters, *g_tensors]
         return None, None, g_x, *g_tensors
 
 
@@ -87,8 +100,7 @@ def _plain_backward(
     """The cotangents as a differentiable function of everything they depend on."""
     # Aliases, so that an input that is itself a function of another gets its partial derivative only.
     alias = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
-    weights, biases, addends = call.split(alias[1:])
-    outputs = call.plain(alias[0], weights, biases, addends)
+    outputs = call.plain(alias[0], *call.split(alias[1:]))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [t for t, need in zip(alias, needs, strict=True) if need]
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True, materialize_grads=True))
@@ -104,23 +116,32 @@ def check_network(
     name: str = "x",
 ) -> None:
     """Raises for arguments that do not fit the plan or each other."""
+    dtype, device = x.dtype, x.device
+    alike = all(t.dtype is dtype and t.device == device for part in (weights, biases, addends) for t in part)
+    shapes = [t.shape for t in weights] == plan.weight_shapes and [t.shape for t in biases] == plan.bias_shapes
+    if not (alike and shapes and len(addends) == len(plan.addends)):
+        _explain_mismatch(x, weights, biases, plan, addends, name)
     check_float(name, x)
     check_features(name, x, plan.features)
+    for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
+        check_features(f"addends[{i}]", t, width)
+
+
+def _explain_mismatch(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], plan: AutoregressivePlan, addends: Sequence[Tensor], name: str
+) -> None:
     check_shapes("weights", weights, plan.weight_shapes)
     check_shapes("biases", biases, plan.bias_shapes)
     if len(addends) != len(plan.addends):
         raise ValueError(f"addends: the plan takes {len(plan.addends)}, got {len(addends)}")
-    for i, t in enumerate(weights):
-        check_like(f"weights[{i}]", t, x, name)
-    for i, t in enumerate(biases):
-        check_like(f"biases[{i}]", t, x, name)
-    for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
-        check_features(f"addends[{i}]", t, width)
-        check_like(f"addends[{i}]", t, x, name)
+    for kind, part in (("weights", weights), ("biases", biases), ("addends", addends)):
+        for i, t in enumerate(part):
+            check_like(f"{kind}[{i}]", t, x, name)
 
 
-def run(call: Call, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor],
-        packed: Tensor | None) -> Any:
+def run(
+    call: Call, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], packed: Tensor | None
+) -> tuple[Tensor, ...]:
     """Runs a checked call natively: compute dtype, two dimensions, autograd only where something needs it."""
     dtype, batch = x.dtype, x.shape[:-1]
     if addends:
@@ -128,29 +149,26 @@ def run(call: Call, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
         addends = [a.expand(*batch, a.shape[-1]).reshape(-1, a.shape[-1]) for a in addends]
         x = x.expand(*batch, x.shape[-1])
     flat = x.dim() == 2
-    tensors = [*weights, *biases, *addends]
     if not flat:
-        x = x.reshape(-1, x.shape[-1])
+        x = x.reshape(batch.numel(), x.shape[-1])
+    tensors = [*weights, *biases, *addends]
     if torch.is_autocast_enabled("cpu"):
+        # The products use weights of autocast's dtype, in both directions alike; sums and maps stay as they are.
         low = torch.get_autocast_dtype("cpu")
-        w = len(weights)
-        tensors = [t.to(low).to(dtype) if i < w else t for i, t in enumerate(tensors)]
+        tensors = [t.to(low).to(dtype) if i < call.weights else t for i, t in enumerate(tensors)]
         packed = None
-    if dtype in (torch.bfloat16, torch.float16):  # float32 inside: the packed weights and every sum
-        x, tensors = x.float(), [t.float() for t in tensors]
-    if packed is not None and packed.dtype != x.dtype:
-        raise TypeError(f"packed: expected dtype {x.dtype} like x, got {packed.dtype}")
+    if dtype in _HALF:  # float32 inside: the packed weights and every sum
+        x, tensors, packed = x.float(), [t.float() for t in tensors], None
+    if packed is not None and packed.dtype is not dtype:
+        raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         out = NetworkFunction.apply(call, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)
     else:
-        w, b, a = call.split(tensors)
-        outputs = call.native(x, pack(call.plan, w, b) if packed is None else packed, a, False)[:-1]
-    if outputs[0].dtype != dtype:
+        outputs = call.native(x, tensors, packed, False)[:-2]
+    if dtype in _HALF:
         outputs = tuple(t.to(dtype) for t in outputs)
-    if not flat:
-        outputs = tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
-    return outputs
+    return outputs if flat else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
 
 
 def optional_biases(plan: AutoregressivePlan, biases: Sequence[Tensor]) -> list[Tensor | None]:

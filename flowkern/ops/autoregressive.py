@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -54,36 +55,49 @@ def autoregressive(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
-    call = transform_call("autoregressive", plan, scale, placement, constants)
+    constants = None if constants is None else tuple(constants)
     check_network(x, weights, biases, plan, addends)
+    call = plan.calls.get(("autoregressive", scale, placement, constants)) or _call(plan, scale, placement, constants)
     if chosen_backend(x) != "native":
-        return call.plain(x, weights, biases, addends)
+        return call.oracle(x, weights, biases, addends)
     return run(call, x, weights, biases, addends, packed)
 
 
-def transform_call(
-    name: str, plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None
-) -> Call:
-    """The constants of ``autoregressive`` or of its inverse, checked."""
+def check_map(
+    plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None
+) -> tuple[tuple[int, int, float, float], dict[str, Any]]:
+    """A univariate map as numbers and as keyword arguments of the oracle, if it fits the plan."""
     numbers = resolve(scale, placement, constants)
     count = 1 if scale == "none" else 2
     if plan.parameters != count:
         raise ValueError(f"plan: the scale map {scale!r} takes {count} parameters per feature, the plan has {plan.parameters}")
     given = default_constants(scale) if constants is None else tuple(constants)
-    plain = partial(_plain, getattr(reference, name), plan, scale, placement, given)
-    return Call(name, plan, numbers, plain, solves=name == "autoregressive_inverse")
+    return numbers, {"scale": scale, "placement": placement, "constants": given}
 
 
-def _plain(function, plan, scale, placement, constants, x, weights, biases, addends):  # type: ignore[no-untyped-def]
+def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+    numbers, named = check_map(plan, scale, placement, constants)
+    call = Call("autoregressive", plan, numbers, partial(oracle, reference.autoregressive, plan, named))
+    return plan.remember(("autoregressive", scale, placement, constants), call)
+
+
+def oracle(
+    function: Callable[..., Any],
+    plan: AutoregressivePlan,
+    named: dict[str, Any],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    addends: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Calls the oracle of a transform with what the plan knows."""
     return function(
         x,
         weights,
         optional_biases(plan, biases),
         plan.masks_like(x),
-        scale=scale,
-        placement=placement,
-        constants=constants,
         addends=dict(zip(plan.addends, addends, strict=True)),
+        **named,
         **plan.structure,
         **plan.head,
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import broadcast_batch
 from flowkern.backends import chosen_backend
-from flowkern.ops._network import check_network, optional_biases, run
+from flowkern.ops._network import Call, check_network, optional_biases, run
 from flowkern.ops._sweep import sweep
-from flowkern.ops.autoregressive import transform_call
+from flowkern.ops.autoregressive import check_map, oracle
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import default_constants
 
 
 def autoregressive_inverse(
@@ -63,28 +62,38 @@ def autoregressive_inverse(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
-    call = transform_call("autoregressive_inverse", plan, scale, placement, constants)
+    constants = None if constants is None else tuple(constants)
     check_network(z, weights, biases, plan, addends, name="z")
+    key = ("autoregressive_inverse", scale, placement, constants)
+    call = plan.calls.get(key) or _call(plan, scale, placement, constants)
     chosen = chosen_backend(z)
-    if chosen == "reference":
-        return call.plain(z, weights, biases, addends)
-    given = default_constants(scale) if constants is None else tuple(constants)
-    call = replace(call, plain=partial(_sweep_inverse, plan, scale, placement, given))
-    if chosen == "torch":
-        return call.plain(z, weights, biases, addends)
+    if chosen != "native":
+        return (call.oracle if chosen == "reference" else call.plain)(z, weights, biases, addends)
     return run(call, z, weights, biases, addends, packed)
 
 
-def _sweep_inverse(plan, scale, placement, constants, z, weights, biases, addends):  # type: ignore[no-untyped-def]
+def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+    numbers, named = check_map(plan, scale, placement, constants)
+    slow = partial(oracle, reference.autoregressive_inverse, plan, named)
+    call = Call("autoregressive_inverse", plan, numbers, slow, partial(_sweep_inverse, plan, named), solves=True)
+    return plan.remember(("autoregressive_inverse", scale, placement, constants), call)
+
+
+def _sweep_inverse(
+    plan: AutoregressivePlan,
+    named: dict[str, Any],
+    z: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    addends: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
     batch = broadcast_batch(z, addends, "addends") if addends else z.shape[:-1]
     z = z.expand(*batch, z.shape[-1])
     log_det = z.new_zeros(batch)
 
     def solve(features: Tensor, parameters: Tensor) -> Tensor:
         nonlocal log_det
-        x, part = reference.affine(
-            z[..., features], *parameters.unbind(-1), scale=scale, placement=placement, constants=constants, inverse=True
-        )
+        x, part = reference.affine(z[..., features], *parameters.unbind(-1), **named, inverse=True)
         log_det = log_det + part
         return x
 

@@ -52,13 +52,13 @@ def masked_mlp(
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), equations 9 and 10.
     """
     check_network(x, weights, biases, plan, addends)
-    plain = partial(_plain, plan)
+    call = plan.calls.get("masked_mlp") or plan.remember("masked_mlp", Call("masked_mlp", plan, (), partial(_oracle, plan)))
     if chosen_backend(x) != "native":
-        return plain(x, weights, biases, addends)
-    return run(Call("masked_mlp", plan, (), plain), x, weights, biases, addends, packed)[0]
+        return call.oracle(x, weights, biases, addends)
+    return run(call, x, weights, biases, addends, packed)[0]
 
 
-def _plain(
+def _oracle(
     plan: AutoregressivePlan, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor]
 ) -> Tensor:
     return reference.masked_mlp(

@@ -1,0 +1,54 @@
+# Every target sets up what it needs in .venv and is quick when nothing changed.
+# The environment reaches pip: PIP_EXTRA_INDEX_URL may point it at PyTorch's CPU builds, see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+PYTHONS := flowkern tests bench examples setup.py
+
+.PHONY: demo test bench lint format clean
+demo: $(VENV)/.peers
+	$(BIN)/flowkern demo $(ARGS)
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.peers
+	$(BIN)/flowkern bench $(ARGS)
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check $(PYTHONS)
+	$(BIN)/ruff format --check $(PYTHONS)
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix $(PYTHONS)
+	$(BIN)/ruff format $(PYTHONS)
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf build $(VENV) flowkern/_C*.so *.egg-info
+
+# torch and the build tools first: the extension is built against this environment, not an isolated one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "flowkern needs Python 3.10 or newer as '$(PYTHON)'; name another with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || \
+	  { echo "No C++ compiler found; on Debian: apt-get install g++. (Without one: FLOWKERN_BUILD_EXT=0 pip install .)"; exit 1; }
+	@echo '#include <Python.h>' | $${CXX:-c++} -x c++ -fsyntax-only -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2>/dev/null || \
+	  { echo "Python's headers are missing; on Debian: apt-get install python3-dev"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools pybind11 cmake ninja torch numpy
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.peers: $(VENV)/.built
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt zuko==1.6.0 || \
+	  echo "zuko could not be installed; its column will say so."
+	touch $@
