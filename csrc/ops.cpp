@@ -131,6 +131,10 @@ Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, co
   for (const Tensor& t : weights) w.push_back(matrix<T>(t));
   for (const Tensor& t : biases) b.push_back(const_data<T>(t));
   Tensor out = empty<T>({v.packed_size()});
+  for (int l = 0; l < v.linears(); ++l) {  // the biases are padded to whole vectors; leave nothing undefined
+    const LinearView m = v.linear(l);
+    if (m.bias_offset() >= 0) std::fill_n(data<T>(out) + m.bias_offset() + m.rows(), (16 - m.rows() % 16) % 16, T(0));
+  }
   constexpr int64_t kPart = 16384;  // weights per turn of a thread; fewer are not worth waking one
   const int64_t parts = std::clamp<int64_t>(v.packed_size() / kPart, 1, 64);
   parallel(parts, [&](int64_t i) {
@@ -167,7 +171,7 @@ struct Call {  // what every masked-network operator prepares: weights, addends,
     kind = save || net.batch > 8 ? 2 : net.batch > 1 ? 1 : 0;
     rows = kind == 2 ? k.tile_rows : k.small_rows[kind];
     tiles = (net.batch + rows - 1) / rows;
-    saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * rows});
+    saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * k.tile_rows});
     if (in.packed || !save) packed_out = empty<T>({0});
     else packed_out = packed;
   }

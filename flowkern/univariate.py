@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 __all__ = ["PLACEMENTS", "SCALES", "default_constants", "resolve"]
 
@@ -70,11 +69,6 @@ def resolve(
     >>> resolve("exp", "standardize", None)
     (1, 1, 0.0, 0.0)
     """
-    return _resolve(scale, placement, None if constants is None else tuple(constants))
-
-
-@lru_cache(maxsize=None)
-def _resolve(scale: str, placement: str, constants: tuple[float, ...] | None) -> tuple[int, int, float, float]:
     default = default_constants(scale)
     if placement not in PLACEMENTS:
         raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")

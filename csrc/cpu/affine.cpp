@@ -1,5 +1,5 @@
 // An affine univariate map and its log-determinant from given parameters: one read, one write, one reduction.
-#include "cpu/kernels.h"
+#include "cpu/row_sum.h"
 #include "flowkern/univariate.h"
 
 namespace flowkern::FK_ISA {
@@ -39,17 +39,21 @@ void affine(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<co
             int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end) {
   using X = decltype(get(x, 0, 0, 0));
   for (int64_t r = row_begin; r < row_end; ++r) {
-    X lanes = {};
-    double tail = 0;
-    for (int64_t c = 0; c < columns; c += kStep<T>) {
-      const int64_t n = columns - c < kStep<T> ? columns - c : kStep<T>;
-      const X u = get(x, r, c, n), t = get(shift, r, c, n), a = get(raw, r, c, n);
-      const auto m = inverse ? map_inverse(map, u, t, a) : map_forward(map, u, t, a);
-      put(z + r * columns + c, m.v, n);
-      if (n == kStep<T>) lanes += m.log_slope;
-      else tail = masked_sum(m.log_slope, n);
+    double total = 0;
+    for (int64_t begin = 0; begin < columns; begin += kSumBlock) {
+      X lanes = {};
+      const int64_t end = columns - begin < kSumBlock ? columns : begin + kSumBlock;
+      for (int64_t c = begin; c < end; c += kStep<T>) {
+        const int64_t n = end - c < kStep<T> ? end - c : kStep<T>;
+        const X u = get(x, r, c, n), t = get(shift, r, c, n), a = get(raw, r, c, n);
+        const auto m = inverse ? map_inverse(map, u, t, a) : map_forward(map, u, t, a);
+        put(z + r * columns + c, m.v, n);
+        if (n == kStep<T>) lanes += m.log_slope;
+        else total += masked_sum(m.log_slope, n);
+      }
+      total += masked_sum(lanes, kStep<T>);
     }
-    log_det[r] = static_cast<T>(masked_sum(lanes, kStep<T>) + tail);
+    log_det[r] = static_cast<T>(total);
   }
 }
 

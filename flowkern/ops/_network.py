@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowkern._checks import broadcast_batch, check_features, check_float, check_like, check_shapes
+from flowkern.ops._derivatives import plain_backward, wants_graph
 from flowkern.plan import AutoregressivePlan
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -84,27 +85,15 @@ class NetworkFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, seen, packed, saved, *tensors = ctx.saved_tensors
         call, needs = ctx.call, ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, None, *_plain_backward(call, grads, (x, *tensors), needs)
+        if wants_graph():
+            plain = lambda x, *rest: call.plain(x, *call.split(rest))  # noqa: E731
+            return None, None, *plain_backward(plain, (x, *tensors), needs, grads)
         parameters = any(needs[1 : call.parameters + 1])
         g_x, *lists = call.native_backward(grads, seen, packed, saved, tensors, parameters)
         g_tensors = [g for part in lists for g in part]
         if not parameters:
             g_tensors = [*[None] * call.parameters, *g_tensors]
         return None, None, g_x, *g_tensors
-
-
-def _plain_backward(
-    call: Call, grads: Sequence[Tensor], inputs: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """The cotangents as a differentiable function of everything they depend on."""
-    # Aliases, so that an input that is itself a function of another gets its partial derivative only.
-    alias = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
-    outputs = call.plain(alias[0], *call.split(alias[1:]))
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    wanted = [t for t, need in zip(alias, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True, materialize_grads=True))
-    return [next(found) if need else None for need in needs]
 
 
 def check_network(

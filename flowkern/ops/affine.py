@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from flowkern import reference
 from flowkern._checks import check_float, check_like
 from flowkern.backends import chosen_backend
+from flowkern.ops._derivatives import plain_backward, wants_graph
 from flowkern.univariate import default_constants, resolve
 
 
@@ -63,14 +65,14 @@ def affine(
     except RuntimeError:
         got = None if raw is None else tuple(raw.shape)
         raise ValueError(f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}") from None
+    named = {"scale": scale, "placement": placement, "constants": default_constants(scale) if constants is None else tuple(constants)}
     if chosen_backend(x) != "native":
-        given = default_constants(scale) if constants is None else tuple(constants)
-        return reference.affine(x, shift, raw, scale=scale, placement=placement, constants=given, inverse=inverse)
+        return reference.affine(x, shift, raw, inverse=inverse, **named)
     dtype = x.dtype
     raw = shift if raw is None else raw
     rows = [_rows(t, shape) for t in (x, shift, raw)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in rows):
-        z, log_det = AffineFunction.apply(inverse, numbers, constants, *rows)
+        z, log_det = AffineFunction.apply(named, numbers, inverse, *rows)
     else:
         z, log_det = torch.ops.flowkern.affine(*rows, inverse, *numbers)
     return z.reshape(shape).to(dtype), log_det.reshape(shape[:-1]).to(dtype)
@@ -79,7 +81,7 @@ def affine(
 def _rows(t: Tensor, shape: torch.Size) -> Tensor:
     """t as a matrix of float32 or float64 rows."""
     t = t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
-    return t.expand(shape).reshape(-1, shape[-1]) if shape[-1] else t.new_empty(shape.numel() and 0 or shape[:-1].numel(), 0)
+    return t if t.shape == shape and t.dim() == 2 else t.expand(shape).reshape(shape[:-1].numel(), shape[-1])
 
 
 class AffineFunction(torch.autograd.Function):
@@ -87,26 +89,23 @@ class AffineFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inverse: bool, numbers: tuple[int, int, float, float], constants: Any, x: Tensor, shift: Tensor, raw: Tensor
+        ctx: Any,
+        named: dict[str, Any],
+        numbers: tuple[int, int, float, float],
+        inverse: bool,
+        x: Tensor,
+        shift: Tensor,
+        raw: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.map = inverse, numbers, constants
+        ctx.map = named, numbers, inverse
         ctx.save_for_backward(x, shift, raw)
         return torch.ops.flowkern.affine(x, shift, raw, inverse, *numbers)
 
     @staticmethod
     def backward(ctx: Any, g_z: Tensor, g_log_det: Tensor) -> Any:
-        inverse, numbers, constants = ctx.map
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, None, None, *_plain_backward(ctx.saved_tensors, (g_z, g_log_det), inverse, numbers, constants)
+        named, numbers, inverse = ctx.map
+        if wants_graph():
+            function = partial(reference.affine, inverse=inverse, **named)
+            return None, None, None, *plain_backward(function, ctx.saved_tensors, ctx.needs_input_grad[3:], (g_z, g_log_det))
         grads = torch.ops.flowkern.affine_backward(g_z, g_log_det, *ctx.saved_tensors, inverse, *numbers)
         return None, None, None, *grads
-
-
-def _plain_backward(saved, grads, inverse, numbers, constants):  # type: ignore[no-untyped-def]
-    from flowkern.univariate import PLACEMENTS, SCALES
-
-    scale, placement = SCALES[numbers[0]], PLACEMENTS[numbers[1]]
-    given = default_constants(scale) if constants is None else tuple(constants)
-    x, shift, raw = (t.view_as(t).requires_grad_() for t in saved)
-    outputs = reference.affine(x, shift, raw, scale=scale, placement=placement, constants=given, inverse=inverse)
-    return torch.autograd.grad(outputs, (x, shift, raw), grads, create_graph=True, allow_unused=True, materialize_grads=True)

@@ -1,0 +1,428 @@
+"""masked_mlp, autoregressive and autoregressive_inverse against their float64 oracle, gradients included."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from accuracy import check_rule
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import Network, away_from_kinks, network, run
+
+import flowkern as fk
+from flowkern.plan import ACTIVATIONS
+from flowkern.univariate import PLACEMENTS, SCALES
+
+OPERATORS = ("masked_mlp", "autoregressive", "autoregressive_inverse")
+OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
+
+
+def check(operator: str, make: Callable[[int], Network], batch: int, dtype: torch.dtype, **options: Any) -> None:
+    """The rule for networks ``make(seed)``, as many as it takes to pool enough elements."""
+
+    def cases() -> Iterator[tuple[Network, torch.Tensor, list[torch.Tensor]]]:
+        for seed in range(300):
+            net = make(seed)
+            x = torch.randn(batch, net.plan.features, dtype=torch.float64)
+            added = [0.3 * torch.randn(batch, w, dtype=torch.float64) for w in net.plan.addend_widths]
+            clear = away_from_kinks(operator, net, x, added)
+            yield net, x[clear], [a[clear] for a in added]
+
+    def evaluate(case: Any, dtype: torch.dtype, backend: str) -> dict[str, torch.Tensor]:
+        net, x, added = case
+        return run(operator, net, x, dtype, backend, addends=added, **options)
+
+    check_rule(cases(), evaluate, dtype)
+
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one hidden layer": {"hidden": (40,)},
+    "no hidden layer": {"hidden": ()},
+    "uneven layers": {"hidden": (70, 9, 33)},
+    "fewer units than features": {"features": 20, "hidden": (5, 7)},
+    "many units per level": {"features": 3, "hidden": (70, 70)},
+    "one feature": {"features": 1, "hidden": (4,)},
+    "wide": {"features": 70, "hidden": (96, 96)},
+    "residual": {"hidden": (24, 24, 24), "residual": True, "activation": "silu"},
+    "residual, identity between": {
+        "hidden": (24, 24, 24),
+        "residual": True,
+        "activation": "silu",
+        "activated": [False, True, False],
+    },
+    "skip": {"skip": True},
+    "skip only": {"hidden": (), "skip": True},
+    "graph": {"features": 12, "hidden": (30, 30), "masks": "dag"},
+    "graph, deep": {"features": 9, "hidden": (20, 20, 20, 20), "masks": "dag"},
+    "reversed": {"features": 7, "order": list(range(7))[::-1]},
+    "parameter major": {"layout": "parameter_major"},
+    "scale first": {"scale_first": True},
+    "no biases": {"biases": [False, False, False]},
+}
+
+
+@OPERATOR
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+def test_structures(operator: str, structure: dict[str, Any], dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(**structure, seed=seed), 75, dtype)
+
+
+@OPERATOR
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(operator: str, activation: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(6, (24, 24), activation=activation, seed=seed), 70, dtype)
+
+
+@pytest.mark.parametrize("operator", OPERATORS[1:])
+@pytest.mark.parametrize(("scale", "placement"), list(itertools.product(SCALES, PLACEMENTS)))
+def test_univariate_maps(operator: str, scale: str, placement: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(6, (24,), scale=scale, placement=placement, seed=seed), 70, dtype)
+
+
+@OPERATOR
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 9, 15, 16, 31, 32, 33, 64, 100])
+def test_batches_with_and_without_gradient(operator: str, batch: int, dtype: torch.dtype) -> None:
+    for grads in (True, False):
+        check(operator, lambda seed: network(11, (40, 40), seed=seed), batch, dtype, grads=grads)
+
+
+@OPERATOR
+@pytest.mark.parametrize("how", ["transposed", "sliced"])
+def test_strides(operator: str, how: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(11, (40, 40), seed=seed), 50, dtype, how=how)
+
+
+@OPERATOR
+@pytest.mark.parametrize("layers", [(0,), (1,), (2,), (2, 0)])
+def test_addends(operator: str, layers: tuple[int, ...], dtype: torch.dtype) -> None:
+    for masks in ("made", "dag"):
+        check(operator, lambda seed, m=masks: network(7, (24, 20), addends=layers, masks=m, seed=seed), 50, dtype)
+
+
+@OPERATOR
+@given(data=st.data())
+def test_any_network(operator: str, data: st.DataObject) -> None:
+    draw = data.draw
+    hidden = draw(st.lists(st.integers(1, 40), max_size=3))
+    residual = draw(st.booleans()) and len(hidden) == 3 and draw(st.booleans())
+    masks = draw(st.sampled_from(["made", "dag"]))
+    features = draw(st.integers(1, 24))
+    structure = {
+        "hidden": [hidden[0]] * 3 if residual else hidden,
+        "masks": masks,
+        "residual": residual and masks == "made",
+        "skip": draw(st.booleans()),
+        "order": draw(st.permutations(range(features))),
+        "activation": "tanh" if residual else draw(st.sampled_from(ACTIVATIONS)),
+        "scale": draw(st.sampled_from(SCALES)),
+        "placement": draw(st.sampled_from(PLACEMENTS)),
+        "layout": "feature_major" if masks == "dag" else draw(st.sampled_from(["feature_major", "parameter_major"])),
+        "scale_first": draw(st.booleans()),
+    }
+    batch = draw(st.sampled_from([0, 1, 3, 17, 40, 65]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    how = draw(st.sampled_from(["contiguous", "transposed", "sliced"]))
+    grads = draw(st.booleans())
+    first = draw(st.integers(0, 1000))
+    check(operator, lambda seed: network(features, **structure, seed=first + seed), batch, dtype, how=how, grads=grads)
+
+
+@OPERATOR
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_only_inputs_and_outputs(operator: str, low: torch.dtype) -> None:
+    net = network(6, (24, 24), gain=0.5)
+    net.weights = [w.to(low).double() for w in net.weights]
+    net.biases = [b.to(low).double() for b in net.biases]
+    x = torch.randn(50, 6).to(low).double()
+    half, exact = run(operator, net, x, low, "native"), run(operator, net, x, torch.float64, "reference")
+    for name, value in exact.items():
+        bound = 2 * torch.finfo(low).eps * value.abs() + 1e-5
+        assert ((half[name].double() - value).abs() <= bound).all(), name
+
+
+@OPERATOR
+def test_no_rows(operator: str, dtype: torch.dtype) -> None:
+    net = network()
+    found = run(operator, net, torch.randn(0, 5), dtype, "native")
+    assert found["value"].shape[0] == 0
+    weights, biases = net.leaves(dtype)
+    options = {} if operator == "masked_mlp" else net.map
+    out = getattr(fk.ops, operator)(torch.randn(0, 5, dtype=dtype), weights, biases, net.plan, **options)
+    first = out if isinstance(out, torch.Tensor) else out[0]
+    first.sum().backward()
+    assert all((w.grad == 0).all() for w in weights)
+
+
+@OPERATOR
+def test_leading_dimensions(operator: str, dtype: torch.dtype) -> None:
+    net = network()
+    x = torch.randn(2, 3, 5, dtype=dtype)
+    options = {} if operator == "masked_mlp" else net.map
+    weights, biases = [w.to(dtype) for w in net.weights], [b.to(dtype) for b in net.biases]
+
+    def call(rows: torch.Tensor) -> Any:
+        return getattr(fk.ops, operator)(rows, weights, biases, net.plan, **options)
+
+    flat, shaped, single = call(x.reshape(6, 5)), call(x), call(x[0, 0])
+    if operator == "masked_mlp":
+        flat, shaped, single = (flat,), (shaped,), (single,)
+    for a, b, c in zip(flat, shaped, single, strict=True):
+        assert b.shape == (2, 3, *a.shape[1:])
+        torch.testing.assert_close(b.reshape(a.shape), a)
+        torch.testing.assert_close(c, a[0], rtol=1e-5, atol=1e-5)
+
+
+# -- derivatives ----------------------------------------------------------------------------------------------------
+
+
+def differentiable(operator: str, net: Network) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The operator as a function of x, all weights, all biases and the addend."""
+    weights, biases = net.leaves(torch.float64)
+    x = torch.randn(3, net.plan.features, dtype=torch.float64, requires_grad=True)
+    addends = [torch.randn(3, w, dtype=torch.float64, requires_grad=True) for w in net.plan.addend_widths]
+    options = {} if operator == "masked_mlp" else net.map
+    n, m = len(weights), len(weights) + len(biases)
+
+    def function(x: torch.Tensor, *rest: torch.Tensor) -> Any:
+        return getattr(fk.ops, operator)(x, rest[:n], rest[n:m], net.plan, addends=rest[m:], **options)
+
+    return function, (x, *weights, *biases, *addends)
+
+
+SMOOTH: list[dict[str, Any]] = [
+    {"activation": "tanh", "addends": (0,)},
+    {"activation": "softplus", "scale": "softplus", "placement": "scale_shift", "masks": "dag"},
+    {"activation": "silu", "scale": "sigmoid", "placement": "gate", "skip": True},
+    {"activation": "gelu", "scale": "soft_clipped_exp", "placement": "shift_scale", "hidden": (4, 4, 4), "residual": True},
+    {"activation": "sigmoid", "scale": "none", "placement": "scale_shift"},
+    {"activation": "elu", "scale": "tanh", "hidden": ()},
+]
+
+
+@OPERATOR
+@pytest.mark.parametrize("options", SMOOTH, ids=lambda o: o["activation"])
+def test_gradcheck_and_gradgradcheck(operator: str, options: dict[str, Any]) -> None:
+    function, inputs = differentiable(operator, network(**{"features": 3, "hidden": (5, 4), **options}))
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@OPERATOR
+def test_third_derivatives_are_those_of_the_oracle(operator: str) -> None:
+    net = network(3, (5,), activation="tanh")
+    x = torch.randn(4, 3, dtype=torch.float64)
+    weights, biases = net.leaves(torch.float64)
+    options = {} if operator == "masked_mlp" else net.map
+
+    def third(backend: str) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        with fk.backend(backend):
+            out = getattr(fk.ops, operator)(leaf, weights, biases, net.plan, **options)
+            y = out if isinstance(out, torch.Tensor) else out[0]
+            for _ in range(3):
+                (y,) = torch.autograd.grad(y.sin().sum(), leaf, create_graph=True)
+        return y
+
+    torch.testing.assert_close(third("native"), third("reference"))
+
+
+@OPERATOR
+def test_gradients_where_only_some_inputs_need_them(operator: str) -> None:
+    function, inputs = differentiable(operator, network(4, (6, 5), addends=(1,)))
+
+    def gradients(needed: list[int]) -> list[torch.Tensor]:
+        leaves = [t.detach().requires_grad_(i in needed) for i, t in enumerate(inputs)]
+        out = function(*leaves)
+        y = out if isinstance(out, torch.Tensor) else out[0]
+        return list(torch.autograd.grad(y.sum(), [leaves[i] for i in needed]))
+
+    everything = gradients(list(range(len(inputs))))
+    for i in range(len(inputs)):
+        torch.testing.assert_close(gradients([i])[0], everything[i])
+
+
+@pytest.mark.parametrize("operator", OPERATORS[1:])
+def test_jacobian_is_triangular_and_gives_the_log_det(operator: str) -> None:
+    order = [3, 0, 4, 1, 2]
+    net = network(5, (16, 16), order=order, activation="tanh")
+    x = torch.randn(5, dtype=torch.float64)
+
+    def call(v: torch.Tensor) -> Any:
+        return getattr(fk.ops, operator)(v, net.weights, net.biases, net.plan, **net.map)
+
+    jacobian = torch.autograd.functional.jacobian(lambda v: call(v)[0], x)
+    position = torch.tensor(order)
+    later = position[None, :] > position[:, None]
+    assert (jacobian[later] == 0).all()  # exact zeros
+    torch.testing.assert_close(call(x)[1], torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_torch_func_transforms() -> None:
+    net = network(4, (8,), activation="tanh")
+    x = torch.randn(6, 4, dtype=torch.float64)
+    for operator in OPERATORS[1:]:
+
+        def call(v: torch.Tensor, operator: str = operator) -> torch.Tensor:
+            return getattr(fk.ops, operator)(v, net.weights, net.biases, net.plan, **net.map)[0]
+
+        expected = torch.stack([torch.autograd.functional.jacobian(call, row) for row in x])
+        torch.testing.assert_close(torch.func.vmap(torch.func.jacrev(call))(x), expected)
+        torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(call))(x), expected)
+        gradient = torch.func.grad(lambda v, f=call: f(v).sum())(x)
+        torch.testing.assert_close(gradient, expected.sum(1))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            tangent = torch.autograd.forward_ad.unpack_dual(call(dual)).tangent
+        torch.testing.assert_close(tangent, expected.sum(2))
+
+
+# -- numbers that are not finite ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", OPERATORS[1:])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("batch", [5, 40])
+def test_a_row_that_is_not_finite_shows_it_and_touches_no_other(operator: str, bad: float, grads: bool, batch: int) -> None:
+    net = network(6, (20, 20))
+    x = torch.randn(batch, 6)
+    clean = run(operator, net, x, torch.float32, "native", grads=grads)
+    for feature in range(6):
+        dirty = x.clone()
+        dirty[2, feature] = bad
+        found = run(operator, net, dirty, torch.float32, "native", grads=False)
+        others = torch.arange(batch) != 2
+        assert not torch.isfinite(found["log_det"][2])
+        torch.testing.assert_close(found["log_det"][others], clean["log_det"][others], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found["value"][others], clean["value"][others], rtol=1e-5, atol=1e-5)
+
+
+def test_masked_weights_may_hold_anything() -> None:
+    net = network(5, (16, 16))
+    x = torch.randn(40, 5)
+    before = run("autoregressive", net, x, torch.float32, "native")
+    net.weights = [torch.where(m, w, torch.nan) for m, w in zip(net.plan.masks, net.weights, strict=True)]
+    after = run("autoregressive", net, x, torch.float32, "native")
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+# -- repeatability --------------------------------------------------------------------------------------------------
+
+
+@OPERATOR
+def test_results_do_not_depend_on_the_number_of_threads(operator: str, dtype: torch.dtype) -> None:
+    net, x = network(20, (64, 48)), torch.randn(1200, 20)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 2):
+            torch.set_num_threads(n)
+            results.append(run(operator, net, x, dtype, "native"))
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in results[0].items():
+        assert all(torch.equal(value, other[name]) for other in results[1:]), name
+
+
+# -- contracts ------------------------------------------------------------------------------------------------------
+
+
+def bad_calls() -> dict[str, tuple[Any, type[Exception], str]]:
+    x = torch.randn(3, 5)
+
+    def with_first(items: list[torch.Tensor], value: torch.Tensor) -> list[torch.Tensor]:
+        return [value, *items[1:]]
+
+    return {
+        "features": (lambda w, b: (x[:, :4], w, b, ()), ValueError, r"expected shape \(..., 5\), got \(3, 4\)"),
+        "integers": (lambda w, b: (x.long(), w, b, ()), TypeError, "float"),
+        "dtype of a weight": (lambda w, b: (x, with_first(w, w[0].double()), b, ()), TypeError, r"weights\[0\]: expected dtype"),
+        "dtype of a bias": (lambda w, b: (x, w, with_first(b, b[0].double()), ()), TypeError, r"biases\[0\]: expected dtype"),
+        "shape of a weight": (lambda w, b: (x, with_first(w, w[0][:, 1:]), b, ()), ValueError, r"weights\[0\]: expected shape"),
+        "shape of a bias": (lambda w, b: (x, w, with_first(b, b[0][1:]), ()), ValueError, r"biases\[0\]: expected shape"),
+        "too few weights": (lambda w, b: (x, w[1:], b, ()), ValueError, "weights: expected 3 tensors, got 2"),
+        "an unexpected addend": (lambda w, b: (x, w, b, (x,)), ValueError, "addends: the plan takes 0, got 1"),
+        "device": (lambda w, b: (x, with_first(w, w[0].to("meta")), b, ()), ValueError, r"weights\[0\]: expected device cpu"),
+    }
+
+
+@OPERATOR
+@pytest.mark.parametrize("case", bad_calls().values(), ids=bad_calls())
+def test_bad_arguments_are_named(operator: str, case: Any) -> None:
+    make, error, message = case
+    net = network()
+    x, w, b, addends = make([t.float() for t in net.weights], [t.float() for t in net.biases])
+    with pytest.raises(error, match=message):
+        getattr(fk.ops, operator)(x, w, b, net.plan, addends=addends)
+
+
+def test_unknown_maps_are_named() -> None:
+    net = network()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    for options, message in (
+        ({"scale": "cube"}, "scale: expected one of"),
+        ({"placement": "left"}, "placement: expected one of"),
+        ({"scale": "softplus", "constants": (1.0, 2.0)}, "takes 1, got 2"),
+        ({"scale": "none"}, "takes 1 parameters per feature, the plan has 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fk.ops.autoregressive(x, net.weights, net.biases, net.plan, **options)
+
+
+def test_opcheck() -> None:
+    net = network(4, (8, 6), addends=(0,))
+    plan = net.plan
+    x, addend = torch.randn(5, 4), torch.randn(5, 8)
+    weights, biases = [w.float() for w in net.weights], [b.float() for b in net.biases]
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    ops, network_args = torch.ops.flowkern, (weights, biases, [addend], None, plan.meta, plan.mask_bytes)
+    sizes, numbers = (plan.packed_size, plan.saved_rows), (1, 1, 0.0, 0.0)
+    torch.library.opcheck(ops.pack, (weights, biases, plan.meta, plan.mask_bytes, plan.packed_size), test_utils=checks)
+    torch.library.opcheck(ops.masked_mlp, (x, *network_args, 8, *sizes, True), test_utils=checks)
+    packed = fk.ops.pack(plan, weights, biases)
+    for name in OPERATORS[1:]:
+        op, backward = getattr(ops, name), getattr(ops, name + "_backward")
+        for save in (True, False):
+            torch.library.opcheck(op, (x, *network_args, *sizes, *numbers, save), test_utils=checks)
+        *_, saved = op(x, *network_args, *sizes, *numbers, True)
+        rest = (x, packed, saved, plan.meta, plan.mask_bytes, weights, biases, [addend], *numbers)
+        for parameters in (True, False):
+            torch.library.opcheck(backward, (torch.randn(5, 4), torch.randn(5), *rest, parameters), test_utils=checks)
+
+
+def test_autocast_uses_the_same_weights_both_ways() -> None:
+    net = network(6, (24, 24))
+    x = torch.randn(40, 6)
+    weights, biases = [w.float() for w in net.weights], [b.float() for b in net.biases]
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = fk.ops.autoregressive(x, weights, biases, net.plan)
+        back, _ = fk.ops.autoregressive_inverse(z, weights, biases, net.plan)
+    exact, _ = fk.ops.autoregressive(x, weights, biases, net.plan)
+    assert z.dtype == log_det.dtype == torch.float32
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
+    assert 1e-4 < (z - exact).abs().max() < 0.1  # the weights were rounded
+
+
+@OPERATOR
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_without_graph_breaks(operator: str, compiler: str) -> None:
+    net = network(6, (24, 24), addends=(0,))
+    weights, biases = net.leaves(torch.float32)
+    x, addend = torch.randn(40, 6, requires_grad=True), torch.randn(40, 24, requires_grad=True)
+    options = {} if operator == "masked_mlp" else net.map
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        out = getattr(fk.ops, operator)(x * 2, weights, biases, net.plan, addends=[addend.tanh()], **options)
+        return out.square().mean() if isinstance(out, torch.Tensor) else out[0].square().mean() + out[1].mean()
+
+    leaves = [x, addend, *weights, *biases]
+    expected, eager = call(x), torch.autograd.grad(call(x), leaves)
+    compiled = torch.compile(call, fullgraph=True, backend=compiler)
+    torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), leaves), eager)
