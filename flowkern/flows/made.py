@@ -68,7 +68,7 @@ class MADE(nn.Module):
         }
         self.head: fnn.Head = named[head]() if isinstance(head, str) else head
         self.network = fnn.MADE(
-            features, self.head.parameters, hidden, context, activation, order, degrees, residual, skip, masks, generator
+            features, self.head.outputs, hidden, context, activation, order, degrees, residual, skip, masks, generator
         )
         self.features = features
         self._next = 0

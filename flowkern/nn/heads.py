@@ -12,11 +12,11 @@ from torch import Tensor, nn
 class Head(nn.Module):
     """The conditional density of each feature given its parameters.
 
-    ``parameters`` is their number per feature. ``log_prob(x, p)`` and ``sample(p, generator)`` take p
-    (..., features, parameters) and work feature by feature; ``encode`` maps x to the input of the network.
+    ``outputs`` is their number per feature. ``log_prob(x, p)`` and ``sample(p, generator)`` take p
+    (..., features, outputs) and work feature by feature; ``encode`` maps x to the input of the network.
     """
 
-    parameters: int
+    outputs: int
 
     def encode(self, x: Tensor) -> Tensor:
         return x
@@ -35,7 +35,7 @@ class Bernoulli(Head):
         MADE (Germain et al., 2015), equation 1.
     """
 
-    parameters = 1
+    outputs = 1
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(p[..., 0], x, reduction="none")
@@ -54,7 +54,7 @@ class Categorical(Head):
         super().__init__()
         if categories < 2:
             raise ValueError(f"categories: expected at least 2, got {categories}")
-        self.parameters = self.categories = categories
+        self.outputs = self.categories = categories
 
     def encode(self, x: Tensor) -> Tensor:
         return x * (2 / (self.categories - 1)) - 1
@@ -77,7 +77,7 @@ class Gaussian(Head):
         Masked Autoregressive Flow (Papamakarios et al., 2017), equation 3.
     """
 
-    parameters = 2
+    outputs = 2
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         mean, log_std = p.unbind(-1)
@@ -100,7 +100,7 @@ class MixtureOfGaussians(Head):
         if components < 1:
             raise ValueError(f"components: expected at least 1, got {components}")
         self.components = components
-        self.parameters = 3 * components
+        self.outputs = 3 * components
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)

@@ -40,14 +40,14 @@ def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torc
 
 
 class MADE(nn.Module):
-    r"""A masked network: ``parameters`` numbers per feature, those of feature d from the features before it.
+    r"""A masked network: ``outputs`` numbers per feature, those of feature d from the features before it.
 
     Hidden unit j has a degree m(j) and sees the inputs of position < m(j); outputs of the feature at position i see
     the units of degree <= i. With a context, units of degree 0 exist too, so that every feature sees the context.
 
     Args:
         features: number of features D.
-        parameters: outputs per feature.
+        outputs: numbers per feature.
         hidden: widths of the hidden layers; may be empty.
         context: number of context features, concatenated to the input of the first layer.
         activation: one of :data:`flowkern.plan.ACTIVATIONS`.
@@ -65,7 +65,7 @@ class MADE(nn.Module):
 
     Example:
         >>> import torch
-        >>> net = MADE(3, parameters=2, hidden=(16, 16), context=4)
+        >>> net = MADE(3, outputs=2, hidden=(16, 16), context=4)
         >>> net(torch.randn(5, 3), torch.randn(5, 4)).shape
         torch.Size([5, 3, 2])
 
@@ -76,7 +76,7 @@ class MADE(nn.Module):
     def __init__(
         self,
         features: int,
-        parameters: int = 2,
+        outputs: int = 2,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         activation: str = "relu",
@@ -89,7 +89,7 @@ class MADE(nn.Module):
     ) -> None:
         super().__init__()
         hidden = tuple(hidden)
-        for name, value, least in (("features", features, 1), ("parameters", parameters, 1), ("context", context, 0), ("masks", masks, 1)):
+        for name, value, least in (("features", features, 1), ("outputs", outputs, 1), ("context", context, 0), ("masks", masks, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         if any(not isinstance(h, int) or h < 1 for h in hidden):
@@ -98,14 +98,14 @@ class MADE(nn.Module):
             raise ValueError(f"hidden: residual blocks need one or more equal widths, got {hidden}")
         if degrees not in DEGREES:
             raise ValueError(f"degrees: expected one of {', '.join(DEGREES)}, got {degrees!r}")
-        self.features, self.parameters, self.context = features, parameters, context
+        self.features, self.outputs, self.context = features, outputs, context
         self.activation, self.residual, self.skip, self.masks = activation, residual, skip, masks
         # A residual block is two layers of the block's width.
         widths = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
-        sizes = [features + context, *widths, features * parameters]
+        sizes = [features + context, *widths, features * outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         if skip:
-            self.layers.append(nn.Linear(features, features * parameters, bias=False))
+            self.layers.append(nn.Linear(features, features * outputs, bias=False))
         sets = [self._draw(widths, order, degrees if i == 0 else "random", generator) for i in range(masks)]
         for layer, parts in enumerate(zip(*sets, strict=True)):
             self.register_buffer(f"degrees_{layer}", torch.stack(parts))
@@ -137,14 +137,14 @@ class MADE(nn.Module):
     def _plan(self, degrees: list[Tensor]) -> AutoregressivePlan:
         position, *units = degrees
         masks = [b[:, None] >= a[None, :] + int(i == 0) for i, (a, b) in enumerate(zip(degrees, units, strict=False))]
-        outputs = position.repeat_interleave(self.parameters)
-        masks.append(outputs[:, None] >= units[-1] if units else outputs[:, None] > position)
+        rows = position.repeat_interleave(self.outputs)[:, None]
+        masks.append(rows >= units[-1] if units else rows > position)
         if self.skip:
-            masks.append(outputs[:, None] > position)
+            masks.append(rows > position)
         residuals = [i - 2 if self.residual and i and i % 2 == 0 else None for i in range(len(units))]
         return AutoregressivePlan(
             masks,
-            parameters=self.parameters,
+            parameters=self.outputs,
             activation=self.activation,
             residuals=residuals,
             skip=self.skip,
@@ -183,8 +183,8 @@ class MADE(nn.Module):
         }
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: int = 0) -> Tensor:
-        """Parameters (..., features, parameters) of x (..., features), by mask set ``mask``."""
-        return ops.masked_mlp(x, **self.arguments(context, mask)).unflatten(-1, (self.features, self.parameters))
+        """Parameters (..., features, outputs) of x (..., features), by mask set ``mask``."""
+        return ops.masked_mlp(x, **self.arguments(context, mask)).unflatten(-1, (self.features, self.outputs))
 
     def freeze(self) -> None:
         """Packs the weights once; until :meth:`thaw` calls use them as they are now."""
@@ -198,7 +198,7 @@ class MADE(nn.Module):
         self._packed = [None] * self.masks
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, parameters={self.parameters}, context={self.context}, activation={self.activation!r}"
+        return f"features={self.features}, parameters={self.outputs}, context={self.context}, activation={self.activation!r}"
 
 
 @contextmanager

@@ -105,12 +105,12 @@ def check_network(
     name: str = "x",
 ) -> None:
     """Raises for arguments that do not fit the plan or each other."""
+    check_float(name, x)
     dtype, device = x.dtype, x.device
     alike = all(t.dtype is dtype and t.device == device for part in (weights, biases, addends) for t in part)
     shapes = [t.shape for t in weights] == plan.weight_shapes and [t.shape for t in biases] == plan.bias_shapes
     if not (alike and shapes and len(addends) == len(plan.addends)):
         _explain_mismatch(x, weights, biases, plan, addends, name)
-    check_float(name, x)
     check_features(name, x, plan.features)
     for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
         check_features(f"addends[{i}]", t, width)
