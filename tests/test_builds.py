@@ -1,0 +1,169 @@
+"""The package as it is installed: other instruction sets, sanitizers, no extension, a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowkern
+
+ROOT = Path(flowkern.__file__).parents[1]
+TESTS = ROOT / "tests"
+KERNEL_TESTS = [str(TESTS / "ops")]
+# A selection that meets every kernel at every kind of size, for builds that are slow or many.
+SELECTION = "structures or batches or test_every_map or rows or threads or not_finite or no_rows or strides"
+
+
+def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
+    """Runs a command and returns what it printed; fails with its output."""
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_kernels_of_other_instruction_sets(isa: str) -> None:
+    ask = "import flowkern._library as l; print(l._C.instruction_set())"
+    if run([sys.executable, "-c", ask], FLOWKERN_ISA=isa).strip() != isa:
+        pytest.skip(f"this processor does not run {isa}")
+    run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", SELECTION, *KERNEL_TESTS], FLOWKERN_ISA=isa)
+
+
+def test_no_code_of_a_wide_instruction_set_is_shared() -> None:
+    """Functions that the linker merges must not come from a unit compiled for AVX: an older processor would run them."""
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    objects = [p for isa in ("avx2", "avx512") for p in (ROOT / "build").rglob(f"flowkern_{isa}.dir/**/*.o")]
+    if not objects:
+        pytest.skip("the build folder is not here")
+    for path in objects:
+        symbols = run(["nm", "-C", "--defined-only", str(path)]).splitlines()
+        weak = [s for s in symbols if s.split()[1] in "WVu" and "flowkern::avx" not in s]
+        assert not weak, f"{path.name}: {weak[:5]}"
+
+
+@pytest.mark.slow
+def test_kernels_under_sanitizers(tmp_path: Path) -> None:
+    """AddressSanitizer and UBSan over the kernel tests, scratch memory filled with NaN."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    package = tmp_path / "flowkern"
+    shutil.copytree(ROOT / "flowkern", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    import pybind11
+    import torch
+
+    lib = Path(torch.__file__).parent
+    tools = Path(sys.executable).parent
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    configure = [
+        "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTORCH_INCLUDE={lib / 'include'}", f"-DTORCH_LIB={lib / 'lib'}",
+        f"-DTORCH_VERSION={torch.__version__}", "-DFLOWKERN_VERSION=0", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
+        "-DFLOWKERN_SANITIZERS=address,undefined", "-DFLOWKERN_POISON=ON", "-DCMAKE_CXX_COMPILER=g++",
+    ]  # fmt: skip
+    run(configure, PATH=path)
+    run(["cmake", "--build", str(tmp_path / "build")], PATH=path)
+    runtime = [run(["g++", f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    environment = {
+        "LD_PRELOAD": " ".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0,alloc_dealloc_mismatch=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "PYTHONPATH": str(tmp_path),
+    }
+    ask = "import flowkern._library as l; print(l._C.build_info()['sanitizers'])"
+    assert run([sys.executable, "-c", ask], tmp_path, **environment).strip() == "address,undefined"
+    pytest_command = [sys.executable, "-P", "-m", "pytest", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    run([*pytest_command, "--rootdir", str(ROOT), "-k", f"({SELECTION}) and not 1000", *KERNEL_TESTS], tmp_path, **environment)
+
+
+HIDE = "import sys; sys.modules['flowkern._C'] = None\n"
+
+
+def test_without_the_extension_it_works_and_warns_once() -> None:
+    program = HIDE + """
+import warnings, torch
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import flowkern as fk
+    flow = fk.flows.MAF(4, 2, (8,))
+    x = flow.sample((5,))
+    log_prob = flow.log_prob(x)
+    log_prob.sum().backward()
+ours = [w for w in seen if "flowkern" in str(w.message)]
+assert len(ours) == 1, [str(w.message) for w in ours]
+assert "pip install" in str(ours[0].message)
+with fk.backend("reference"):
+    torch.testing.assert_close(flow.log_prob(x), log_prob)
+try:
+    with fk.backend("native"):
+        flow.log_prob(x)
+except RuntimeError as error:
+    assert "was forced, but the extension is not built" in str(error), error
+else:
+    raise AssertionError("forcing what cannot run must fail")
+from flowkern.cli import main
+raise SystemExit(0 if main(["doctor"]) == 1 else "doctor")
+"""
+    text = run([sys.executable, "-c", program])
+    assert "CPU kernels            no:" in text
+    assert "pip install --no-build-isolation -e ." in text
+
+
+def test_environment_variable_forces_a_backend() -> None:
+    ask = "import flowkern.backends as b, torch; print(b.chosen_backend(torch.ones(1)))"
+    assert run([sys.executable, "-c", ask], FLOWKERN_BACKEND="reference").strip() == "reference"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env={**os.environ, "FLOWKERN_BACKEND": "fast"}, capture_output=True, text=True, check=False
+    )
+    assert "FLOWKERN_BACKEND: expected one of auto, native, reference, got 'fast'" in done.stderr
+
+
+def test_backends_by_name_and_device() -> None:
+    import torch
+
+    from flowkern.backends import backend, chosen_backend
+
+    with pytest.raises(ValueError, match="backend: expected one of"), backend("gpu"):
+        pass
+    with backend("native"), pytest.raises(RuntimeError, match="no native kernel for device 'meta'"):
+        chosen_backend(torch.ones(1, device="meta"))
+    with backend("reference"):
+        assert chosen_backend(torch.ones(1)) == "reference"
+        with backend("auto"):
+            assert chosen_backend(torch.ones(1)) == "native"
+        assert chosen_backend(torch.ones(1)) == "reference"
+    assert chosen_backend(torch.ones(1)) == "native"
+
+
+def test_the_source_distribution_builds_from_what_it_carries(tmp_path: Path) -> None:
+    program = "from setuptools import build_meta; print(build_meta.build_sdist(r'%s'))" % tmp_path
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "output", ".*_cache"))
+    run([sys.executable, "-c", program], tmp_path / "tree")
+    names = run(["tar", "tzf", str(next(tmp_path.glob("*.tar.gz")))])
+    for needed in ("CMakeLists.txt", "csrc/ops.cpp", "csrc/cpu/autoregressive.cpp", "csrc/include/flowkern/simd.h", "LICENSE"):
+        assert f"/{needed}\n" in names, needed
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_in_a_fresh_clone(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists() or "FLOWKERN_IN_CLONE" in os.environ:
+        pytest.skip("not a checkout, or already in a clone")
+    clone = tmp_path / "clone"
+    run(["git", "clone", "-q", str(ROOT), str(clone)])
+    assert "make demo" in (clone / "README.md").read_text()
+    clean = {"FLOWKERN_IN_CLONE": "1", "PYTHON": sys.executable, "MAKEFLAGS": "", "MFLAGS": ""}
+    text = run(["make", "demo", "ARGS=--epochs 3"], clone, **clean)
+    assert "held-out log-likelihood" in text
+    assert (clone / "output" / "samples.png").exists()
+    # The whole suite is what runs this test; here the command itself, on a part of it.
+    assert "passed" in run(["make", "test", "ARGS=tests/test_plan.py"], clone, **clean)
