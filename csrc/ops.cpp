@@ -91,9 +91,11 @@ void* scratch(size_t bytes) {
   thread_local std::unique_ptr<void, Free> memory;
   thread_local size_t capacity = 0;
   if (capacity < bytes) {
-    capacity = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(4096, capacity));
-    STD_TORCH_CHECK(memory != nullptr, "flowkern: out of memory for ", capacity, " bytes of scratch space");
+    capacity = 0;
+    const size_t wanted = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(4096, wanted));
+    STD_TORCH_CHECK(memory != nullptr, "flowkern: out of memory for ", wanted, " bytes of scratch space");
+    capacity = wanted;
   }
 #ifdef FLOWKERN_POISON
   std::memset(memory.get(), 0xFF, capacity);  // NaN: a read before a write shows
@@ -125,11 +127,13 @@ UnivariateMap univariate_map(int64_t scale, int64_t placement, double c0, double
 
 template <class T>
 Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, const Tensor& mask) {
-  STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears(), "flowkern: the weights do not belong to this plan");
-  std::vector<Matrix<const T>> w;
-  std::vector<const T*> b;
+  int64_t biased = 0;
+  for (int l = 0; l < v.linears(); ++l) biased += v.linear(l).bias_index() >= 0;
+  STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears() && static_cast<int64_t>(biases.size()) == biased,
+                  "flowkern: the weights do not belong to this plan");
+  std::vector<Matrix<const T>> w, b;
   for (const Tensor& t : weights) w.push_back(matrix<T>(t));
-  for (const Tensor& t : biases) b.push_back(const_data<T>(t));
+  for (const Tensor& t : biases) b.push_back(matrix<T>(t));
   Tensor out = empty<T>({v.packed_size()});
   for (int l = 0; l < v.linears(); ++l) {  // the biases are padded to whole vectors; leave nothing undefined
     const LinearView m = v.linear(l);

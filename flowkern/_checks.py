@@ -15,12 +15,14 @@ def check_float(name: str, t: Tensor) -> None:
         raise TypeError(f"{name}: expected a floating-point tensor, got dtype {t.dtype}")
 
 
-def check_like(name: str, t: Tensor, other: Tensor, other_name: str = "x") -> None:
-    """Same device and dtype as another argument."""
+def check_like(name: str, t: Tensor, other: Tensor, other_name: str = "x", index: int | None = None) -> None:
+    """Same device and dtype as another argument; ``index`` is the place of t in a list."""
+    if t.dtype is other.dtype and t.device == other.device:
+        return
+    name = name if index is None else f"{name}[{index}]"
     if t.device != other.device:
         raise ValueError(f"{name}: expected device {other.device} like {other_name}, got {t.device}")
-    if t.dtype != other.dtype:
-        raise TypeError(f"{name}: expected dtype {other.dtype} like {other_name}, got {t.dtype}")
+    raise TypeError(f"{name}: expected dtype {other.dtype} like {other_name}, got {t.dtype}")
 
 
 def check_features(name: str, t: Tensor, features: int) -> None:

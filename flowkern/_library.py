@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 BUILD_ERROR: str | None = None
+_C: Any = None
 try:
-    from flowkern import _C
+    _C = importlib.import_module("flowkern._C")
 except ImportError as error:
-    _C = None  # type: ignore[assignment]
     BUILD_ERROR = str(error)
 
 

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -22,20 +21,19 @@ __all__ = ["BACKENDS", "backend", "chosen_backend"]
 BACKENDS = ("auto", "native", "reference")
 REBUILD = "pip install --no-build-isolation -e ."
 
-_environment = os.environ.get("FLOWKERN_BACKEND", "auto")
-if _environment not in BACKENDS:
-    raise ValueError(f"FLOWKERN_BACKEND: expected one of {', '.join(BACKENDS)}, got {_environment!r}")
-_current: ContextVar[str] = ContextVar("flowkern_backend", default=_environment)
-_forced = int(_environment != "auto")  # how many `backend` blocks are open: the common call skips the variable
+# What was forced, else "auto". A plain global: torch.compile traces it, and guards on it.
+_current = os.environ.get("FLOWKERN_BACKEND", "auto")
+if _current not in BACKENDS:
+    raise ValueError(f"FLOWKERN_BACKEND: expected one of {', '.join(BACKENDS)}, got {_current!r}")
 _warned = False
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces a backend for the calls inside: ``"native"``, ``"reference"``, or ``"auto"`` for the default choice.
+    """Forces a backend while open: ``"native"``, ``"reference"``, or ``"auto"`` for the default choice.
 
-    The environment variable FLOWKERN_BACKEND does the same for a whole process. Forcing ``"native"`` where it cannot
-    run is an error that says why.
+    It holds for the whole process, like the flags of torch.backends; the environment variable FLOWKERN_BACKEND sets it
+    from the start. Forcing ``"native"`` where it cannot run is an error that says why.
 
     Args:
         name: the backend.
@@ -52,16 +50,14 @@ def backend(name: str) -> Iterator[None]:
         >>> torch.allclose(slow, flow.log_prob(x), atol=1e-5)
         True
     """
-    global _forced
+    global _current
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    token = _current.set(name)
-    _forced += 1
+    before, _current = _current, name
     try:
         yield
     finally:
-        _current.reset(token)
-        _forced -= 1
+        _current = before
 
 
 def obstacle(x: Tensor) -> str | None:
@@ -79,14 +75,15 @@ def chosen_backend(x: Tensor) -> str:
     ``"native"``; ``"reference"``, the oracle, where it was forced; else ``"torch"``, the fall-back. The last two differ
     only for the inverse, whose oracle is a pass per feature and whose fall-back is one sweep.
     """
-    name = _current.get() if _forced else "auto"
-    if name == "reference":
-        return name
-    reason = obstacle(x)
-    if name == "native" and reason is not None:
-        raise RuntimeError(f"backend 'native' was forced, but {reason}")
-    if _transformed():
-        return "torch"  # vmap, jvp and their kin have rules for plain PyTorch only
+    if _current == "reference":
+        return _current
+    reason, transformed = obstacle(x), _transformed()
+    if _current == "native" and (reason is not None or transformed):
+        raise RuntimeError(
+            f"backend 'native' was forced, but {reason or 'torch.func transforms have rules for plain PyTorch only'}"
+        )
+    if transformed:
+        return "torch"
     if reason is None:
         return "native"
     if x.device.type == "cpu":

@@ -11,6 +11,7 @@ directed acyclic graph; a coupling layer is the case of two levels.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,7 @@ class AutoregressivePlan:
         addends: Sequence[int] = (),
         biases: Sequence[bool] | None = None,
     ) -> None:
-        masks = [torch.as_tensor(m).detach().cpu() != 0 for m in masks]
+        masks = [(m.detach().cpu() if isinstance(m, Tensor) else torch.tensor(m, device="cpu")) != 0 for m in masks]
         depth = len(masks) - 1 - int(skip)
         self.masks = masks
         self.features = masks[0].shape[1] if masks and masks[0].dim() == 2 else 0
@@ -113,12 +114,17 @@ class AutoregressivePlan:
         shapes = [tuple(m.shape) for m in self.masks]
         for before, after in zip(self.masks, self.masks[1 : len(hidden) + 1], strict=False):
             if after.shape[1] != before.shape[0]:
-                raise ValueError(f"masks: shapes {shapes} do not chain: each must have as many columns as the one before has rows")
+                raise ValueError(
+                    f"masks: shapes {shapes} do not chain: each must have as many columns as the one before has rows"
+                )
+        if not isinstance(self.parameters, int) or self.parameters < 1:
+            raise ValueError(f"parameters: expected a whole number of at least 1, got {self.parameters!r}")
         rows = self.features * self.parameters
         for m in self.masks[len(hidden) :]:
             if m.shape[0] != rows:
                 raise ValueError(
-                    f"masks: expected {self.features} features x {self.parameters} parameters = {rows} output rows, got shapes {shapes}"
+                    f"masks: expected {self.features} features x {self.parameters} parameters = {rows} output rows, "
+                    f"got shapes {shapes}"
                 )
         if self.skip and self.masks[-1].shape[1] != self.features:
             raise ValueError(f"masks: the skip connection must have {self.features} columns, got shapes {shapes}")
@@ -132,9 +138,13 @@ class AutoregressivePlan:
             raise ValueError(f"activated, residuals: expected {len(hidden)} entries, one per hidden layer")
         if len(self.biases) != len(self.masks):
             raise ValueError(f"biases: expected {len(self.masks)} entries, one per layer, got {len(self.biases)}")
+        if self.skip and self.biases[-1]:
+            raise ValueError("biases: the skip connection has none; the last layer's bias does its work")
         for layer, source in enumerate(self.residuals):
             if source is not None and not (0 <= source < layer and hidden[source].shape[0] == hidden[layer].shape[0]):
-                raise ValueError(f"residuals: layer {layer} cannot add layer {source}: it must come before and have the same width")
+                raise ValueError(
+                    f"residuals: layer {layer} cannot add layer {source}: it must come before and have the same width"
+                )
         if any(not 0 <= a <= len(hidden) for a in self.addends) or len(set(self.addends)) != len(self.addends):
             raise ValueError(f"addends: expected distinct layers between 0 and {len(hidden)}, got {self.addends}")
 
@@ -148,9 +158,9 @@ class AutoregressivePlan:
         for layer, source in enumerate(self.residuals):
             if source is not None:
                 missing[layer] = missing[layer] + 1
-        unit_levels = [torch.full((m.shape[0],), -1) for m in self.masks[:depth]]
-        feature_levels = torch.full((self.features,), -1)
-        new_features = torch.empty(0, dtype=torch.int64)
+        unit_levels = [torch.full((m.shape[0],), -1, device="cpu") for m in self.masks[:depth]]
+        feature_levels = torch.full((self.features,), -1, device="cpu")
+        new_features = torch.empty(0, dtype=torch.int64, device="cpu")
         outputs = self._parameter_rows()
         level = 0
         while (feature_levels < 0).any():
@@ -170,7 +180,8 @@ class AutoregressivePlan:
             if len(new_features) == 0:
                 stuck = (feature_levels < 0).nonzero().flatten().tolist()
                 raise ValueError(
-                    f"masks: not autoregressive: features {stuck[:8]}{'...' if len(stuck) > 8 else ''} depend on themselves or on each other"
+                    f"masks: not autoregressive: features {stuck[:8]}{'...' if len(stuck) > 8 else ''} "
+                    "depend on themselves or on each other"
                 )
             feature_levels[new_features] = level
             level += 1
@@ -187,7 +198,7 @@ class AutoregressivePlan:
 
     def _parameter_rows(self) -> Tensor:
         """(features, parameters): the output row of every parameter, shift before scale."""
-        rows = torch.arange(self.features * self.parameters)
+        rows = torch.arange(self.features * self.parameters, device="cpu")
         if self.layout == "feature_major":
             rows = rows.view(self.features, self.parameters)
         else:
@@ -237,7 +248,9 @@ class AutoregressivePlan:
 
 def _starts(levels: Tensor, count: int) -> Tensor:
     """First index of every level after sorting, and the total."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(levels, minlength=count)[:count].cumsum(0)])
+    return torch.cat(
+        [torch.zeros(1, dtype=torch.int64, device="cpu"), torch.bincount(levels, minlength=count)[:count].cumsum(0)]
+    )
 
 
 def _block_levels(plan: AutoregressivePlan) -> list[int]:
@@ -265,7 +278,7 @@ def _edges(starts: list[int]) -> list[int]:
     rows, levels = starts[-1] - starts[0], len(starts) - 1
     groups = starts if rows >= levels * (_CHUNK // 2 + 1) else [starts[0], starts[-1]]
     edges = groups[:1]
-    for begin, end in zip(groups, groups[1:], strict=False):
+    for begin, end in itertools.pairwise(groups):
         parts = -(-(end - begin) // _CHUNK)
         edges += [begin + (end - begin) * i // parts for i in range(1, parts + 1)]
     return edges
@@ -284,14 +297,14 @@ class _Encoder:
 
     def put(self, values: Sequence[int] | Tensor) -> int:
         """Appends values and returns where they begin."""
-        words = torch.as_tensor(values, dtype=torch.int64).flatten()
+        words = torch.as_tensor(values, dtype=torch.int64, device="cpu").flatten()
         self.words.append(words)
         at, self.length = self.length, self.length + len(words)
         return at
 
     def encode(self) -> tuple[Tensor, Tensor, int]:
         plan = self.plan
-        header = torch.zeros(18, dtype=torch.int64)
+        header = torch.zeros(18, dtype=torch.int64, device="cpu")
         self.put(header)
         depth = len(plan.units)
         self.blocks = _block_levels(plan)
@@ -319,8 +332,8 @@ class _Encoder:
             self._addend(depth),
             len(plan.addends),
         ]
-        header.copy_(torch.tensor(values))
-        masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8)
+        header.copy_(torch.tensor(values, device="cpu"))
+        masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8, device="cpu")
         return torch.cat(self.words), masks, self.packed
 
     def _addend(self, layer: int) -> int:
@@ -362,9 +375,7 @@ class _Encoder:
         block_chunks = [0]
         for t0, t1 in zip(self.blocks, self.blocks[1:], strict=False):
             edges = _edges(row_starts[t0 : t1 + 1].tolist())
-            chunks += [
-                self._chunk(mask, r0, r1, int(column_starts[t1])) for r0, r1 in zip(edges, edges[1:], strict=False)
-            ]
+            chunks += [self._chunk(mask, r0, r1, int(column_starts[t1])) for r0, r1 in itertools.pairwise(edges)]
             block_chunks.append(len(chunks))
         bias_at = -1
         if plan.biases[index]:
@@ -389,7 +400,7 @@ class _Encoder:
         visible = mask[r0:r1, :columns]
         hole = (~visible).any(0).nonzero()
         dense = int(hole[0]) if len(hole) else columns
-        tail = torch.zeros(columns - dense, _CHUNK, dtype=torch.uint8)
+        tail = torch.zeros(columns - dense, _CHUNK, dtype=torch.uint8, device="cpu")
         tail[:, : r1 - r0] = visible[:, dense:].t()
         chunk = [r0, r1 - r0, columns, dense, self.packed, self.mask_length]
         self.packed += columns * _CHUNK

@@ -58,9 +58,7 @@ def default_constants(scale: str) -> tuple[float, ...]:
     return _DEFAULTS[scale]
 
 
-def resolve(
-    scale: str, placement: str, constants: Sequence[float] | None
-) -> tuple[int, int, float, float]:
+def resolve(scale: str, placement: str, constants: Sequence[float] | None) -> tuple[int, int, float, float]:
     """The map as the four numbers that the native operators take.
 
     Raises:

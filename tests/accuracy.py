@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 ENOUGH = 1000
 
 
@@ -43,7 +42,9 @@ class Pool:
         assert self.kernel <= bound, f"{name}: error {self.kernel:.3g}, bound {bound:.3g} (oracle's own {own:.3g})"
 
 
-def check_rule(cases: Iterable[Any], evaluate: Callable[[Any, torch.dtype, str], dict[str, Tensor]], dtype: torch.dtype) -> None:
+def check_rule(
+    cases: Iterable[Any], evaluate: Callable[[Any, torch.dtype, str], dict[str, Tensor]], dtype: torch.dtype
+) -> None:
     """Draws cases until every output has pooled enough elements that are not zero, or there are no more cases.
 
     ``evaluate(case, dtype, backend)`` gives named outputs, computed by a backend in a dtype.

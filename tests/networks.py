@@ -15,7 +15,9 @@ from flowkern.ops._network import optional_biases
 from flowkern.univariate import default_constants
 
 
-def made_masks(features: int, hidden: Sequence[int], parameters: int, layout: str = "feature_major", order: Any = None) -> list[Tensor]:
+def made_masks(
+    features: int, hidden: Sequence[int], parameters: int, layout: str = "feature_major", order: Any = None
+) -> list[Tensor]:
     """Masks of MADE with cyclic degrees, positions from 0."""
     position = torch.arange(features) if order is None else torch.as_tensor(order)
     degrees, masks = position + 1, []
@@ -122,7 +124,11 @@ def away_from_kinks(operator: str, net: Network, x: Tensor, addends: Sequence[Te
         x, _ = fk.reference.autoregressive_inverse(x, net.weights, biases, net.plan.masks, addends=added, **options)
     clear = torch.ones(len(x), dtype=torch.bool)
     for depth in range(len(net.plan.units)):  # the network cut off after each layer gives its pre-activations
-        structure = {"activated": net.plan.activated[:depth], "residuals": net.plan.residuals[:depth], "constant": net.plan.constant}
+        structure = {
+            "activated": net.plan.activated[:depth],
+            "residuals": net.plan.residuals[:depth],
+            "constant": net.plan.constant,
+        }
         p = fk.reference.masked_mlp(
             x, net.weights, biases, net.plan.masks[: depth + 1], activation=net.plan.activation, addends=added, **structure
         )
@@ -132,8 +138,17 @@ def away_from_kinks(operator: str, net: Network, x: Tensor, addends: Sequence[Te
     return clear
 
 
-def run(operator: str, net: Network, x: Tensor, dtype: torch.dtype, backend: str, *, grads: bool = True,
-        addends: Sequence[Tensor] = (), how: str = "contiguous") -> dict[str, Tensor]:
+def run(
+    operator: str,
+    net: Network,
+    x: Tensor,
+    dtype: torch.dtype,
+    backend: str,
+    *,
+    grads: bool = True,
+    addends: Sequence[Tensor] = (),
+    how: str = "contiguous",
+) -> dict[str, Tensor]:
     """Outputs of an operator and, by random cotangents, the gradients of everything."""
     weights, biases = net.leaves(dtype)
     x = strided(x.to(dtype, copy=True), how).requires_grad_(grads)

@@ -22,7 +22,13 @@ SELECTION = "structures or batches or test_every_map or rows or threads or not_f
 def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
     """Runs a command and returns what it printed; fails with its output."""
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}"
     return done.stdout
@@ -88,7 +94,9 @@ HIDE = "import sys; sys.modules['flowkern._C'] = None\n"
 
 
 def test_without_the_extension_it_works_and_warns_once() -> None:
-    program = HIDE + """
+    program = (
+        HIDE
+        + """
 import warnings, torch
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
@@ -112,6 +120,7 @@ else:
 from flowkern.cli import main
 raise SystemExit(0 if main(["doctor"]) == 1 else "doctor")
 """
+    )
     text = run([sys.executable, "-c", program])
     assert "CPU kernels            no:" in text
     assert "pip install --no-build-isolation -e ." in text
@@ -144,10 +153,12 @@ def test_backends_by_name_and_device() -> None:
 
 
 def test_the_source_distribution_builds_from_what_it_carries(tmp_path: Path) -> None:
-    program = "from setuptools import build_meta; print(build_meta.build_sdist(r'%s'))" % tmp_path
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist(r'{tmp_path}'))"
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
-    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "output", ".*_cache"))
+    shutil.copytree(
+        ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "output", ".*_cache")
+    )
     run([sys.executable, "-c", program], tmp_path / "tree")
     names = run(["tar", "tzf", str(next(tmp_path.glob("*.tar.gz")))])
     for needed in ("CMakeLists.txt", "csrc/ops.cpp", "csrc/cpu/autoregressive.cpp", "csrc/include/flowkern/simd.h", "LICENSE"):

@@ -188,7 +188,7 @@ def test_frozen_packs_once_and_thaws() -> None:
 
 def test_frozen_weights_of_another_dtype_are_refused() -> None:
     module = layer()
-    with fk.frozen(module), pytest.raises(TypeError, match="packed: expected dtype torch.float64"):
+    with fk.frozen(module), pytest.raises(TypeError, match=r"packed: expected dtype torch\.float64"):
         module.double()(torch.randn(3, 4, dtype=torch.float64))
 
 

@@ -39,7 +39,7 @@ void affine(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<co
             int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end) {
   using X = decltype(get(x, 0, 0, 0));
   for (int64_t r = row_begin; r < row_end; ++r) {
-    double total = 0;
+    CompensatedSum total;
     for (int64_t begin = 0; begin < columns; begin += kSumBlock) {
       X lanes = {};
       const int64_t end = columns - begin < kSumBlock ? columns : begin + kSumBlock;
@@ -49,11 +49,11 @@ void affine(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<co
         const auto m = inverse ? map_inverse(map, u, t, a) : map_forward(map, u, t, a);
         put(z + r * columns + c, m.v, n);
         if (n == kStep<T>) lanes += m.log_slope;
-        else total += masked_sum(m.log_slope, n);
+        else total.add(masked_sum(m.log_slope, n));
       }
-      total += masked_sum(lanes, kStep<T>);
+      total.add(masked_sum(lanes, kStep<T>));
     }
-    log_det[r] = static_cast<T>(total);
+    log_det[r] = static_cast<T>(total.total());
   }
 }
 

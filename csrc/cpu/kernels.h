@@ -57,7 +57,7 @@ struct Kernels {
   int64_t tile_rows;
   int64_t small_rows[2];  // 1, and 4 or 2
 
-  void (*pack)(PlanView, const Matrix<const T>* weights, const T* const* biases, const uint8_t* mask, T* packed,
+  void (*pack)(PlanView, const Matrix<const T>* weights, const Matrix<const T>* biases, const uint8_t* mask, T* packed,
                int linear, int64_t chunk_begin, int64_t chunk_end);
 
   // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan) tile rows.

@@ -106,12 +106,13 @@ class Tile {
   T* target(int node) const { return node == plan_.hidden() ? out : p[node]; }
   const T* source(int node) const { return node < 0 ? x : a[node]; }
 
-  // dst[i] = m[rows of the tile, order[i]]; lanes beyond the batch are zero.
+  // dst[i] = m[rows of the tile, order[i]]. Lanes beyond the batch repeat its last row: whatever they compute is as
+  // finite as that row, so that a cotangent of zero stays zero.
   static void gather(Matrix<const T> m, int64_t row, int64_t rows, const int64_t* order, int64_t n, T* dst) {
     for (int64_t i = 0; i < n; ++i, dst += R) {
       const T* src = m.data + row * m.row_stride + order[i] * m.column_stride;
       for (int64_t r = 0; r < rows; ++r) dst[r] = src[r * m.row_stride];
-      for (int64_t r = rows; r < R; ++r) dst[r] = 0;
+      for (int64_t r = rows; r < R; ++r) dst[r] = dst[rows - 1];
     }
   }
   void gather(Matrix<const T> m, const int64_t* order, int64_t n, T* dst) const {

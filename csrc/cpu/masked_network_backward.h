@@ -122,8 +122,11 @@ class TileGradient {
     }
   }
 
+  // Cotangents of the rows of the tile; those of lanes beyond the batch are zero.
   void gather(Matrix<const T> m, const int64_t* order, int64_t n, T* dst) const {
     Tile<T, R>::gather(m, first_row_, rows_, order, n, dst);
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t r = rows_; r < R; ++r) dst[i * R + r] = 0;
   }
   void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
     for (int64_t i = 0; i < n; ++i, src += R) {

@@ -4,7 +4,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T>
-void pack(PlanView plan, const Matrix<const T>* weights, const T* const* biases, const uint8_t* mask, T* packed,
+void pack(PlanView plan, const Matrix<const T>* weights, const Matrix<const T>* biases, const uint8_t* mask, T* packed,
           int linear, int64_t chunk_begin, int64_t chunk_end) {
   const LinearView map = plan.linear(linear);
   const Matrix<const T> weight = weights[linear];
@@ -29,11 +29,11 @@ void pack(PlanView plan, const Matrix<const T>* weights, const T* const* biases,
         for (int64_t i = k.rows; i < kChunkRows; ++i) panel[q * kChunkRows + i] = 0;
     if (map.bias_offset() >= 0)
       for (int64_t i = 0; i < k.rows; ++i)
-        packed[map.bias_offset() + k.row + i] = biases[map.bias_index()][order[i]];
+        packed[map.bias_offset() + k.row + i] = biases[map.bias_index()](order[i], 0);
   }
 }
 
-template void pack(PlanView, const Matrix<const float>*, const float* const*, const uint8_t*, float*, int, int64_t, int64_t);
-template void pack(PlanView, const Matrix<const double>*, const double* const*, const uint8_t*, double*, int, int64_t, int64_t);
+template void pack(PlanView, const Matrix<const float>*, const Matrix<const float>*, const uint8_t*, float*, int, int64_t, int64_t);
+template void pack(PlanView, const Matrix<const double>*, const Matrix<const double>*, const uint8_t*, double*, int, int64_t, int64_t);
 
 }  // namespace flowkern::FK_ISA

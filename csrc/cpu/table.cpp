@@ -5,7 +5,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T>
-void pack(PlanView, const Matrix<const T>*, const T* const*, const uint8_t*, T*, int, int64_t, int64_t);
+void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
 template <class T, int R>
 void masked_mlp(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>

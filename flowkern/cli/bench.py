@@ -1,1 +1,124 @@
-def add_command(c): pass
+"""``flowkern bench``: run the benchmarks; write JSON, a Markdown table and a chart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flowkern
+from flowkern.cli.errors import CommandError, output_folder, require
+
+BASELINE = "zuko"
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("bench", help="run the benchmarks; write JSON, a table and a chart")
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
+    parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs pytest-benchmark on the folder bench/ of a checkout and summarises its JSON."""
+    require(("pytest", "pytest_benchmark", "matplotlib"), "bench")
+    suites = Path(flowkern.__file__).parents[1] / "bench"
+    if not (suites / "conftest.py").exists():
+        raise CommandError(
+            "the benchmarks are in the folder bench/ of a checkout; install it from there with: pip install -e ."
+        )
+    folder = output_folder(options.output)
+    report = folder / "benchmarks.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(suites),
+        "-c",
+        str(suites / "pytest.ini"),
+        "-q",
+        f"--benchmark-json={report}",
+        "-k",
+        options.k,
+    ]
+    status = subprocess.run(command, check=False).returncode
+    if status != 0:
+        raise CommandError(f"pytest ended with status {status}; nothing was summarised", status=1)
+    from flowkern.cli import pictures
+
+    rows = summarise(json.loads(report.read_text())["benchmarks"])
+    text = markdown(rows)
+    (folder / "benchmarks.md").write_text(text)
+    ratios = {row["group"]: row["ratio"] for row in rows if row["implementation"] == "flowkern" and row["ratio"]}
+    if ratios:
+        pictures.ratio_bars(ratios, f"flowkern against {BASELINE}, same architecture, one run", folder / "benchmarks.png")
+    print(text)
+    print(f"benchmarks.json, benchmarks.md{' and benchmarks.png' if ratios else ''} are in {folder}/")
+    return 0
+
+
+def summarise(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per benchmark: median, ratio to the baseline of its group, rate of useful multiply-adds, memory."""
+    medians = {(b["group"], b["extra_info"]["implementation"]): b["stats"]["median"] for b in benchmarks}
+    mm = next(
+        (2e-9 * b["extra_info"]["multiply_adds"] / b["stats"]["median"] for b in benchmarks if "torch.mm" in b["group"]), None
+    )
+    rows = []
+    for b in benchmarks:
+        info, median = b["extra_info"], b["stats"]["median"]
+        base = medians.get((b["group"], BASELINE))
+        rate = 2e-9 * info["multiply_adds"] / median if "multiply_adds" in info else None
+        rows.append(
+            {
+                "group": b["group"],
+                "implementation": info["implementation"],
+                "milliseconds": 1e3 * median,
+                "ratio": base / median if base else None,
+                "gflops": rate,
+                "of_mm": rate / mm if rate and mm else None,
+                "memory": info.get("peak_memory_mb"),
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, with what they were measured on."""
+    import torch
+
+    def show(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    lines = [
+        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. Medians; ratios to {BASELINE} "
+        "in the same run. GFLOP/s count unmasked weights only; `of torch.mm` is their fraction of torch.mm's rate.",
+        "",
+        f"| work | implementation | ms | times {BASELINE} | GFLOP/s | of torch.mm | peak MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [
+            row["group"],
+            row["implementation"],
+            show(row["milliseconds"], ",.3f"),
+            show(row["ratio"], ",.2f"),
+            show(row["gflops"], ",.1f"),
+            show(row["of_mm"], ".2f"),
+            show(row["memory"], ",.1f"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

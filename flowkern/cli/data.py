@@ -70,7 +70,9 @@ def table(path: str, seed: int) -> Dataset:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
-        raise CommandError(f"--data: {path}: row {row + 1}, column {column + 1} is missing or not finite ({len(bad)} such values)")
+        raise CommandError(
+            f"--data: {path}: row {row + 1}, column {column + 1} is missing or not finite ({len(bad)} such values)"
+        )
     data = _split(Path(path).name, torch.from_numpy(values).float(), seed)
     mean, std = data.train.mean(0), data.train.std(0)
     if not bool((std > 0).all()):

@@ -86,7 +86,13 @@ def _train(flow: MAF, data: Any, epochs: int, checkpoint: Path, generator: torch
 
     from flowkern.cli import training
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[score]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[score]}"),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=epochs, score="")
 

@@ -50,7 +50,7 @@ def report() -> Iterator[tuple[str, str]]:
         yield "GPU", f"{', '.join(sorted(names))}: used through plain PyTorch, the sweep level by level"
     else:
         yield "GPU", "none that torch can see"
-    yield "backend", f"{backends._current.get()} (FLOWKERN_BACKEND or flowkern.backend)"
+    yield "backend", f"{backends._current} (FLOWKERN_BACKEND or flowkern.backend)"
     for package, mend in _MENDS.items():
         try:
             yield package, importlib.metadata.version(package)

@@ -70,7 +70,13 @@ def train(
 
 
 def _epoch(
-    flow: Flow, data: Dataset, optimizer: torch.optim.Optimizer, batch_size: int, epoch: int, checkpoint: Path, generator: torch.Generator
+    flow: Flow,
+    data: Dataset,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    epoch: int,
+    checkpoint: Path,
+    generator: torch.Generator,
 ) -> float:
     total = 0.0
     rows = encode(data, data.train, generator)[torch.randperm(len(data.train), generator=generator)]
@@ -80,9 +86,8 @@ def _epoch(
         loss = -flow.log_prob(batch).mean()
         if not torch.isfinite(loss):
             kept = f"; the best epoch before is in {checkpoint}" if checkpoint.exists() else ""
-            raise CommandError(
-                f"the loss is {loss.item()} at step {epoch * len(batches) + i + 1} (epoch {epoch + 1}, batch {i + 1} of {len(batches)}){kept}", status=1
-            )
+            where = f"step {epoch * len(batches) + i + 1} (epoch {epoch + 1}, batch {i + 1} of {len(batches)})"
+            raise CommandError(f"the loss is {loss.item()} at {where}{kept}", status=1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
         optimizer.step()

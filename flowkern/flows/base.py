@@ -14,8 +14,8 @@ from flowkern import ops
 class Base(Protocol):
     """The base of a flow: any object with these two methods, a torch.distributions.Distribution included.
 
-    A module's methods may also take ``context`` and ``generator`` keywords; they are passed where the signature has
-    them.
+    The methods may also take ``context`` and ``generator`` keywords; they are passed where the signature has them. A base
+    with an attribute ``conditional`` that is False is given no context.
     """
 
     def log_prob(self, z: Tensor) -> Tensor: ...
@@ -47,10 +47,18 @@ class StandardNormal(nn.Module):
         return torch.randn(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
 
 
-def call_base(method: Any, argument: Any, **options: Any) -> Tensor:
-    """Calls a method of a base with those options that it knows; an option that it does not know must be ``None``."""
-    known = inspect.signature(method).parameters
-    for name in [n for n in options if n not in known]:
-        if options.pop(name) is not None and name == "generator":
-            raise ValueError(f"generator: {type(method.__self__).__name__}.{method.__name__} takes none")
+def takes_context(base: Any, method: Any) -> bool:
+    """Whether a method of a base is given the flow's context: its signature says so, and the base depends on one."""
+    return "context" in inspect.signature(method).parameters and getattr(base, "conditional", True)
+
+
+def call_base(
+    base: Any, method: Any, argument: Any, context: Tensor | None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Calls a method of a base with the context and the generator where it takes them."""
+    options: dict[str, Any] = {"context": context} if takes_context(base, method) else {}
+    if generator is not None:
+        if "generator" not in inspect.signature(method).parameters:
+            raise ValueError(f"generator: {type(base).__name__}.{method.__name__} takes none")
+        options["generator"] = generator
     return method(argument, **options)

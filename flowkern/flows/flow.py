@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowkern import ops
-from flowkern.flows.base import Base, StandardNormal, call_base
+from flowkern.flows.base import Base, StandardNormal, call_base, takes_context
 from flowkern.nn import BatchNorm, Compose, Transform
 
 
@@ -33,24 +32,48 @@ class Flow(nn.Module):
         (torch.Size([5]), torch.Size([2, 3]))
     """
 
-    def __init__(
-        self, transforms: Iterable[Transform], base: Base | None = None, embedding: nn.Module | None = None
-    ) -> None:
+    def __init__(self, transforms: Iterable[Transform], base: Base | None = None, embedding: nn.Module | None = None) -> None:
         super().__init__()
         self.transform = Compose(transforms)
         self.features = self.transform.features
         self.base = StandardNormal(self.features) if base is None else base
         self.embedding = embedding
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the density depends on a context."""
+        return self.transform.conditional or self.embedding is not None or takes_context(self.base, self.base.log_prob)
+
     # -- density ----------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-density, so that wrappers of modules (DistributedDataParallel, torch.compile) apply."""
+        return self.log_prob(x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats, with the batch's shape."""
-        context = self._embed(context)
-        z, log_det = self.transform(x, context)
+        embedded = self._embed(context)
+        z, log_det = self.transform(x, embedded)
+        log_det = self._show_context(log_det, context, embedded)
         if type(self.base) is StandardNormal:
             return ops.normal_log_prob(z, log_det)  # one pass over z for both terms
-        return call_base(self.base.log_prob, z, context=context) + log_det
+        return self._base_log_prob(z, embedded) + log_det
+
+    def _base_log_prob(self, z: Tensor, embedded: Tensor | None) -> Tensor:
+        log_prob = call_base(self.base, self.base.log_prob, z, embedded)
+        if log_prob.shape != z.shape[:-1]:
+            raise ValueError(
+                f"base: expected log_prob of shape {tuple(z.shape[:-1])}, got {tuple(log_prob.shape)}; "
+                "a distribution of single numbers becomes one of vectors by torch.distributions.Independent"
+            )
+        return log_prob
+
+    def _show_context(self, log_det: Tensor, context: Tensor | None, embedded: Tensor | None) -> Tensor:
+        """A context that is not finite shows in its row, also where the embedding hides it."""
+        if context is None or embedded is None or self.embedding is None:
+            return log_det
+        rows = context.reshape(*embedded.shape[:-1], -1)
+        return log_det + (rows - rows).detach().sum(-1)
 
     # -- samples ----------------------------------------------------------------------------------------------------
 
@@ -90,25 +113,24 @@ class Flow(nn.Module):
         self, shape: Sequence[int] = (), context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-densities from one pass; what variational inference needs."""
-        x, log_det, z, context = self._draw(shape, context, generator, "rsample")
-        return x, call_base(self.base.log_prob, z, context=context) - log_det
+        x, log_det, z, embedded = self._draw(shape, context, generator, "rsample")
+        return x, self._base_log_prob(z, embedded) - log_det
 
     def _draw(
         self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None, method: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        context = self._embed(context)
-        batch = torch.Size() if context is None else context.shape[:-1]
+        embedded = self._embed(context)
+        batch = torch.Size() if embedded is None else embedded.shape[:-1]
         draw = getattr(self.base, method, None)
-        size = torch.Size(shape)
         if draw is None and method == "sample":
             draw = self.base.rsample
         if draw is None:
             raise NotImplementedError(f"the base {type(self.base).__name__} has no {method}: its samples carry no gradient")
-        if not (isinstance(self.base, nn.Module) and "context" in inspect.signature(draw).parameters):
-            size = size + batch  # an unconditional base draws for every row of the context
-        z = call_base(draw, size, context=context, generator=generator)
-        x, log_det = self.transform.inverse(z, context)
-        return x, log_det, z, context
+        # A base that takes no context draws for every row of it.
+        size = torch.Size(shape) if takes_context(self.base, draw) else torch.Size(shape) + batch
+        z = call_base(self.base, draw, size, embedded, generator)
+        x, log_det = self.transform.inverse(z, embedded)
+        return x, self._show_context(log_det, context, embedded), z, embedded
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 
@@ -125,29 +147,39 @@ class Flow(nn.Module):
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
         try:
-            context = self._embed(context)
-            for transform in self.transform.transforms:
+            embedded = self._embed(context)
+            if embedded is not None:
+                embedded = embedded.expand(len(x), embedded.shape[-1])
+            chunks = [None] * len(x) if embedded is None else embedded.split(batch_size)
+            for transform in self.transform.leaves():
                 if isinstance(transform, BatchNorm):
                     transform.set_statistics(x)
-                parts = zip(x.split(batch_size), [None] * len(x) if context is None else context.split(batch_size), strict=False)
-                x = torch.cat([transform(a, c)[0] for a, c in parts])
+                x = torch.cat([transform(a, c)[0] for a, c in zip(x.split(batch_size), chunks, strict=False)])
+            if isinstance(self.base, Flow):
+                self.base.calibrate(x, embedded if self.base.conditional else None, batch_size)
         finally:
             for module, mode in modes:
                 module.training = mode
 
     def _embed(self, context: Tensor | None) -> Tensor | None:
-        return context if context is None or self.embedding is None else self.embedding(context)
+        if context is None:
+            return None
+        if not self.conditional:
+            raise ValueError(f"context: this flow takes none, got shape {tuple(context.shape)}")
+        return context if self.embedding is None else self.embedding(context)
 
 
 class FlowDistribution(Distribution):
     """A flow for one context, with the interface of torch.distributions."""
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
     has_rsample = True
 
     def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
-        batch = torch.Size() if context is None else context.shape[:-1]
+        with torch.no_grad():
+            embedded = flow._embed(context)
+        batch = torch.Size() if embedded is None else embedded.shape[:-1]
         super().__init__(batch, torch.Size([flow.features]), validate_args=False)
         self.flow = flow
         self.context = context
@@ -155,7 +187,8 @@ class FlowDistribution(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         batch = torch.Size(batch_shape)
         if self.context is not None:
-            return FlowDistribution(self.flow, self.context.expand(*batch, self.context.shape[-1]))
+            event = self.context.shape[len(self.batch_shape) :]
+            return FlowDistribution(self.flow, self.context.expand(*batch, *event))
         new = FlowDistribution(self.flow)
         new._batch_shape = batch
         return new

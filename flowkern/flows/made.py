@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class MADE(nn.Module):
         super().__init__()
         if isinstance(head, str) and head not in HEADS:
             raise ValueError(f"head: expected one of {', '.join(HEADS)} or a Head, got {head!r}")
-        named = {
+        named: dict[str, Callable[[], fnn.Head]] = {
             "bernoulli": fnn.Bernoulli,
             "categorical": lambda: fnn.Categorical(categories),
             "gaussian": fnn.Gaussian,
@@ -73,6 +73,15 @@ class MADE(nn.Module):
         self.features = features
         self._next = 0
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the model depends on a context."""
+        return self.network.context > 0
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-probability, so that wrappers of modules (DistributedDataParallel, torch.compile) apply."""
+        return self.log_prob(x, context)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability (or log-density) in nats, with the batch's shape."""
         if not self.training and self.network.masks > 1:
@@ -83,7 +92,7 @@ class MADE(nn.Module):
 
     def _log_prob(self, x: Tensor, context: Tensor | None, mask: int) -> Tensor:
         parameters = self.network(self.head.encode(x), context, mask)
-        return self.head.log_prob(x, parameters).sum(-1)
+        return self.head.log_prob(x.expand(parameters.shape[:-1]), parameters).sum(-1)
 
     @torch.no_grad()
     def sample(

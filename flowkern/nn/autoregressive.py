@@ -41,6 +41,10 @@ class _Autoregressive(Transform):
             generator=generator,
         )  # fmt: skip
 
+    @property
+    def conditional(self) -> bool:
+        return self.context > 0
+
     def _apply_map(self, operator, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         z, log_det = operator(
             x, **self.network.arguments(context), scale=self.scale, placement=self.placement, constants=self.constants

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowkern.nn.transform import Transform, batch_log_det
+from flowkern.nn.transform import Unconditional, batch_log_det
 
 
-class BatchNorm(Transform):
+class BatchNorm(Unconditional):
     r"""z = exp(g) (x - m) / sqrt(v + eps) + beta, log_det = sum(g - log(v + eps) / 2).
 
     In training m and v are the mean and the biased variance of the batch, and gradients flow through them; the density

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import check_features
+from flowkern._checks import check_features, check_like
 from flowkern.backends import obstacle
 from flowkern.plan import AutoregressivePlan
 
@@ -27,16 +28,21 @@ def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torc
     """
     if isinstance(order, str):
         if order == "natural":
-            return torch.arange(features)
+            return torch.arange(features, device="cpu")
         if order == "reverse":
-            return torch.arange(features).flip(0)
+            return torch.arange(features, device="cpu").flip(0)
         if order == "random":
-            return torch.randperm(features, generator=generator)
+            return torch.randperm(features, generator=generator, device="cpu")
         raise ValueError(f"order: expected one of {', '.join(ORDERS)} or a permutation, got {order!r}")
     positions = torch.as_tensor(order, dtype=torch.int64).cpu()
-    if positions.shape != (features,) or not torch.equal(positions.sort().values, torch.arange(features)):
+    if positions.shape != (features,) or sorted(positions.tolist()) != list(range(features)):
         raise ValueError(f"order: expected a permutation of 0 to {features - 1}, got {positions.tolist()}")
     return positions
+
+
+def _version(t: Tensor) -> int:
+    """Counts the changes in place; inference tensors do not count theirs."""
+    return 0 if t.is_inference() else t._version
 
 
 class MADE(nn.Module):
@@ -73,6 +79,8 @@ class MADE(nn.Module):
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), sections 4 and 4.2.
     """
 
+    degrees: Tensor
+
     def __init__(
         self,
         features: int,
@@ -89,7 +97,12 @@ class MADE(nn.Module):
     ) -> None:
         super().__init__()
         hidden = tuple(hidden)
-        for name, value, least in (("features", features, 1), ("outputs", outputs, 1), ("context", context, 0), ("masks", masks, 1)):
+        for name, value, least in (
+            ("features", features, 1),
+            ("outputs", outputs, 1),
+            ("context", context, 0),
+            ("masks", masks, 1),
+        ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         if any(not isinstance(h, int) or h < 1 for h in hidden):
@@ -103,18 +116,17 @@ class MADE(nn.Module):
         # A residual block is two layers of the block's width.
         widths = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
         sizes = [features + context, *widths, features * outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         if skip:
             self.layers.append(nn.Linear(features, features * outputs, bias=False))
         sets = [self._draw(widths, order, degrees if i == 0 else "random", generator) for i in range(masks)]
-        for layer, parts in enumerate(zip(*sets, strict=True)):
-            self.register_buffer(f"degrees_{layer}", torch.stack(parts))
-        self._packed: list[Tensor | None] = [None] * masks
-        self._replan()
+        self._split = [len(part) for part in sets[0]]
+        # Positions of the features, then degrees of the units, one row per mask set. A buffer, so that a state dict
+        # brings its orders along.
+        self.register_buffer("degrees", torch.stack([torch.cat(parts) for parts in sets]))
+        self.replan()
 
-    def _draw(
-        self, widths: Sequence[int], order: Any, degrees: str, generator: torch.Generator | None
-    ) -> list[Tensor]:
+    def _draw(self, widths: Sequence[int], order: Any, degrees: str, generator: torch.Generator | None) -> list[Tensor]:
         """Positions of the features and degrees of the units of one mask set."""
         low, high = min(0 if self.context else 1, self.features - 1), self.features - 1
         drawn = [order_of(order, self.features, generator)]
@@ -122,17 +134,22 @@ class MADE(nn.Module):
             if layer and self.residual:
                 drawn.append(drawn[-1])
             elif degrees == "sequential":
-                drawn.append(torch.arange(width) % (high - low + 1) + low)
+                drawn.append(torch.arange(width, device="cpu") % (high - low + 1) + low)
             else:
                 least = low if layer == 0 else min(int(drawn[-1].min()), high)
-                drawn.append(torch.randint(least, high + 1, (width,), generator=generator))
+                drawn.append(torch.randint(least, high + 1, (width,), generator=generator, device="cpu"))
         return drawn
 
-    def _replan(self) -> None:
-        """Plans from the degree buffers, which a state dict may have changed."""
-        depth = len(self.layers) - 1 - int(self.skip)
-        drawn = [getattr(self, f"degrees_{i}").cpu() for i in range(depth + 1)]
-        self.plans = [self._plan([d[i] for d in drawn]) for i in range(self.masks)]
+    def replan(self) -> None:
+        """Takes new plans from the buffer ``degrees``.
+
+        Loading a state dict and in-place changes, such as those of DistributedDataParallel, are followed without it; a
+        change that PyTorch does not record (``.data``) is not.
+        """
+        self._planned = self.degrees.detach().cpu().clone()
+        self._version = _version(self.degrees)
+        self._packed: list[Tensor | None] = [None] * self.masks
+        self.plans = [self._plan(list(row.split(self._split))) for row in self._planned]
 
     def _plan(self, degrees: list[Tensor]) -> AutoregressivePlan:
         position, *units = degrees
@@ -151,16 +168,25 @@ class MADE(nn.Module):
             addends=(0,) if self.context else (),
         )
 
+    def _follow(self) -> None:
+        """New plans where the degrees were changed in place. Only eager code looks: the check would break a graph."""
+        if not torch.compiler.is_compiling() and self._version != _version(self.degrees):
+            self._version = _version(self.degrees)
+            if not self.degrees.is_meta and not torch.equal(self.degrees.cpu(), self._planned):
+                self.replan()
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        before = [b.clone() for b in self.buffers(recurse=False)]
         super()._load_from_state_dict(*args, **kwargs)
-        if any(not torch.equal(a, b) for a, b in zip(before, self.buffers(recurse=False), strict=True)):
-            self._replan()
+        self._version = -1
+        self._follow()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": [None] * self.masks}  # a copy of a frozen network is not frozen
 
     @property
     def order(self) -> Tensor:
         """Position of every feature in the order of the first mask set."""
-        return self.degrees_0[0]
+        return self._planned[0, : self.features]
 
     def arguments(self, context: Tensor | None = None, mask: int = 0) -> dict[str, Any]:
         """Keyword arguments of the masked-network operators for these weights: what :meth:`forward` passes on."""
@@ -168,10 +194,13 @@ class MADE(nn.Module):
             got = "None" if context is None else f"shape {tuple(context.shape)}"
             takes = f"{self.context} context features" if self.context else "no context"
             raise ValueError(f"context: this network takes {takes}, got {got}")
-        weights = [layer.weight for layer in self.layers]
+        self._follow()
+        weights: list[Any] = [layer.weight for layer in self.layers]
         addends = []
         if context is not None:
             check_features("context", context, self.context)
+            if not torch.is_autocast_enabled(context.device.type):
+                check_like("context", context, weights[0], "the weights")
             addends.append(F.linear(context, weights[0][:, self.features :]))
             weights[0] = weights[0][:, : self.features]
         return {
@@ -187,11 +216,16 @@ class MADE(nn.Module):
         return ops.masked_mlp(x, **self.arguments(context, mask)).unflatten(-1, (self.features, self.outputs))
 
     def freeze(self) -> None:
-        """Packs the weights once; until :meth:`thaw` calls use them as they are now."""
-        arguments = [self.arguments(self.layers[0].weight.new_zeros(self.context) if self.context else None, i) for i in range(self.masks)]
-        if obstacle(arguments[0]["weights"][0]) is None:
+        """Packs the weights once; until :meth:`thaw` calls use them as they are now.
+
+        Half precision packs on every call all the same, since its kernels work in float32.
+        """
+        weight = self.get_parameter("layers.0.weight")
+        context = weight.new_zeros(self.context) if self.context else None
+        if obstacle(weight) is None and weight.dtype in (torch.float32, torch.float64):
             with torch.no_grad():
-                self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in arguments]
+                sets = [self.arguments(context, i) for i in range(self.masks)]
+                self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]
 
     def thaw(self) -> None:
         """Packs on every call again."""
@@ -218,9 +252,9 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         torch.Size([2, 3])
     """
     networks = [m for m in model.modules() if isinstance(m, MADE)]
-    for network in networks:
-        network.freeze()
     try:
+        for network in networks:
+            network.freeze()
         yield model
     finally:
         for network in networks:

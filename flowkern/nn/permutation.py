@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkern.nn.transform import Transform, batch_log_det
+from flowkern.nn.transform import Unconditional, batch_log_det
 
 
-class Permutation(Transform):
+class Permutation(Unconditional):
     r"""z_i = x_{order[i]}; the log-determinant is zero.
 
     Args:

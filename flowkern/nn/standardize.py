@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkern.nn.transform import Transform, batch_log_det
+from flowkern._checks import check_float
+from flowkern.nn.transform import Unconditional, batch_log_det
 
 
-class Standardize(Transform):
+class Standardize(Unconditional):
     r"""z = (x - mean) / std with constants of the training set; the first transform of a flow.
 
     Args:
@@ -32,6 +33,8 @@ class Standardize(Transform):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        check_float("mean", mean)
+        check_float("std", std)
         if mean.dim() != 1 or mean.shape != std.shape:
             raise ValueError(f"mean, std: expected the shape (features,), got {tuple(mean.shape)} and {tuple(std.shape)}")
         if not bool((std > 0).all()):
@@ -47,8 +50,8 @@ class Standardize(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x)
-        return (x - self.mean) / self.std, batch_log_det(-self.std.log().sum(), x)
+        return (x - self.mean.to(x)) / self.std.to(x), batch_log_det(-self.std.to(x).log().sum(), x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z)
-        return z * self.std + self.mean, batch_log_det(self.std.log().sum(), z)
+        return z * self.std.to(z) + self.mean.to(z), batch_log_det(self.std.to(z).log().sum(), z)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions import transforms as td
@@ -21,6 +22,11 @@ class Transform(nn.Module):
     """
 
     features: int
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the transform may depend on a context; a subclass that does not says so."""
+        return True
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise."""
@@ -58,7 +64,7 @@ class _DistributionTransform(td.Transform):
         super().__init__(cache_size=cache_size)
         self.transform = transform
         self.context = context
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor, bool] | None = None
 
     def with_cache(self, cache_size: int = 1) -> td.Transform:
         return self if cache_size == self._cache_size else _DistributionTransform(self.transform, self.context, cache_size)
@@ -70,19 +76,27 @@ class _DistributionTransform(td.Transform):
 
     def _call(self, z: Tensor) -> Tensor:
         x, log_det = self.transform.inverse(z, self.context)
-        self._last = z, x, log_det
+        self._last = z, x, log_det, torch.is_grad_enabled()
         return x
 
     def _inverse(self, x: Tensor) -> Tensor:
         z, log_det = self.transform(x, self.context)
-        self._last = z, x, -log_det
+        self._last = z, x, -log_det, torch.is_grad_enabled()
         return z
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         last, self._last = self._last, None  # good for one use: parameters may change after it
-        if last is not None and last[0] is z and last[1] is x:
+        if last is not None and last[0] is x and last[1] is y and last[3] == torch.is_grad_enabled():
             return last[2]
-        return -self.transform(x, self.context)[1]
+        return -self.transform(y, self.context)[1]
+
+
+class Unconditional(Transform):
+    """A transform that takes a context, as the protocol has it, and ignores it."""
+
+    @property
+    def conditional(self) -> bool:
+        return False
 
 
 class Compose(Transform):
@@ -98,19 +112,32 @@ class Compose(Transform):
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
+        transforms = list(transforms)
         self.transforms = nn.ModuleList(transforms)
-        if len(self.transforms) == 0:
+        if not transforms:
             raise ValueError("transforms: expected at least one")
-        widths = [t.features for t in self.transforms]
+        widths = [t.features for t in transforms]
         if len(set(widths)) > 1:
             raise ValueError(f"transforms: expected one number of features, got {widths}")
         self.features = widths[0]
 
+    @property
+    def conditional(self) -> bool:
+        return any(t.conditional for t in self._all())
+
+    def _all(self) -> list[Transform]:
+        return cast("list[Transform]", list(self.transforms))
+
+    def leaves(self) -> Iterator[Transform]:
+        """The transforms in order, nested ones resolved."""
+        for transform in self._all():
+            yield from transform.leaves() if isinstance(transform, Compose) else (transform,)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _chain(x, context, self.transforms)
+        return _chain(x, context, self._all())
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _chain(z, context, [t.inverse for t in reversed(self.transforms)])
+        return _chain(z, context, [t.inverse for t in reversed(self._all())])
 
 
 def _chain(x: Tensor, context: Tensor | None, steps: Iterable[Callable[..., tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
@@ -125,4 +152,3 @@ def _chain(x: Tensor, context: Tensor | None, steps: Iterable[Callable[..., tupl
 def batch_log_det(value: Tensor, x: Tensor) -> Tensor:
     """A log-determinant that does not depend on the row, for every row of x; not finite where the row is not."""
     return value + (x - x).detach().sum(-1)
-

@@ -9,25 +9,37 @@ import torch
 from torch import Tensor
 
 
-def wants_graph() -> bool:
-    """Whether a backward pass runs under create_graph. While compiling it cannot: AOTAutograd has no second derivatives."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
+def wants_plain(grads: Sequence[Tensor]) -> bool:
+    """Whether a backward pass must run in plain PyTorch.
+
+    Under create_graph it will be differentiated; under vmap, torch.func's or that of ``is_grads_batched``, its cotangents
+    are batched. While compiling neither can be: AOTAutograd has no second derivatives.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or any(torch._C._dispatch_keys(g).has(_BATCHED) for g in grads)
+    )
 
 
 def plain_backward(
     function: Callable[..., Any], inputs: Sequence[Tensor], needs: Sequence[bool], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Cotangents of the inputs that need one, as a differentiable function of the inputs and of ``grads``."""
-    # Aliases, so that an input that is itself a function of another gets its partial derivative only.
-    alias = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
-    outputs = function(*alias)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    # The log-det of an additive map is a constant.
-    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
-    wanted = [t for t, need in zip(alias, needs, strict=True) if need]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True, materialize_grads=True
-        )
-    )
+    # Autocast did its part before the operator was recorded.
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        # Aliases, so that an input that is itself a function of another gets its partial derivative only.
+        alias = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
+        outputs = function(*alias)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        # The log-det of an additive map is a constant.
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        wanted = [t for t, need in zip(alias, needs, strict=True) if need]
+        kept = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], **kept))
     return [next(found) if need else None for need in needs]

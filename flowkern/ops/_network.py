@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowkern._checks import broadcast_batch, check_features, check_float, check_like, check_shapes
-from flowkern.ops._derivatives import plain_backward, wants_graph
+from flowkern.backends import chosen_backend, obstacle
+from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.plan import AutoregressivePlan
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -66,7 +67,25 @@ class Call:
 
 
 def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """The masked, sorted and packed weights that the kernels read; every call makes them unless it is given them."""
+    """The masked, sorted and packed weights that the kernels read; every call makes them unless it is given them.
+
+    Args:
+        plan: the network.
+        weights, biases: its float32 or float64 parameters on the CPU.
+
+    Returns:
+        One vector of their dtype, in the layout of the plan.
+
+    Raises:
+        TypeError, ValueError: for parameters that do not fit the plan.
+        RuntimeError: where there is no native kernel that would read the result.
+    """
+    check_parameters(weights, biases, plan)
+    if weights[0].dtype in _HALF:
+        raise TypeError(f"weights: expected float32 or float64, got {weights[0].dtype}")
+    reason = obstacle(weights[0])
+    if reason is not None:
+        raise RuntimeError(f"pack: {reason}")
     return torch.ops.flowkern.pack(weights, biases, plan.meta, plan.mask_bytes, plan.packed_size)
 
 
@@ -85,7 +104,7 @@ class NetworkFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, seen, packed, saved, *tensors = ctx.saved_tensors
         call, needs = ctx.call, ctx.needs_input_grad[2:]
-        if wants_graph():
+        if wants_plain(grads):
             plain = lambda x, *rest: call.plain(x, *call.split(rest))  # noqa: E731
             return None, None, *plain_backward(plain, (x, *tensors), needs, grads)
         parameters = any(needs[1 : call.parameters + 1])
@@ -94,6 +113,18 @@ class NetworkFunction(torch.autograd.Function):
         if not parameters:
             g_tensors = [*[None] * call.parameters, *g_tensors]
         return None, None, g_x, *g_tensors
+
+
+def check_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor], plan: AutoregressivePlan) -> None:
+    """Raises for weights and biases that do not fit the plan or each other."""
+    if [t.shape for t in weights] != plan.weight_shapes or [t.shape for t in biases] != plan.bias_shapes:
+        check_shapes("weights", weights, plan.weight_shapes)
+        check_shapes("biases", biases, plan.bias_shapes)
+    first = weights[0]
+    check_float("weights[0]", first)
+    for kind, part in (("weights", weights), ("biases", biases)):
+        for i, t in enumerate(part):
+            check_like(kind, t, first, "weights[0]", i)
 
 
 def check_network(
@@ -106,30 +137,48 @@ def check_network(
 ) -> None:
     """Raises for arguments that do not fit the plan or each other."""
     check_float(name, x)
-    dtype, device = x.dtype, x.device
-    alike = all(t.dtype is dtype and t.device == device for part in (weights, biases, addends) for t in part)
-    shapes = [t.shape for t in weights] == plan.weight_shapes and [t.shape for t in biases] == plan.bias_shapes
-    if not (alike and shapes and len(addends) == len(plan.addends)):
-        _explain_mismatch(x, weights, biases, plan, addends, name)
     check_features(name, x, plan.features)
-    for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
-        check_features(f"addends[{i}]", t, width)
-
-
-def _explain_mismatch(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], plan: AutoregressivePlan, addends: Sequence[Tensor], name: str
-) -> None:
-    check_shapes("weights", weights, plan.weight_shapes)
-    check_shapes("biases", biases, plan.bias_shapes)
+    check_parameters(weights, biases, plan)
+    check_like(name, x, weights[0], "weights[0]")
     if len(addends) != len(plan.addends):
         raise ValueError(f"addends: the plan takes {len(plan.addends)}, got {len(addends)}")
-    for kind, part in (("weights", weights), ("biases", biases), ("addends", addends)):
-        for i, t in enumerate(part):
-            check_like(f"{kind}[{i}]", t, x, name)
+    for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
+        check_features(f"addends[{i}]", t, width)
+        check_like("addends", t, weights[0], "weights[0]", i)
 
 
-def run(
-    call: Call, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], packed: Tensor | None
+def dispatch(
+    call: Call,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    addends: Sequence[Tensor],
+    packed: Tensor | None,
+    name: str = "x",
+) -> tuple[Tensor, ...]:
+    """Checks the arguments, chooses the backend and runs the call; always a tuple."""
+    if torch.is_autocast_enabled(x.device.type) and weights[0].dtype is not torch.float64:
+        # The products use weights of autocast's dtype, in both directions alike; all else stays as it is.
+        low, dtype = torch.get_autocast_dtype(x.device.type), weights[0].dtype
+        weights = [w.to(low).to(dtype) for w in weights]
+        x, addends = x.to(dtype), [a.to(dtype) for a in addends]
+        with torch.autocast(x.device.type, enabled=False):
+            return dispatch(call, x, weights, biases, addends, None, name)
+    check_network(x, weights, biases, call.plan, addends, name)
+    chosen = chosen_backend(x)
+    if chosen == "native":
+        return _run(call, x, weights, biases, addends, packed)
+    outputs = (call.oracle if chosen == "reference" else call.plain)(x, weights, biases, addends)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _run(
+    call: Call,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    addends: Sequence[Tensor],
+    packed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Runs a checked call natively: compute dtype, two dimensions, autograd only where something needs it."""
     dtype, batch = x.dtype, x.shape[:-1]
@@ -141,11 +190,6 @@ def run(
     if not flat:
         x = x.reshape(batch.numel(), x.shape[-1])
     tensors = [*weights, *biases, *addends]
-    if torch.is_autocast_enabled("cpu"):
-        # The products use weights of autocast's dtype, in both directions alike; sums and maps stay as they are.
-        low = torch.get_autocast_dtype("cpu")
-        tensors = [t.to(low).to(dtype) if i < call.weights else t for i, t in enumerate(tensors)]
-        packed = None
     if dtype in _HALF:  # float32 inside: the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
     if packed is not None and packed.dtype is not dtype:

@@ -36,8 +36,7 @@ def sweep(
     feature_starts = plan.feature_starts.tolist()
     sources = [plan.feature_order, *plan.unit_orders]
     sorted_weights = [
-        torch.where(m, w, 0)[r][:, s]
-        for m, w, r, s in zip(plan.masks_like(like), weights, rows, sources, strict=False)
+        torch.where(m, w, 0)[r][:, s] for m, w, r, s in zip(plan.masks_like(like), weights, rows, sources, strict=False)
     ]
     if plan.skip:
         mask = plan.masks[-1].to(like.device)

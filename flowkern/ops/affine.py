@@ -12,7 +12,7 @@ from torch import Tensor
 from flowkern import reference
 from flowkern._checks import check_float, check_like
 from flowkern.backends import chosen_backend
-from flowkern.ops._derivatives import plain_backward, wants_graph
+from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.univariate import default_constants, resolve
 
 
@@ -64,8 +64,11 @@ def affine(
         shape = torch.broadcast_shapes(x.shape, *(t.shape for t in parts.values() if t is not None))
     except RuntimeError:
         got = None if raw is None else tuple(raw.shape)
-        raise ValueError(f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}") from None
-    named = {"scale": scale, "placement": placement, "constants": default_constants(scale) if constants is None else tuple(constants)}
+        raise ValueError(
+            f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
+        ) from None
+    given = default_constants(scale) if constants is None else tuple(constants)
+    named: dict[str, Any] = {"scale": scale, "placement": placement, "constants": given}
     if chosen_backend(x) != "native":
         return reference.affine(x, shift, raw, inverse=inverse, **named)
     dtype = x.dtype
@@ -104,7 +107,7 @@ class AffineFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_z: Tensor, g_log_det: Tensor) -> Any:
         named, numbers, inverse = ctx.map
-        if wants_graph():
+        if wants_plain((g_z, g_log_det)):
             function = partial(reference.affine, inverse=inverse, **named)
             return None, None, None, *plain_backward(function, ctx.saved_tensors, ctx.needs_input_grad[3:], (g_z, g_log_det))
         grads = torch.ops.flowkern.affine_backward(g_z, g_log_det, *ctx.saved_tensors, inverse, *numbers)

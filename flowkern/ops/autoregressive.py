@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.backends import chosen_backend
-from flowkern.ops._network import Call, check_network, optional_biases, run
+from flowkern.ops._network import Call, dispatch, optional_biases
 from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import default_constants, resolve
 
@@ -56,11 +55,9 @@ def autoregressive(
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
     constants = None if constants is None else tuple(constants)
-    check_network(x, weights, biases, plan, addends)
     call = plan.calls.get(("autoregressive", scale, placement, constants)) or _call(plan, scale, placement, constants)
-    if chosen_backend(x) != "native":
-        return call.oracle(x, weights, biases, addends)
-    return run(call, x, weights, biases, addends, packed)
+    z, log_det = dispatch(call, x, weights, biases, addends, packed)
+    return z, log_det
 
 
 def check_map(

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import broadcast_batch
-from flowkern.backends import chosen_backend
-from flowkern.ops._network import Call, check_network, optional_biases, run
+from flowkern.ops._network import Call, dispatch, optional_biases
 from flowkern.ops._sweep import sweep
 from flowkern.ops.autoregressive import check_map, oracle
 from flowkern.plan import AutoregressivePlan
@@ -63,13 +62,10 @@ def autoregressive_inverse(
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
     constants = None if constants is None else tuple(constants)
-    check_network(z, weights, biases, plan, addends, name="z")
     key = ("autoregressive_inverse", scale, placement, constants)
     call = plan.calls.get(key) or _call(plan, scale, placement, constants)
-    chosen = chosen_backend(z)
-    if chosen != "native":
-        return (call.oracle if chosen == "reference" else call.plain)(z, weights, biases, addends)
-    return run(call, z, weights, biases, addends, packed)
+    x, log_det = dispatch(call, z, weights, biases, addends, packed, name="z")
+    return x, log_det
 
 
 def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:

@@ -8,8 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.backends import chosen_backend
-from flowkern.ops._network import Call, check_network, optional_biases, run
+from flowkern.ops._network import Call, dispatch, optional_biases
 from flowkern.plan import AutoregressivePlan
 
 
@@ -51,11 +50,8 @@ def masked_mlp(
     References:
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), equations 9 and 10.
     """
-    check_network(x, weights, biases, plan, addends)
     call = plan.calls.get("masked_mlp") or plan.remember("masked_mlp", Call("masked_mlp", plan, (), partial(_oracle, plan)))
-    if chosen_backend(x) != "native":
-        return call.oracle(x, weights, biases, addends)
-    return run(call, x, weights, biases, addends, packed)[0]
+    return dispatch(call, x, weights, biases, addends, packed)[0]
 
 
 def _oracle(

@@ -14,7 +14,8 @@ def scale_of(raw: Tensor | None, scale: str, constants: tuple[float, ...]) -> tu
     if scale == "exp":
         return raw.exp(), raw
     if scale == "clamped_exp":
-        log_s = raw + (raw.clamp(*constants) - raw).detach()
+        through = raw - raw.detach()  # zero, with the gradient of raw
+        log_s = raw.clamp(*constants).detach() + torch.where(through.isnan(), 0, through)
         return log_s.exp(), log_s
     if scale == "soft_clipped_exp":
         log_s = raw / (1 + (raw / constants[0]).abs())

@@ -11,9 +11,7 @@ from flowkern.reference.affine import affine
 from flowkern.reference.masked_mlp import masked_mlp
 
 
-def split_parameters(
-    parameters: Tensor, count: int, layout: str = "feature_major", scale_first: bool = False
-) -> list[Tensor]:
+def split_parameters(parameters: Tensor, count: int, layout: str = "feature_major", scale_first: bool = False) -> list[Tensor]:
     """The ``count`` parameters of each feature, each (..., features), shift first."""
     if layout == "feature_major":
         parts = list(parameters.unflatten(-1, (-1, count)).unbind(-1))

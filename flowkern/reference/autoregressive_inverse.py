@@ -29,13 +29,32 @@ def autoregressive_inverse(
 ) -> tuple[Tensor, Tensor]:
     """(x, log_det) with z = autoregressive(x), as `flowkern.ops.autoregressive_inverse` defines them.
 
-    After the i-th pass the features of the first i levels are exact, whatever the order.
+    A full pass gives the parameters of every feature, those of the next level among them; features that are not yet
+    known enter as zero.
     """
     count = 1 if scale == "none" else 2
-    x = torch.zeros_like(z)
-    log_det = z.sum(-1)  # for no features at all
-    for _ in range(z.shape[-1]):
+    batch = torch.broadcast_shapes(z.shape[:-1], *(a.shape[:-1] for a in (addends or {}).values()))
+    z = z.expand(*batch, z.shape[-1])
+    x, log_det = torch.zeros_like(z), z.new_zeros(batch)
+    for level in feature_levels(masks, count, layout, **structure):
         parameters = masked_mlp(x, weights, biases, masks, addends=addends, **structure)
-        parts = split_parameters(parameters, count, layout, scale_first)
-        x, log_det = affine(z, *parts, scale=scale, placement=placement, constants=constants, inverse=True)
+        parts = [p[..., level] for p in split_parameters(parameters, count, layout, scale_first)]
+        options: dict[str, Any] = {"scale": scale, "placement": placement, "constants": constants}
+        value, part = affine(z[..., level], *parts, **options, inverse=True)
+        x, log_det = x.index_copy(-1, level, value), log_det + part
     return x, log_det
+
+
+def feature_levels(masks: Sequence[Tensor], count: int, layout: str, **structure: Any) -> list[Tensor]:
+    """Features by the longest chain of features that they depend on, first those that depend on none."""
+    ones = [torch.ones_like(m, dtype=torch.float64) for m in masks]
+    # With positive weights and no activation, the network's Jacobian says which parameter sees which feature.
+    features = masks[0].shape[1]
+    eye = torch.eye(features, dtype=torch.float64, device=masks[0].device)
+    linear = {**structure, "activation": "identity"}
+    seen_by = masked_mlp(eye, ones, [None] * len(masks), masks, **linear) > 0  # row i: the parameters that see feature i
+    sees = torch.stack(split_parameters(seen_by, count, layout)).any(0).t()
+    level = torch.zeros(features, dtype=torch.int64, device=masks[0].device)
+    for _ in range(features):
+        level = torch.where(sees, level + 1, 0).amax(1)
+    return [(level == i).nonzero().flatten() for i in range(int(level.max()) + 1)]

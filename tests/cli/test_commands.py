@@ -141,7 +141,9 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
     assert "pip install 'flowkern[demo]'" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from flowkern.flows import MAF
 
     original, calls = MAF.log_prob, []

@@ -116,7 +116,7 @@ def test_bases() -> None:
     other.load_state_dict(flow.state_dict())
     torch.testing.assert_close(other.log_prob(x), flow.log_prob(x))
     assert other.sample((3,)).shape == (3, 4)
-    with pytest.raises(ValueError, match="generator: Independent.rsample takes none"):
+    with pytest.raises(ValueError, match=r"generator: Independent\.rsample takes none"):
         other.rsample((3,), generator=torch.Generator())
     mixture = small(MAF, base=MADE(4, "mixture", (16,), components=3))
     y = mixture.sample((6,))
@@ -250,3 +250,67 @@ def test_cost_of_the_inverse_in_multiply_adds_is_one_pass() -> None:
     plan = MAF(256, 1, (512, 512)).transform.transforms[0].network.plans[0]
     unmasked = sum(int(m.sum()) for m in plan.masks)
     assert plan.packed_size < 1.35 * unmasked
+
+
+# -- what a review found once ---------------------------------------------------------------------------------------
+
+
+def test_unconditional_bases_under_a_conditional_flow() -> None:
+    x, context = torch.randn(5, 4).double(), torch.randn(5, 2).double()
+    for base in (MADE(4, "mixture", (16,), components=3), small(MAF)):
+        flow = small(MAF, context=2, base=base)
+        assert flow.log_prob(x, context).shape == (5,)
+        assert flow.sample((3,), context).shape == (3, 5, 4)
+
+
+class Duck:
+    """A base by its methods alone."""
+
+    def log_prob(self, z: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        return -z.square().sum(-1)
+
+    def rsample(self, shape: torch.Size, context: torch.Tensor | None = None) -> torch.Tensor:
+        batch = () if context is None else context.shape[:-1]
+        return torch.randn(*shape, *batch, 4, dtype=torch.float64)
+
+
+def test_bases_by_their_signature_and_bases_of_single_numbers() -> None:
+    assert small(MAF, context=2, base=Duck()).sample((3,), torch.randn(5, 2).double()).shape == (3, 5, 4)
+    with pytest.raises(ValueError, match=r"torch\.distributions\.Independent"):
+        small(MAF, base=Normal(torch.zeros(4).double(), torch.ones(4).double())).log_prob(torch.zeros(3, 4).double())
+
+
+def test_contexts_that_nothing_takes_or_that_the_embedding_hides() -> None:
+    with pytest.raises(ValueError, match="context: this flow takes none"):
+        Flow([fk.nn.Reverse(3)]).log_prob(torch.zeros(2, 3), torch.zeros(2, 1))
+    flow = MAF(3, 2, (8,), context=2, embedding=nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+    context = torch.tensor([[0.0, 0.0], [math.inf, 0.0]])
+    assert torch.isfinite(flow.log_prob(torch.zeros(2, 3), context)).tolist() == [True, False]
+
+
+def test_the_distribution_of_an_embedded_image() -> None:
+    flow = MAF(3, 1, (8,), context=16, embedding=nn.Flatten(-3))
+    d = flow.distribution(torch.randn(4, 1, 4, 4))
+    assert d.batch_shape == (4,)
+    assert d.sample((2,)).shape == (2, 4, 3)
+    assert d.log_prob(torch.zeros(4, 3)).shape == (4,)
+    assert d.expand((6, 4)).sample().shape == (6, 4, 3)
+
+
+def test_calibrate_reaches_nested_layers_and_shares_a_context() -> None:
+    data = torch.randn(100, 3) * 2 + 1
+    inner = fk.nn.Compose([fk.nn.Reverse(3), fk.nn.BatchNorm(3)])
+    flow = Flow([fk.nn.MaskedAutoregressive(3, (8,), context=2), inner], base=Flow([fk.nn.BatchNorm(3)]))
+    flow.calibrate(data, torch.zeros(2), batch_size=10)
+    flow.eval()
+    z, _ = flow.transform(data, torch.zeros(2))
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    base_norm = flow.base.transform.transforms[0]
+    torch.testing.assert_close(base_norm.running_var, torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_wrappers_of_modules_call_log_prob() -> None:
+    flow, x = MAF(3, 1, (8,)), torch.randn(5, 3)
+    torch.testing.assert_close(nn.DataParallel(flow)(x), flow.log_prob(x))
+    model = MADE(3, "bernoulli", (8,), context=2)
+    assert model(torch.ones(3), torch.randn(5, 2)).shape == (5,)

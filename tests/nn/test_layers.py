@@ -301,3 +301,63 @@ def test_samples_of_a_made_follow_its_density(head: str) -> None:
         assert (log_p.exp().sum() * cell).item() == pytest.approx(1, abs=1e-3)
         entropy = -(log_p.exp() * log_p).sum() * cell
         assert (-model.log_prob(x).mean()).item() == pytest.approx(entropy.item(), abs=0.05)
+
+
+# -- what a review found once ---------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_frozen_network_is_not_frozen() -> None:
+    layer, x = fnn.MaskedAutoregressive(4, hidden=(12,)), torch.randn(5, 4)
+    with fk.frozen(layer):
+        copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    for other in copies:
+        before = other(x)[0].detach()
+        with torch.no_grad():
+            for p in other.parameters():
+                p.add_(1)
+        assert not torch.allclose(other(x)[0], before)
+
+
+def test_frozen_half_precision_still_works() -> None:
+    layer, x = fnn.MaskedAutoregressive(4, hidden=(12,)).bfloat16(), torch.randn(5, 4).bfloat16()
+    expected = layer(x)
+    with fk.frozen(layer):
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_orders_follow_buffers_that_are_changed_in_place() -> None:
+    """As DistributedDataParallel does with those of other ranks."""
+    first, second = (fk.flows.MAF(6, 2, (16,), order="random") for _ in range(2))
+    x = torch.randn(5, 6)
+    for a, b in ((first.parameters(), second.parameters()), (first.buffers(), second.buffers())):
+        with torch.no_grad():
+            for source, target in zip(a, b, strict=True):
+                target.copy_(source)
+    torch.testing.assert_close(second.log_prob(x), first.log_prob(x))
+
+
+def test_models_are_made_and_loaded_on_the_meta_device() -> None:
+    source = fk.flows.MAF(6, 2, (16,), order="random")
+    with torch.device("meta"):
+        model = fk.flows.MAF(6, 2, (16,), order="random")
+    model.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(model.log_prob(x), source.log_prob(x))
+
+
+def test_autocast_with_a_context_goes_both_ways() -> None:
+    layer, x, context = fnn.MaskedAutoregressive(4, hidden=(12,), context=3), torch.randn(5, 4), torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, _ = layer(x, context)
+        back, _ = layer.inverse(z, context)
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match=r"context: expected dtype torch\.float32 like the weights"):
+        layer(x, context.double())
+
+
+def test_log_det_of_a_transform_called_without_gradient_has_its_graph() -> None:
+    layer = fnn.MaskedAutoregressive(4, hidden=(12,))
+    transform, z = layer.as_distribution_transform(), torch.randn(5, 4)
+    with torch.no_grad():
+        x = transform(z)
+    assert transform.log_abs_det_jacobian(z, x).requires_grad

@@ -33,7 +33,9 @@ def evaluate(options: dict[str, Any], how: str, case: Case, dtype: torch.dtype, 
     return {"z": z.detach(), "log_det": log_det.detach(), **dict(zip(names, grads, strict=False))}
 
 
-def check(options: dict[str, Any], shape: tuple[int, int], dtype: torch.dtype, how: str = "contiguous", most: int = 300) -> None:
+def check(
+    options: dict[str, Any], shape: tuple[int, int], dtype: torch.dtype, how: str = "contiguous", most: int = 300
+) -> None:
     def cases() -> Iterator[Case]:
         for seed in range(most):
             generator = torch.Generator().manual_seed(seed)
@@ -57,7 +59,12 @@ def test_any_shape_and_stride(data: st.DataObject) -> None:
         "inverse": draw(st.booleans()),
     }
     shape = draw(st.integers(0, 40)), draw(st.sampled_from([0, 1, 2, 7, 8, 9, 63, 1000]))
-    check(options, shape, draw(st.sampled_from([torch.float32, torch.float64])), draw(st.sampled_from(["contiguous", "transposed", "sliced"])))
+    check(
+        options,
+        shape,
+        draw(st.sampled_from([torch.float32, torch.float64])),
+        draw(st.sampled_from(["contiguous", "transposed", "sliced"])),
+    )
 
 
 def test_many_features_and_many_rows(dtype: torch.dtype) -> None:
@@ -161,7 +168,11 @@ def test_a_row_that_is_not_finite_shows_it() -> None:
         (lambda: fk.ops.affine(torch.ones(2, 3), torch.ones(3), torch.ones(3), scale="none"), ValueError, "takes no raw"),
         (lambda: fk.ops.affine(torch.ones(2, 3), torch.ones(4), torch.ones(3)), ValueError, "do not broadcast"),
         (lambda: fk.ops.affine(torch.ones(2, 3), torch.ones(3).double(), torch.ones(3)), TypeError, "shift: expected dtype"),
-        (lambda: fk.ops.affine(torch.ones(2, 3), torch.ones(3), torch.ones(3, device="meta")), ValueError, "raw: expected device"),
+        (
+            lambda: fk.ops.affine(torch.ones(2, 3), torch.ones(3), torch.ones(3, device="meta")),
+            ValueError,
+            "raw: expected device",
+        ),
         (lambda: fk.ops.affine(torch.tensor(1.0), torch.ones(()), torch.ones(())), ValueError, "x: expected shape"),
     ],
 )

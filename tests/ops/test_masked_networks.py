@@ -342,13 +342,22 @@ def bad_calls() -> dict[str, tuple[Any, type[Exception], str]]:
     return {
         "features": (lambda w, b: (x[:, :4], w, b, ()), ValueError, r"expected shape \(..., 5\), got \(3, 4\)"),
         "integers": (lambda w, b: (x.long(), w, b, ()), TypeError, "float"),
-        "dtype of a weight": (lambda w, b: (x, with_first(w, w[0].double()), b, ()), TypeError, r"weights\[0\]: expected dtype"),
+        "dtype": (lambda w, b: (x.double(), w, b, ()), TypeError, r"expected dtype torch\.float32 like weights\[0\], got"),
+        "dtype of a weight": (
+            lambda w, b: (x, [w[0], w[1].double(), w[2]], b, ()),
+            TypeError,
+            r"weights\[1\]: expected dtype torch\.float32 like weights\[0\]",
+        ),
         "dtype of a bias": (lambda w, b: (x, w, with_first(b, b[0].double()), ()), TypeError, r"biases\[0\]: expected dtype"),
         "shape of a weight": (lambda w, b: (x, with_first(w, w[0][:, 1:]), b, ()), ValueError, r"weights\[0\]: expected shape"),
         "shape of a bias": (lambda w, b: (x, w, with_first(b, b[0][1:]), ()), ValueError, r"biases\[0\]: expected shape"),
         "too few weights": (lambda w, b: (x, w[1:], b, ()), ValueError, "weights: expected 3 tensors, got 2"),
         "an unexpected addend": (lambda w, b: (x, w, b, (x,)), ValueError, "addends: the plan takes 0, got 1"),
-        "device": (lambda w, b: (x, with_first(w, w[0].to("meta")), b, ()), ValueError, r"weights\[0\]: expected device cpu"),
+        "device": (
+            lambda w, b: (x, [w[0], w[1].to("meta"), w[2]], b, ()),
+            ValueError,
+            r"weights\[1\]: expected device cpu like weights\[0\]",
+        ),
     }
 
 
@@ -426,3 +435,106 @@ def test_compiled_without_graph_breaks(operator: str, compiler: str) -> None:
     compiled = torch.compile(call, fullgraph=True, backend=compiler)
     torch.testing.assert_close(compiled(x), expected)
     torch.testing.assert_close(torch.autograd.grad(compiled(x), leaves), eager)
+
+
+# -- what a review found once ---------------------------------------------------------------------------------------
+
+
+@OPERATOR
+def test_parameters_of_any_stride(operator: str) -> None:
+    net, x = network(6, (20, 20)), torch.randn(40, 6)
+    expected = run(operator, net, x, torch.float32, "native")
+    weights = [w.float().t().contiguous().t().requires_grad_() for w in net.weights]
+    biases = [torch.stack([b.float(), torch.full_like(b.float(), torch.nan)], 1)[:, 0].requires_grad_() for b in net.biases]
+    options = {} if operator == "masked_mlp" else net.map
+    out = getattr(fk.ops, operator)(x, weights, biases, net.plan, **options)
+    torch.testing.assert_close(out if operator == "masked_mlp" else out[0], expected["value"])
+    shared = [torch.zeros(1).expand(len(b)) for b in net.biases]
+    plain = [torch.zeros(len(b)) for b in net.biases]
+    call = [getattr(fk.ops, operator)(x, weights, b, net.plan, **options) for b in (shared, plain)]
+    torch.testing.assert_close(*call)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("operator", OPERATORS[1:])
+def test_lanes_beyond_the_batch_stay_out_of_the_gradients(operator: str, placement: str) -> None:
+    """A map that is harmless at the data and overflows at zero, where an empty lane might stand."""
+    masks = [torch.tensor([[0, 0], [0, 0], [0, 0], [1, 0]])]
+    sign = 1.0 if placement == "standardize" else -1.0
+    weights = [torch.tensor([[0.0, 0], [0, 0], [0, 0], [sign, 0]], dtype=torch.float64).requires_grad_()]
+    biases = [torch.tensor([0.0, 0, 0, -1000 * sign], dtype=torch.float64).requires_grad_()]
+    plan = fk.AutoregressivePlan(masks)
+    x = torch.randn(9, 2, dtype=torch.float64) + torch.tensor([1000.0, 0])
+    z, log_det = getattr(fk.ops, operator)(x, weights, biases, plan, placement=placement)
+    (z.sum() + log_det.sum()).backward()
+    assert torch.isfinite(z).all()
+    assert all(torch.isfinite(t.grad).all() for t in (*weights, *biases))
+    with fk.backend("reference"):
+        torch.testing.assert_close(getattr(fk.ops, operator)(x, weights, biases, plan, placement=placement), (z, log_det))
+
+
+@OPERATOR
+def test_batched_cotangents(operator: str) -> None:
+    net = network(4, (8,), activation="tanh")
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    options = {} if operator == "masked_mlp" else net.map
+
+    def call(v: torch.Tensor) -> torch.Tensor:
+        out = getattr(fk.ops, operator)(v, net.weights, net.biases, net.plan, **options)
+        return out if operator == "masked_mlp" else out[0]
+
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(call, x, vectorize=True), jacobian(call, x))
+
+
+def test_autocast_leaves_float64_alone_and_takes_low_inputs() -> None:
+    net, x = network(6, (24, 24), addends=(0,)), torch.randn(40, 6)
+    addend = torch.randn(40, 24)
+    weights, biases = [w.float() for w in net.weights], [b.float() for b in net.biases]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = fk.ops.autoregressive(x.bfloat16(), weights, biases, net.plan, addends=[addend.bfloat16()])
+        double = fk.ops.autoregressive(x.double(), net.weights, net.biases, net.plan, addends=[addend.double()])
+        x.requires_grad_()
+        z, _ = fk.ops.autoregressive(x, weights, biases, net.plan, addends=[addend])
+        once = torch.autograd.grad(z.sin().sum(), x, retain_graph=True)
+        graphed = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+        with fk.backend("reference"):
+            torch.testing.assert_close(fk.ops.autoregressive(x, weights, biases, net.plan, addends=[addend])[0], z)
+    assert low[0].dtype == torch.float32
+    exact = fk.ops.autoregressive(x.double(), net.weights, net.biases, net.plan, addends=[addend.double()])
+    torch.testing.assert_close(double, exact)
+    torch.testing.assert_close(once, graphed)
+
+
+def test_pack_checks_what_it_is_given() -> None:
+    net = network(4, (8,))
+    for weights, biases, error in (
+        (net.weights, [], ValueError),
+        (net.weights[:1], net.biases, ValueError),
+        ([w.bfloat16() for w in net.weights], [b.bfloat16() for b in net.biases], TypeError),
+        ([w.long() for w in net.weights], [b.long() for b in net.biases], TypeError),
+        ([w.to("meta") for w in net.weights], [b.to("meta") for b in net.biases], RuntimeError),
+    ):
+        with pytest.raises(error):
+            fk.ops.pack(net.plan, weights, biases)
+
+
+def test_native_under_a_transform_is_an_error_where_it_was_forced() -> None:
+    net = network(4, (8,))
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def call(v: torch.Tensor) -> torch.Tensor:
+        return fk.ops.autoregressive(v, net.weights, net.biases, net.plan)[0]
+
+    with fk.backend("native"), pytest.raises(RuntimeError, match=r"torch\.func transforms have rules for plain PyTorch only"):
+        torch.func.vmap(call)(x)
+
+
+def test_a_forced_backend_compiles() -> None:
+    net, x = network(4, (8,)), torch.randn(5, 4, dtype=torch.float64)
+
+    def call(v: torch.Tensor) -> torch.Tensor:
+        return fk.ops.autoregressive(v, net.weights, net.biases, net.plan)[0]
+
+    with fk.backend("reference"):
+        torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(x), call(x))

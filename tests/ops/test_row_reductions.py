@@ -81,7 +81,11 @@ def test_more_than_two_to_the_31_elements() -> None:
     [
         (lambda: fk.ops.log_det(torch.ones(3).long()), TypeError, "log_scale: expected a floating"),
         (lambda: fk.ops.log_det(torch.tensor(1.0)), ValueError, "log_scale: expected shape"),
-        (lambda: fk.ops.normal_log_prob(torch.ones(2, 3), torch.ones(3)), ValueError, r"log_det: expected shape \(2,\), got \(3,\)"),
+        (
+            lambda: fk.ops.normal_log_prob(torch.ones(2, 3), torch.ones(3)),
+            ValueError,
+            r"log_det: expected shape \(2,\), got \(3,\)",
+        ),
         (lambda: fk.ops.normal_log_prob(torch.ones(2, 3), torch.ones(2).double()), TypeError, "log_det: expected dtype"),
         (lambda: fk.ops.normal_log_prob(torch.ones(2, 3).int()), TypeError, "z: expected a floating"),
     ],
