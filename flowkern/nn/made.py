@@ -195,7 +195,7 @@ class MADE(nn.Module):
             takes = f"{self.context} context features" if self.context else "no context"
             raise ValueError(f"context: this network takes {takes}, got {got}")
         self._follow()
-        weights: list[Any] = [layer.weight for layer in self.layers]
+        weights, biases = self._parameter_lists()
         addends = []
         if context is not None:
             check_features("context", context, self.context)
@@ -205,11 +205,25 @@ class MADE(nn.Module):
             weights[0] = weights[0][:, : self.features]
         return {
             "weights": weights,
-            "biases": [layer.bias for layer in self.layers if layer.bias is not None],
+            "biases": biases,
             "plan": self.plans[mask],
             "addends": addends,
             "packed": self._packed[mask],
         }
+
+    def _parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of the layers, as a parametrization gives them where there is one."""
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        layers: Any = self._modules["layers"]
+        for layer in layers._modules.values():
+            # The dictionary of parameters first: attribute look-ups of nn.Module are slow, and small flows live by them.
+            own = layer._parameters
+            weight, bias = own.get("weight"), own["bias"] if "bias" in own else layer.bias
+            weights.append(layer.weight if weight is None else weight)
+            if bias is not None:
+                biases.append(bias)
+        return weights, biases
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: int = 0) -> Tensor:
         """Parameters (..., features, outputs) of x (..., features), by mask set ``mask``."""

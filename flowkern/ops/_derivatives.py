@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-_BATCHED = torch._C._parse_dispatch_key("Batched")
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
 
 
 def wants_plain(grads: Sequence[Tensor]) -> bool:

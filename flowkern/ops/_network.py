@@ -121,10 +121,13 @@ def check_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor], plan: 
         check_shapes("weights", weights, plan.weight_shapes)
         check_shapes("biases", biases, plan.bias_shapes)
     first = weights[0]
+    dtype, device = first.dtype, first.device
     check_float("weights[0]", first)
-    for kind, part in (("weights", weights), ("biases", biases)):
-        for i, t in enumerate(part):
-            check_like(kind, t, first, "weights[0]", i)
+    for t in (*weights, *biases):
+        if t.dtype is not dtype or t.device != device:
+            for kind, part in (("weights", weights), ("biases", biases)):
+                for i, other in enumerate(part):
+                    check_like(kind, other, first, "weights[0]", i)
 
 
 def check_network(
