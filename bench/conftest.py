@@ -141,12 +141,12 @@ def measure(
     benchmark.group = group
     benchmark.extra_info["implementation"] = implementation
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    memory = peak_memory(function)
-    if memory is not None:
-        benchmark.extra_info["peak_memory_mb"] = round(memory, 1)
     if multiply_adds is not None:
         benchmark.extra_info["multiply_adds"] = multiply_adds
     benchmark(function)
+    memory = peak_memory(function)  # after the timing, which must find the allocator as the work leaves it
+    if memory is not None:
+        benchmark.extra_info["peak_memory_mb"] = round(memory, 1)
 
 
 @pytest.fixture(autouse=True)
