@@ -139,7 +139,7 @@ Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, co
     const LinearView m = v.linear(l);
     if (m.bias_offset() >= 0) std::fill_n(data<T>(out) + m.bias_offset() + m.rows(), (16 - m.rows() % 16) % 16, T(0));
   }
-  constexpr int64_t kPart = 16384;  // weights per turn of a thread; fewer are not worth waking one
+  constexpr int64_t kPart = 8192;  // weights per turn of a thread; fewer are not worth waking one
   const int64_t parts = std::clamp<int64_t>(v.packed_size() / kPart, 1, 64);
   parallel(parts, [&](int64_t i) {
     for (int l = 0; l < v.linears(); ++l) {

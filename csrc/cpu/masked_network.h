@@ -180,7 +180,11 @@ class Tile {
     const T* bias = w.bias_offset() < 0 ? nullptr : net_.packed + w.bias_offset();
     for (int64_t i = r0; i < r1; ++i, dst += R) {
       const T b = bias ? bias[i] : T(0);
-      for (int r = 0; r < R; ++r) dst[r] = slot >= 0 ? dst[r] + b : b;
+      if (slot >= 0) {
+        for (int r = 0; r < R; ++r) dst[r] += b;
+      } else {
+        for (int r = 0; r < R; ++r) dst[r] = b;
+      }
     }
   }
 

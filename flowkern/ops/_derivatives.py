@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
 
 
