@@ -35,7 +35,8 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   const int32_t code = dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0, &handle));
+                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
   return Tensor(handle);
 }
 
@@ -167,7 +168,8 @@ template <class T>
 struct Call {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
   Call(const Tensor& x, const NetworkArguments& in, bool save)
       : packed(in.packed ? *in.packed : pack<T>(view(in.plan), in.weights, in.biases, in.mask)),
-        net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)}, k(kernels<T>()) {
+        net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)},
+        k(kernels<T>()) {
     STD_TORCH_CHECK(packed.numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
     for (const Tensor& t : in.addends) addends.push_back(matrix<T>(t));
     net.addends = addends.data();
@@ -176,8 +178,10 @@ struct Call {  // what every masked-network operator prepares: weights, addends,
     rows = kind == 2 ? k.tile_rows : k.small_rows[kind];
     tiles = (net.batch + rows - 1) / rows;
     saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * k.tile_rows});
-    if (in.packed || !save) packed_out = empty<T>({0});
-    else packed_out = packed;
+    if (in.packed || !save)
+      packed_out = empty<T>({0});
+    else
+      packed_out = packed;
   }
   T* saved_data() const { return saved.numel() > 0 ? data<T>(saved) : nullptr; }
 
@@ -231,8 +235,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, 
 template <class T, class Kernel>
 std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const Tensor& packed, const Tensor& saved,
                                                        const Tensor& plan, const Tensor& mask, const Tensors& weights,
-                                                       const Tensors& biases, const Tensors& addends,
-                                                       int64_t batch, bool parameters, Kernel kernel) {
+                                                       const Tensors& biases, const Tensors& addends, int64_t batch,
+                                                       bool parameters, Kernel kernel) {
   const PlanView v = view(plan);
   const Kernels<T>& k = kernels<T>();
   const int64_t rows = k.tile_rows, tiles = (batch + rows - 1) / rows;
@@ -291,9 +295,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
     in.tiles = std::min(group, tiles - first);
     parallel(in.tiles, [&](int64_t i) { kernel(k, net, in, first + i, tile_scratch<T>(v, rows)); });
     const WeightGradient<T> g{v, in.deltas, in.activations, const_data<uint8_t>(mask), in.tiles, w.data(), b.data()};
-    parallel(static_cast<int64_t>(items.size()), [&](int64_t i) {
-      k.weight_gradient(g, items[i].linear, items[i].panel, items[i].begin, items[i].end);
-    });
+    parallel(static_cast<int64_t>(items.size()),
+             [&](int64_t i) { k.weight_gradient(g, items[i].linear, items[i].panel, items[i].begin, items[i].end); });
   }
   return {g_x, g_weights, g_biases, g_addends};
 }
@@ -315,8 +318,8 @@ template <bool Inverse>
 std::tuple<Tensor, Tensors, Tensors, Tensors> transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed,
                                                                  Tensor saved, Tensor plan, Tensor mask,
                                                                  Tensors weights, Tensors biases, Tensors addends,
-                                                                 int64_t scale, int64_t placement, double c0,
-                                                                 double c1, bool parameters) {
+                                                                 int64_t scale, int64_t placement, double c0, double c1,
+                                                                 bool parameters) {
   const UnivariateMap map = univariate_map(scale, placement, c0, c1);
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
@@ -366,8 +369,8 @@ std::tuple<Tensor, Tensor, Tensor> affine_backward(Tensor g_z, Tensor g_log_det,
     Tensor g_x = empty<T>({rows, columns}), g_shift = empty<T>({rows, columns}), g_raw = empty<T>({rows, columns});
     parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
       kernels<T>().affine_backward(map, inverse, matrix<T>(x), matrix<T>(shift), matrix<T>(raw), matrix<T>(g_z),
-                                   matrix<T>(g_log_det), columns, data<T>(g_x), data<T>(g_shift), data<T>(g_raw),
-                                   begin, end);
+                                   matrix<T>(g_log_det), columns, data<T>(g_x), data<T>(g_shift), data<T>(g_raw), begin,
+                                   end);
     });
     return {g_x, g_shift, g_raw};
   });
@@ -407,20 +410,26 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 // Sizes that only torch.compile needs, which cannot read the plan, are arguments: packed_size, saved_rows, outputs.
 STABLE_TORCH_LIBRARY(flowkern, m) {
   m.def("pack(Tensor[] weights, Tensor[] biases, Tensor plan, Tensor mask, int packed_size) -> Tensor");
-  m.def("masked_mlp(Tensor x, " FK_NETWORK ", int outputs, int packed_size, int saved_rows, bool save) -> "
+  m.def("masked_mlp(Tensor x, " FK_NETWORK
+        ", int outputs, int packed_size, int saved_rows, bool save) -> "
         "(Tensor, Tensor, Tensor)");
-  m.def("masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved, Tensor plan, Tensor mask, "
-        "Tensor[] weights, Tensor[] biases, Tensor[] addends, bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP ", bool save) -> "
+  m.def(
+      "masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved, Tensor plan, Tensor mask, "
+      "Tensor[] weights, Tensor[] biases, Tensor[] addends, bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP
+        ", bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
-  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP ", bool save) -> "
+  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP
+        ", bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
-  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan, "
-        "Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP ", bool parameters) -> "
-        FK_GRADIENTS);
-  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, "
-        "Tensor plan, Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
-        ", bool parameters) -> " FK_GRADIENTS);
+  m.def(
+      "autoregressive_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan, "
+      "Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
+      ", bool parameters) -> " FK_GRADIENTS);
+  m.def(
+      "autoregressive_inverse_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, "
+      "Tensor plan, Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
+      ", bool parameters) -> " FK_GRADIENTS);
   m.def("affine(Tensor x, Tensor shift, Tensor raw, bool inverse, " FK_MAP ") -> (Tensor, Tensor)");
   m.def("affine_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, bool inverse, " FK_MAP
         ") -> (Tensor, Tensor, Tensor)");

@@ -9,7 +9,8 @@ FK_INLINE VecD get(Matrix<const float> m, int64_t r, int64_t c, int64_t n) {
   typedef float Half __attribute__((vector_size(FK_VECTOR_BYTES / 2)));
   const float* p = &m(r, c);
   Half v = {};
-  if (m.column_stride == 1 && n == kLanes<double>) v = load<Half>(p);
+  if (m.column_stride == 1 && n == kLanes<double>)
+    v = load<Half>(p);
   else
     for (int64_t i = 0; i < n; ++i) v[i] = p[i * m.column_stride];
   return __builtin_convertvector(v, VecD);
@@ -19,8 +20,10 @@ FK_INLINE double get(Matrix<const double> m, int64_t r, int64_t c, int64_t) { re
 FK_INLINE void put(float* p, VecD v, int64_t n) {
   typedef float Half __attribute__((vector_size(FK_VECTOR_BYTES / 2)));
   const Half h = __builtin_convertvector(v, Half);
-  if (n == kLanes<double>) store(p, h);
-  else store_part(p, h, n);
+  if (n == kLanes<double>)
+    store(p, h);
+  else
+    store_part(p, h, n);
 }
 FK_INLINE void put(double* p, double v, int64_t) { *p = v; }
 
@@ -48,8 +51,10 @@ void affine(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<co
         const X u = get(x, r, c, n), t = get(shift, r, c, n), a = get(raw, r, c, n);
         const auto m = inverse ? map_inverse(map, u, t, a) : map_forward(map, u, t, a);
         put(z + r * columns + c, m.v, n);
-        if (n == kStep<T>) lanes += m.log_slope;
-        else total.add(masked_sum(m.log_slope, n));
+        if (n == kStep<T>)
+          lanes += m.log_slope;
+        else
+          total.add(masked_sum(m.log_slope, n));
       }
       total.add(masked_sum(lanes, kStep<T>));
     }
@@ -79,10 +84,10 @@ void affine_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x, 
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                                             \
-  template void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*,    \
-                       T*, int64_t, int64_t);                                                                         \
-  template void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,        \
+#define FK_INSTANTIATE(T)                                                                                              \
+  template void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, \
+                       int64_t, int64_t);                                                                              \
+  template void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,         \
                                 Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

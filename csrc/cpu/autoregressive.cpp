@@ -39,15 +39,15 @@ void autoregressive_backward(const Network<T>& net, const UnivariateMap& map, co
   tile.emit();
 }
 
-#define FK_INSTANTIATE(T)                                                                                           \
-  template void autoregressive<T, 1>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*, int64_t, \
-                                     T*);                                                                           \
-  template void autoregressive<T, kSmallRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*, int64_t, \
-                                     T*);                                                                           \
-  template void autoregressive<T, kTileRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*,   \
-                                                T*, int64_t, T*);                                                   \
-  template void autoregressive_backward<T>(const Network<T>&, const UnivariateMap&, const TileBackward<T>&,         \
-                                           int64_t, T*);
+#define FK_INSTANTIATE(T)                                                                                              \
+  template void autoregressive<T, 1>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*, int64_t,    \
+                                     T*);                                                                              \
+  template void autoregressive<T, kSmallRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*, \
+                                                 int64_t, T*);                                                         \
+  template void autoregressive<T, kTileRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*,  \
+                                                int64_t, T*);                                                          \
+  template void autoregressive_backward<T>(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t,   \
+                                           T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

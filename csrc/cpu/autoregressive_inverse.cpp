@@ -49,15 +49,15 @@ void autoregressive_inverse_backward(const Network<T>& net, const UnivariateMap&
   tile.emit();
 }
 
-#define FK_INSTANTIATE(T)                                                                                       \
-  template void autoregressive_inverse<T, 1>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*,  \
-                                             T*, int64_t, T*);                                                  \
-  template void autoregressive_inverse<T, kSmallRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*,  \
-                                             T*, int64_t, T*);                                                  \
-  template void autoregressive_inverse<T, kTileRows<T>>(const Network<T>&, const UnivariateMap&,                \
-                                                        Matrix<const T>, T*, T*, T*, int64_t, T*);              \
-  template void autoregressive_inverse_backward<T>(const Network<T>&, const UnivariateMap&,                     \
-                                                   const TileBackward<T>&, int64_t, T*);
+#define FK_INSTANTIATE(T)                                                                                              \
+  template void autoregressive_inverse<T, 1>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, T*, T*,     \
+                                             int64_t, T*);                                                             \
+  template void autoregressive_inverse<T, kSmallRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*, \
+                                                         T*, T*, int64_t, T*);                                         \
+  template void autoregressive_inverse<T, kTileRows<T>>(const Network<T>&, const UnivariateMap&, Matrix<const T>, T*,  \
+                                                        T*, T*, int64_t, T*);                                          \
+  template void autoregressive_inverse_backward<T>(const Network<T>&, const UnivariateMap&, const TileBackward<T>&,    \
+                                                   int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

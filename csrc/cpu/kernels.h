@@ -70,16 +70,16 @@ struct Kernels {
   void (*masked_mlp_backward)(const Network<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
   void (*autoregressive_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t tile,
                                   T* scratch);
-  void (*autoregressive_inverse_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&,
-                                          int64_t tile, T* scratch);
+  void (*autoregressive_inverse_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t tile,
+                                          T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
 
   void (*affine)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
                  int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end);
   void (*affine_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
-                          Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns,
-                          T* g_x, T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
+                          Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns, T* g_x,
+                          T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
   void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);
   void (*normal_log_prob)(Matrix<const T> z, Matrix<const T> log_det, int64_t columns, T* out, int64_t row_begin,
                           int64_t row_end);

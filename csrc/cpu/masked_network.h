@@ -81,7 +81,10 @@ template <class T, int R>
 class Tile {
  public:
   Tile(const Network<T>& net, int64_t tile, T* scratch, T* saved)
-      : net_(net), plan_(net.plan), first_row_(tile * R), rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
+      : net_(net),
+        plan_(net.plan),
+        first_row_(tile * R),
+        rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
       scratch += n * R;
@@ -241,11 +244,15 @@ FK_INLINE void map_rows(F f, const T* u, const T* shift, const T* raw, T* value,
         v.half[h] = m.v;
         const int64_t left = n - h * H;
         double* s = sum + r + h * H;
-        if (left >= H) store(s, load<VecD>(s) + m.log_slope);
-        else if (left > 0) store_part(s, load_part<VecD>(s, left) + m.log_slope, left);
+        if (left >= H)
+          store(s, load<VecD>(s) + m.log_slope);
+        else if (left > 0)
+          store_part(s, load_part<VecD>(s, left) + m.log_slope, left);
       }
-      if (n == W) store(value + r, narrow(v));
-      else store_part(value + r, narrow(v), n);
+      if (n == W)
+        store(value + r, narrow(v));
+      else
+        store_part(value + r, narrow(v), n);
     }
   }
 }

@@ -40,7 +40,11 @@ class TileGradient {
   static constexpr int R = kTileRows<T>;
 
   TileGradient(const Network<T>& net, const TileBackward<T>& in, int64_t tile, T* scratch)
-      : net_(net), plan_(net.plan), in_(in), tile_(tile), first_row_(tile * R),
+      : net_(net),
+        plan_(net.plan),
+        in_(in),
+        tile_(tile),
+        first_row_(tile * R),
         rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
     const auto take = [&](int64_t n) {
       T* p = scratch;

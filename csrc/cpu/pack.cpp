@@ -33,7 +33,9 @@ void pack(PlanView plan, const Matrix<const T>* weights, const Matrix<const T>* 
   }
 }
 
-template void pack(PlanView, const Matrix<const float>*, const Matrix<const float>*, const uint8_t*, float*, int, int64_t, int64_t);
-template void pack(PlanView, const Matrix<const double>*, const Matrix<const double>*, const uint8_t*, double*, int, int64_t, int64_t);
+template void pack(PlanView, const Matrix<const float>*, const Matrix<const float>*, const uint8_t*, float*, int,
+                   int64_t, int64_t);
+template void pack(PlanView, const Matrix<const double>*, const Matrix<const double>*, const uint8_t*, double*, int,
+                   int64_t, int64_t);
 
 }  // namespace flowkern::FK_ISA

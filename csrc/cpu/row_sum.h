@@ -33,7 +33,8 @@ FK_INLINE double row_sum(Matrix<const T> m, int64_t r, int64_t columns, F f) {
     for (; c + W <= end; c += W) {
       const T* p = &m(r, c);
       Part v = {};
-      if (m.column_stride == 1) v = load<Part>(p);
+      if (m.column_stride == 1)
+        v = load<Part>(p);
       else
         for (int i = 0; i < W; ++i) v[i] = p[i * m.column_stride];
       sum += f(__builtin_convertvector(v, VecD));

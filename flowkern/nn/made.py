@@ -219,8 +219,9 @@ class MADE(nn.Module):
         for layer in layers._modules.values():
             # The dictionary of parameters first: attribute look-ups of nn.Module are slow, and small flows live by them.
             own = layer._parameters
-            weight, bias = own.get("weight"), own["bias"] if "bias" in own else layer.bias
-            weights.append(layer.weight if weight is None else weight)
+            weight = own["weight"] if "weight" in own else layer.weight  # noqa: SIM401, the default is the slow one
+            bias = own["bias"] if "bias" in own else layer.bias  # noqa: SIM401
+            weights.append(weight)
             if bias is not None:
                 biases.append(bias)
         return weights, biases

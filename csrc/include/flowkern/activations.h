@@ -14,12 +14,9 @@ void activate(Activation kind, double constant, const T* in, T* out, int64_t n) 
   using V = Vec<T>;
   const T c = static_cast<T>(constant);
   switch (kind) {
-    case Activation::identity:
-      return map_elements(in, out, n, [](V x) { return x; });
-    case Activation::relu:
-      return map_elements(in, out, n, [](V x) { return x < 0 ? V{} : x; });
-    case Activation::leaky_relu:
-      return map_elements(in, out, n, [=](V x) { return x < 0 ? c * x : x; });
+    case Activation::identity: return map_elements(in, out, n, [](V x) { return x; });
+    case Activation::relu: return map_elements(in, out, n, [](V x) { return x < 0 ? V{} : x; });
+    case Activation::leaky_relu: return map_elements(in, out, n, [=](V x) { return x < 0 ? c * x : x; });
     case Activation::elu:
       return map_elements(in, out, n, [=](V x) {
         const auto f = [=](auto a) { return constant * expm1(a); };
@@ -52,12 +49,9 @@ void activation_backward(Activation kind, double constant, const T* p, T* g, int
   };
   const V one = V{} + 1;
   switch (kind) {
-    case Activation::identity:
-      return;
-    case Activation::relu:
-      return scale([=](V x) { return x > 0 ? one : V{}; });
-    case Activation::leaky_relu:
-      return scale([=](V x) { return x > 0 ? one : c * one; });
+    case Activation::identity: return;
+    case Activation::relu: return scale([=](V x) { return x > 0 ? one : V{}; });
+    case Activation::leaky_relu: return scale([=](V x) { return x > 0 ? one : c * one; });
     case Activation::elu:
       return scale([=](V x) {
         const auto f = [=](auto a) { return constant * exp(a); };
@@ -69,14 +63,32 @@ void activation_backward(Activation kind, double constant, const T* p, T* g, int
       });
     case Activation::silu:
       return scale([](V x) {
-        return apply([](auto a) { const auto s = sigmoid(a); return s * (1 + a * (1 - s)); }, x);
+        return apply(
+            [](auto a) {
+              const auto s = sigmoid(a);
+              return s * (1 + a * (1 - s));
+            },
+            x);
       });
     case Activation::tanh:
-      return scale([](V x) { return apply([](auto a) { const auto t = tanh(a); return 1 - t * t; }, x); });
+      return scale([](V x) {
+        return apply(
+            [](auto a) {
+              const auto t = tanh(a);
+              return 1 - t * t;
+            },
+            x);
+      });
     case Activation::sigmoid:
-      return scale([](V x) { return apply([](auto a) { const auto s = sigmoid(a); return s * (1 - s); }, x); });
-    case Activation::softplus:
-      return scale([](V x) { return apply([](auto a) { return sigmoid(a); }, x); });
+      return scale([](V x) {
+        return apply(
+            [](auto a) {
+              const auto s = sigmoid(a);
+              return s * (1 - s);
+            },
+            x);
+      });
+    case Activation::softplus: return scale([](V x) { return apply([](auto a) { return sigmoid(a); }, x); });
   }
 }
 

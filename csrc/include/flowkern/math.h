@@ -33,9 +33,10 @@ FK_INLINE VecD exp(VecD x) {
   constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
   const VecD shifted = x * M_LOG2E + kRound;
   const VecD n = shifted - kRound;
-  const VecD r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33  /* ln 2 in two parts */;
+  const VecD r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33 /* ln 2 in two parts */;
   VecD p = VecD{} + 1.0 / 362880;
-  constexpr double kInverseFactorial[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0};
+  constexpr double kInverseFactorial[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24,
+                                          1.0 / 6,     0.5,        1.0,       1.0};
   for (double c : kInverseFactorial) p = p * r + c;
   const VecI scale = (__builtin_bit_cast(VecI, shifted) << 52) + 0x3FF0000000000000;
   return p * __builtin_bit_cast(VecD, scale);
@@ -129,7 +130,8 @@ FK_INLINE Vec<float> join(HalfF low, HalfF high, std::integer_sequence<int, I...
 
 FK_INLINE Wide widen(Vec<float> v) { return detail::widen(v, std::make_integer_sequence<int, kLanes<float> / 2>{}); }
 FK_INLINE Vec<float> narrow(const Wide& w) {
-  return detail::join(__builtin_convertvector(w.half[0], detail::HalfF), __builtin_convertvector(w.half[1], detail::HalfF),
+  return detail::join(__builtin_convertvector(w.half[0], detail::HalfF),
+                      __builtin_convertvector(w.half[1], detail::HalfF),
                       std::make_integer_sequence<int, kLanes<float>>{});
 }
 

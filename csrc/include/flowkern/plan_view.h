@@ -29,10 +29,10 @@ class LinearView {
   explicit LinearView(const int64_t* base, const int64_t* record) : base_(base), r_(record) {}
   int source() const { return static_cast<int>(r_[0]); }
   int target() const { return static_cast<int>(r_[1]); }
-  int64_t rows() const { return r_[2]; }                       // live sorted rows
+  int64_t rows() const { return r_[2]; }  // live sorted rows
   int64_t original_rows() const { return r_[3]; }
   int64_t original_columns() const { return r_[4]; }
-  const int64_t* row_order() const { return base_ + r_[5]; }   // sorted row -> original row
+  const int64_t* row_order() const { return base_ + r_[5]; }  // sorted row -> original row
   const int64_t* column_order() const { return base_ + r_[6]; }
   int64_t chunks() const { return r_[7]; }
   const Chunk& chunk(int64_t i) const { return reinterpret_cast<const Chunk*>(base_ + r_[8])[i]; }
@@ -43,8 +43,8 @@ class LinearView {
     while (chunk(i).row + chunk(i).rows <= row) ++i;
     return i;
   }
-  int64_t bias_offset() const { return r_[10]; }                 // in the packed buffer; -1: none
-  int64_t bias_index() const { return r_[11]; }                  // in the list of biases; -1: none
+  int64_t bias_offset() const { return r_[10]; }  // in the packed buffer; -1: none
+  int64_t bias_index() const { return r_[11]; }   // in the list of biases; -1: none
   static constexpr int64_t kFields = 12;
 
  private:
@@ -55,16 +55,16 @@ class LinearView {
 class HiddenView {
  public:
   explicit HiddenView(const int64_t* base, const int64_t* record) : base_(base), r_(record) {}
-  int64_t units() const { return r_[0]; }                     // live units; those no output can see are dropped
+  int64_t units() const { return r_[0]; }  // live units; those no output can see are dropped
   int64_t original_units() const { return r_[1]; }
-  const int64_t* starts() const { return base_ + r_[2]; }     // first sorted unit of each level, levels() + 1
-  const int64_t* order() const { return base_ + r_[3]; }      // sorted unit -> original unit
-  int64_t offset() const { return r_[4]; }                    // units of the layers before this one
-  bool activated() const { return r_[5] != 0; }               // the next layer reads act(p) rather than p
-  int residual() const { return static_cast<int>(r_[6]); }    // earlier layer that is added; -1: none
+  const int64_t* starts() const { return base_ + r_[2]; }          // first sorted unit of each level, levels() + 1
+  const int64_t* order() const { return base_ + r_[3]; }           // sorted unit -> original unit
+  int64_t offset() const { return r_[4]; }                         // units of the layers before this one
+  bool activated() const { return r_[5] != 0; }                    // the next layer reads act(p) rather than p
+  int residual() const { return static_cast<int>(r_[6]); }         // earlier layer that is added; -1: none
   const int64_t* residual_units() const { return base_ + r_[7]; }  // sorted unit here -> sorted unit there
-  int addend() const { return static_cast<int>(r_[8]); }      // index of the per-row addend; -1: none
-  bool kept() const { return r_[9] != 0; }                    // a later residual reads p, so it must survive
+  int addend() const { return static_cast<int>(r_[8]); }           // index of the per-row addend; -1: none
+  bool kept() const { return r_[9] != 0; }                         // a later residual reads p, so it must survive
   static constexpr int64_t kFields = 10;
 
  private:
@@ -85,7 +85,7 @@ class PlanView {
   int64_t packed_size() const { return base_[7]; }
   int activation() const { return static_cast<int>(base_[8]); }
   double activation_constant() const { return __builtin_bit_cast(double, base_[9]); }
-  int64_t units() const { return base_[10]; }  // live hidden units of all layers
+  int64_t units() const { return base_[10]; }                          // live hidden units of all layers
   const int64_t* feature_starts() const { return base_ + base_[11]; }  // levels() + 1
   const int64_t* block_levels() const { return base_ + base_[12]; }    // first level of each block, blocks() + 1
   const int64_t* feature_order() const { return base_ + base_[13]; }   // sorted feature -> original feature

@@ -16,10 +16,8 @@ template <class X>
 FK_INLINE ScaleValue<X> evaluate_scale(const UnivariateMap& m, X a) {
   const X one = X{} + 1;
   switch (m.scale) {
-    case Scale::none:
-      return {one, X{}, X{}};
-    case Scale::exp:
-      return {exp(a), a, one};
+    case Scale::none: return {one, X{}, X{}};
+    case Scale::exp: return {exp(a), a, one};
     case Scale::clamped_exp: {  // the gradient passes straight through the clamp
       const X l = select(a < m.c0, X{} + m.c0, select(a > m.c1, X{} + m.c1, a));
       return {exp(l), l, one};
@@ -56,14 +54,10 @@ FK_INLINE MapValue<X> map_forward(const UnivariateMap& m, X u, X t, X a) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   const X finite = u - u;  // NaN where the input is not finite, so that the log-det shows it
   switch (m.placement) {
-    case Placement::scale_shift:
-      return {u * k.s + t, k.log_s + finite};
-    case Placement::standardize:
-      return {(u - t) / k.s, finite - k.log_s};
-    case Placement::shift_scale:
-      return {(u + t) * k.s, k.log_s + finite};
-    case Placement::gate:
-      return {k.s * u + (1 - k.s) * t, k.log_s + finite};
+    case Placement::scale_shift: return {u * k.s + t, k.log_s + finite};
+    case Placement::standardize: return {(u - t) / k.s, finite - k.log_s};
+    case Placement::shift_scale: return {(u + t) * k.s, k.log_s + finite};
+    case Placement::gate: return {k.s * u + (1 - k.s) * t, k.log_s + finite};
   }
   __builtin_unreachable();
 }
@@ -74,14 +68,10 @@ FK_INLINE MapValue<X> map_inverse(const UnivariateMap& m, X v, X t, X a) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   const X finite = v - v;
   switch (m.placement) {
-    case Placement::scale_shift:
-      return {(v - t) / k.s, finite - k.log_s};
-    case Placement::standardize:
-      return {v * k.s + t, k.log_s + finite};
-    case Placement::shift_scale:
-      return {v / k.s - t, finite - k.log_s};
-    case Placement::gate:
-      return {(v - (1 - k.s) * t) / k.s, finite - k.log_s};
+    case Placement::scale_shift: return {(v - t) / k.s, finite - k.log_s};
+    case Placement::standardize: return {v * k.s + t, k.log_s + finite};
+    case Placement::shift_scale: return {v / k.s - t, finite - k.log_s};
+    case Placement::gate: return {(v - (1 - k.s) * t) / k.s, finite - k.log_s};
   }
   __builtin_unreachable();
 }
@@ -96,8 +86,7 @@ template <class X>
 FK_INLINE MapGradient<X> map_backward(const UnivariateMap& m, X u, X t, X a, X gv, X gl) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   switch (m.placement) {
-    case Placement::scale_shift:
-      return {gv * k.s, gv, (gv * u * k.s + gl) * k.slope};
+    case Placement::scale_shift: return {gv * k.s, gv, (gv * u * k.s + gl) * k.slope};
     case Placement::standardize: {
       const X g = gv / k.s;
       return {g, -g, (-g * (u - t) - gl) * k.slope};
@@ -106,8 +95,7 @@ FK_INLINE MapGradient<X> map_backward(const UnivariateMap& m, X u, X t, X a, X g
       const X g = gv * k.s;
       return {g, g, (g * (u + t) + gl) * k.slope};
     }
-    case Placement::gate:
-      return {gv * k.s, gv * (1 - k.s), (gv * (u - t) * k.s + gl) * k.slope};
+    case Placement::gate: return {gv * k.s, gv * (1 - k.s), (gv * (u - t) * k.s + gl) * k.slope};
   }
   __builtin_unreachable();
 }
