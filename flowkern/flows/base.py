@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,13 @@ class StandardNormal(nn.Module):
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         size = (*shape, self.features)
         return torch.randn(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
+
+
+def sample_size(shape: Sequence[int]) -> torch.Size:
+    """A sample shape, checked."""
+    if isinstance(shape, int):
+        raise TypeError(f"shape: expected a tuple of sizes such as ({shape},), got {shape}")
+    return torch.Size(shape)
 
 
 def takes_context(base: Any, method: Any) -> bool:

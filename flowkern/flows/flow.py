@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowkern import ops
-from flowkern.flows.base import Base, StandardNormal, call_base, takes_context
+from flowkern.flows.base import Base, StandardNormal, call_base, sample_size, takes_context
 from flowkern.nn import BatchNorm, Compose, Transform
 
 
@@ -94,14 +94,15 @@ class Flow(nn.Module):
             generator: source of the noise.
             chunk_size: samples drawn at once; bounds the memory of the intermediate results.
         """
+        size = sample_size(shape)
         if chunk_size is None:
-            return self._draw(shape, context, generator, "sample")[0]
+            return self._draw(size, context, generator, "sample")[0]
         if not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(f"chunk_size: expected a whole number of at least 1, got {chunk_size!r}")
-        n = torch.Size(shape).numel()
+        n = size.numel()
         parts = [self._draw((min(chunk_size, n - i),), context, generator, "sample")[0] for i in range(0, n, chunk_size)]
         drawn = torch.cat(parts) if parts else self._draw((0,), context, generator, "sample")[0]
-        return drawn.reshape(*shape, *drawn.shape[1:])
+        return drawn.reshape(*size, *drawn.shape[1:])
 
     def rsample(
         self, shape: Sequence[int] = (), context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -127,7 +128,8 @@ class Flow(nn.Module):
         if draw is None:
             raise NotImplementedError(f"the base {type(self.base).__name__} has no {method}: its samples carry no gradient")
         # A base that takes no context draws for every row of it.
-        size = torch.Size(shape) if takes_context(self.base, draw) else torch.Size(shape) + batch
+        size = sample_size(shape)
+        size = size if takes_context(self.base, draw) else size + batch
         z = call_base(self.base, draw, size, embedded, generator)
         x, log_det = self.transform.inverse(z, embedded)
         return x, self._show_context(log_det, context, embedded), z, embedded

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import nn as fnn
+from flowkern.flows.base import sample_size
 from flowkern.ops._network import optional_biases
 from flowkern.ops._sweep import sweep
 
@@ -103,7 +104,7 @@ class MADE(nn.Module):
         if not self.training and self.network.masks > 1:
             mask = int(torch.randint(self.network.masks, (), generator=generator))
         arguments = self.network.arguments(context, mask)
-        batch = (*shape, *(() if context is None else context.shape[:-1]))
+        batch = sample_size(shape) + (torch.Size() if context is None else context.shape[:-1])
         drawn: list[Tensor] = []
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ class MADE(nn.Module):
 
         Half precision packs on every call all the same, since its kernels work in float32.
         """
-        weight = self.get_parameter("layers.0.weight")
+        weight = self._parameter_lists()[0][0]
         context = weight.new_zeros(self.context) if self.context else None
         if obstacle(weight) is None and weight.dtype in (torch.float32, torch.float64):
             with torch.no_grad():
@@ -247,7 +247,7 @@ class MADE(nn.Module):
         self._packed = [None] * self.masks
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, parameters={self.outputs}, context={self.context}, activation={self.activation!r}"
+        return f"features={self.features}, outputs={self.outputs}, context={self.context}, activation={self.activation!r}"
 
 
 @contextmanager

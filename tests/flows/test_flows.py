@@ -65,6 +65,9 @@ def test_generators_and_chunks(kind: type[Flow]) -> None:
     assert flow.sample((2, 3), context, chunk_size=4).shape == (2, 3, 3, 4)
     with pytest.raises(ValueError, match="chunk_size: expected a whole number"):
         flow.sample((4,), context, chunk_size=0)
+    for model, arguments in ((flow, (context,)), (MADE(4, "gaussian", (8,)), ())):
+        with pytest.raises(TypeError, match=r"shape: expected a tuple of sizes such as \(4,\), got 4"):
+            model.sample(4, *arguments)
 
 
 @FLOWS

@@ -361,3 +361,11 @@ def test_log_det_of_a_transform_called_without_gradient_has_its_graph() -> None:
     with torch.no_grad():
         x = transform(z)
     assert transform.log_abs_det_jacobian(z, x).requires_grad
+
+
+def test_a_parametrized_network_freezes() -> None:
+    layer, x = fnn.MaskedAutoregressive(4, hidden=(12,)), torch.randn(5, 4)
+    torch.nn.utils.parametrizations.weight_norm(layer.network.layers[0])
+    expected = layer(x)
+    with fk.frozen(layer):
+        torch.testing.assert_close(layer(x), expected)
