@@ -56,12 +56,13 @@ def throughput_bars(rates: dict[str, dict[str, float]], path: Path) -> None:
 
 def ratio_bars(ratios: dict[str, float], title: str, path: Path) -> None:
     """Speed-ups on a logarithmic axis, 1 marked."""
-    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.35 * len(ratios)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(10, 1.2 + 0.35 * len(ratios)), layout="constrained")
     bars = axis.barh(list(ratios), list(ratios.values()), color="C1")
     axis.bar_label(bars, [f"{v:,.1f}x" for v in ratios.values()], padding=3)
     axis.axvline(1, color="grey")
-    axis.set(xscale="log", title=title)
-    axis.set_xlim(0.5, max(ratios.values()) * 4)
+    axis.set(xscale="log", xlabel="times faster")
+    figure.suptitle(title)
+    axis.set_xlim(0.5, max(ratios.values()) * 10)
     axis.invert_yaxis()
     _save(figure, path)
 
