@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)  # computed in float32
+FLOATS = (torch.float32, torch.float64, *HALF)
 
 
 def check_float(name: str, t: Tensor) -> None:

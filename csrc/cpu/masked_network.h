@@ -100,12 +100,10 @@ class Tile {
       // The activation may overwrite p unless someone still reads p.
       a[l] = h.activated() && (kept || h.kept()) ? take(h.units()) : p[l];
     }
-    spare_ = scratch;
   }
 
   int64_t rows() const { return rows_; }
   int64_t first_row() const { return first_row_; }
-  T* spare() const { return spare_; }  // unused tail of the scratch buffer
   T* target(int node) const { return node == plan_.hidden() ? out : p[node]; }
   const T* source(int node) const { return node < 0 ? x : a[node]; }
 
@@ -122,9 +120,12 @@ class Tile {
     gather(m, first_row_, rows_, order, n, dst);
   }
   void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
+    scatter(src, first_row_, rows_, order, n, m);
+  }
+  static void scatter(const T* src, int64_t row, int64_t rows, const int64_t* order, int64_t n, Matrix<T> m) {
     for (int64_t i = 0; i < n; ++i, src += R) {
-      T* dst = m.data + first_row_ * m.row_stride + order[i] * m.column_stride;
-      for (int64_t r = 0; r < rows_; ++r) dst[r * m.row_stride] = src[r];
+      T* dst = m.data + row * m.row_stride + order[i] * m.column_stride;
+      for (int64_t r = 0; r < rows; ++r) dst[r * m.row_stride] = src[r];
     }
   }
 
@@ -219,7 +220,6 @@ class Tile {
   const Network<T>& net_;
   const PlanView& plan_;
   int64_t first_row_, rows_;
-  T* spare_;
 };
 
 // Calls f(numbers...) -> MapValue on the R rows of sorted feature values, lane groups widened as X wants it.

@@ -69,9 +69,6 @@ class TileGradient {
     Tile<T, R>::gather(in.x, first_row_, rows_, plan_.feature_order(), plan_.features(), x);
   }
 
-  int64_t rows() const { return rows_; }
-  int64_t first_row() const { return first_row_; }
-
   // From delta_out: cotangents of all pre-activations; those of the inputs are added to g_x.
   void backward() {
     for (int l = plan_.hidden() - 1; l >= -1; --l)
@@ -133,10 +130,7 @@ class TileGradient {
       for (int64_t r = rows_; r < R; ++r) dst[i * R + r] = 0;
   }
   void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
-    for (int64_t i = 0; i < n; ++i, src += R) {
-      T* dst = m.data + first_row_ * m.row_stride + order[i] * m.column_stride;
-      for (int64_t r = 0; r < rows_; ++r) dst[r * m.row_stride] = src[r];
-    }
+    Tile<T, R>::scatter(src, first_row_, rows_, order, n, m);
   }
 
   T *x, *g_x, *value;  // input, its cotangent, room for the cotangent of the value

@@ -34,6 +34,7 @@ class StandardNormal(nn.Module):
     """
 
     like: Tensor
+    conditional = False
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ def sample_size(shape: Sequence[int]) -> torch.Size:
 
 def takes_context(base: Any, method: Any) -> bool:
     """Whether a method of a base is given the flow's context: its signature says so, and the base depends on one."""
-    return "context" in inspect.signature(method).parameters and getattr(base, "conditional", True)
+    return getattr(base, "conditional", True) and "context" in inspect.signature(method).parameters
 
 
 def call_base(

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern._checks import broadcast_batch, check_features, check_float, check_like, check_shapes
+from flowkern._checks import HALF, broadcast_batch, check_features, check_float, check_like, check_shapes
 from flowkern.backends import chosen_backend, obstacle
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.plan import AutoregressivePlan
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class Call:
@@ -81,7 +79,7 @@ def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[T
         RuntimeError: where there is no native kernel that would read the result.
     """
     check_parameters(weights, biases, plan)
-    if weights[0].dtype in _HALF:
+    if weights[0].dtype in HALF:
         raise TypeError(f"weights: expected float32 or float64, got {weights[0].dtype}")
     reason = obstacle(weights[0])
     if reason is not None:
@@ -193,7 +191,7 @@ def _run(
     if not flat:
         x = x.reshape(batch.numel(), x.shape[-1])
     tensors = [*weights, *biases, *addends]
-    if dtype in _HALF:  # float32 inside: the packed weights and every sum
+    if dtype in HALF:  # float32 inside: the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
     if packed is not None and packed.dtype is not dtype:
         raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
@@ -202,7 +200,7 @@ def _run(
         outputs = out if isinstance(out, tuple) else (out,)
     else:
         outputs = call.native(x, tensors, packed, False)[:-2]
-    if dtype in _HALF:
+    if dtype in HALF:
         outputs = tuple(t.to(dtype) for t in outputs)
     return outputs if flat else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import check_float, check_like
+from flowkern._checks import HALF, check_float, check_like
 from flowkern.backends import chosen_backend
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.univariate import default_constants, resolve
@@ -83,7 +83,7 @@ def affine(
 
 def _rows(t: Tensor, shape: torch.Size) -> Tensor:
     """t as a matrix of float32 or float64 rows."""
-    t = t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+    t = t.float() if t.dtype in HALF else t
     return t if t.shape == shape and t.dim() == 2 else t.expand(shape).reshape(shape[:-1].numel(), shape[-1])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import check_float
+from flowkern._checks import HALF, check_float
 from flowkern.backends import chosen_backend
 
 
@@ -46,7 +46,7 @@ def log_det(log_scale: Tensor) -> Tensor:
 
 
 def _native(log_scale: Tensor) -> Tensor:
-    rows = log_scale.float() if log_scale.dtype in (torch.bfloat16, torch.float16) else log_scale
+    rows = log_scale.float() if log_scale.dtype in HALF else log_scale
     rows = rows.reshape(log_scale.shape[:-1].numel(), log_scale.shape[-1])
     return torch.ops.flowkern.log_det(rows).reshape(log_scale.shape[:-1]).to(log_scale.dtype)
 

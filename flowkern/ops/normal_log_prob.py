@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import check_float, check_like
+from flowkern._checks import HALF, check_float, check_like
 from flowkern.backends import chosen_backend
 
 
@@ -51,7 +51,7 @@ def normal_log_prob(z: Tensor, log_det: Tensor | None = None) -> Tensor:
 
 def _native(z: Tensor, log_det: Tensor) -> Tensor:
     dtype, batch = z.dtype, z.shape[:-1]
-    if dtype in (torch.bfloat16, torch.float16):
+    if dtype in HALF:
         z, log_det = z.float(), log_det.float()
     if z.dim() != 2:
         z, log_det = z.reshape(batch.numel(), z.shape[-1]), log_det.reshape(-1)
