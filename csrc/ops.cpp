@@ -24,6 +24,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
+constexpr int64_t kSerial = 16384;      // weights up to which a network is packed by one thread
 constexpr int64_t kBackwardRows = 512;  // rows whose cotangents are held at once; bounds the memory of a backward
 
 // ---- tensors and threads ----------------------------------------------------------------------------------------
@@ -126,29 +127,70 @@ UnivariateMap univariate_map(int64_t scale, int64_t placement, double c0, double
 
 // ---- masked networks --------------------------------------------------------------------------------------------
 
+// The weights of one network on their way into its packed buffer, in parts that threads can share.
+template <class T>
+class Packing {
+ public:
+  Packing(const PlanView& plan, const Tensor* weights, const Tensor* biases, const Tensor& mask, T* out)
+      : plan_(plan), mask_(const_data<uint8_t>(mask)), out_(out) {
+    const auto fits = [](const Tensor& t, int64_t rows, int64_t columns) {
+      return t.scalar_type() == kDtype<T> && t.dim() == (columns < 0 ? 1 : 2) && t.size(0) == rows &&
+             (columns < 0 || t.size(1) == columns);
+    };
+    for (int l = 0; l < plan.linears(); ++l) {
+      const LinearView m = plan.linear(l);
+      bool good = fits(weights[l], m.original_rows(), m.original_columns());
+      weights_.push_back(matrix<T>(weights[l]));
+      if (m.bias_index() >= 0) {
+        good = good && fits(biases[m.bias_index()], m.original_rows(), -1);
+        biases_.push_back(matrix<T>(biases[m.bias_index()]));
+        // The biases are padded to whole vectors; leave nothing undefined.
+        std::fill_n(out + m.bias_offset() + m.rows(), (16 - m.rows() % 16) % 16, T(0));
+      }
+      STD_TORCH_CHECK(good, "flowkern: the weights do not belong to this plan");
+    }
+  }
+
+  int64_t parts() const {
+    constexpr int64_t kPart = 8192;  // weights per turn of a thread; fewer are not worth waking one
+    return std::clamp<int64_t>(plan_.packed_size() / kPart, 1, 64);
+  }
+
+  void run(int64_t part) const {
+    for (int l = 0; l < plan_.linears(); ++l) {
+      const int64_t n = plan_.linear(l).chunks();
+      kernels<T>().pack(plan_, weights_.data(), biases_.data(), mask_, out_, l, n * part / parts(),
+                        n * (part + 1) / parts());
+    }
+  }
+
+ private:
+  PlanView plan_;
+  std::vector<Matrix<const T>> weights_, biases_;
+  const uint8_t* mask_;
+  T* out_;
+};
+
+int64_t biased(const PlanView& plan) {
+  int64_t n = 0;
+  for (int l = 0; l < plan.linears(); ++l) n += plan.linear(l).bias_index() >= 0;
+  return n;
+}
+
+// Units of the layer that receives addend `slot`.
+int64_t addend_units(const PlanView& plan, int slot) {
+  for (int l = 0; l < plan.hidden(); ++l)
+    if (plan.hidden(l).addend() == slot) return plan.hidden(l).original_units();
+  return plan.linear(plan.hidden()).original_rows();
+}
+
 template <class T>
 Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, const Tensor& mask) {
-  int64_t biased = 0;
-  for (int l = 0; l < v.linears(); ++l) biased += v.linear(l).bias_index() >= 0;
-  STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears() && static_cast<int64_t>(biases.size()) == biased,
+  STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears() && static_cast<int64_t>(biases.size()) == biased(v),
                   "flowkern: the weights do not belong to this plan");
-  std::vector<Matrix<const T>> w, b;
-  for (const Tensor& t : weights) w.push_back(matrix<T>(t));
-  for (const Tensor& t : biases) b.push_back(matrix<T>(t));
   Tensor out = empty<T>({v.packed_size()});
-  for (int l = 0; l < v.linears(); ++l) {  // the biases are padded to whole vectors; leave nothing undefined
-    const LinearView m = v.linear(l);
-    if (m.bias_offset() >= 0) std::fill_n(data<T>(out) + m.bias_offset() + m.rows(), (16 - m.rows() % 16) % 16, T(0));
-  }
-  constexpr int64_t kPart = 8192;  // weights per turn of a thread; fewer are not worth waking one
-  const int64_t parts = std::clamp<int64_t>(v.packed_size() / kPart, 1, 64);
-  parallel(parts, [&](int64_t i) {
-    for (int l = 0; l < v.linears(); ++l) {
-      const int64_t n = v.linear(l).chunks();
-      kernels<T>().pack(v, w.data(), b.data(), const_data<uint8_t>(mask), data<T>(out), l, n * i / parts,
-                        n * (i + 1) / parts);
-    }
-  });
+  const Packing<T> packing(v, weights.data(), biases.data(), mask, data<T>(out));
+  parallel(packing.parts(), [&](int64_t i) { packing.run(i); });
   return out;
 }
 
@@ -164,6 +206,13 @@ struct NetworkArguments {
   const Tensor &plan, &mask;
 };
 
+// Which tiles a batch is cut into. Without a batch that fills the lanes, the units do (measured: docs/measured.md).
+int tile_kind(int64_t batch) { return batch > 8 ? 2 : batch > 1 ? 1 : 0; }
+template <class T>
+int64_t tile_rows(const Kernels<T>& k, int kind) {
+  return kind == 2 ? k.tile_rows : k.small_rows[kind];
+}
+
 template <class T>
 struct Call {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
   Call(const Tensor& x, const NetworkArguments& in, bool save)
@@ -173,9 +222,8 @@ struct Call {  // what every masked-network operator prepares: weights, addends,
     STD_TORCH_CHECK(packed.numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
     for (const Tensor& t : in.addends) addends.push_back(matrix<T>(t));
     net.addends = addends.data();
-    // Without a batch that fills the lanes, the units do (measured: docs/measured.md).
-    kind = save || net.batch > 8 ? 2 : net.batch > 1 ? 1 : 0;
-    rows = kind == 2 ? k.tile_rows : k.small_rows[kind];
+    kind = save ? 2 : tile_kind(net.batch);
+    rows = tile_rows(k, kind);
     tiles = (net.batch + rows - 1) / rows;
     saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * k.tile_rows});
     if (in.packed || !save)
@@ -227,6 +275,97 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, 
              tile_scratch<T>(call.net.plan, call.rows));
     });
     return {z, log_det, call.packed_out, call.saved};
+  });
+}
+
+// One transform of a chain.
+template <class T>
+struct Step {
+  Network<T> net;
+  UnivariateMap map;
+  bool inverse;
+};
+
+// Transforms one after another without a gradient: all weights are packed in one go, then each tile runs through the
+// whole chain while it is in the cache. Tensors of all steps are in one list each; `maps` holds (inverse, scale,
+// placement) of each step and `constants` its two constants. `packed` is empty or has one vector per step.
+template <class T>
+std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const Tensors& biases, const Tensors& addends,
+                                 const Tensors& packed, const Tensors& plans, const Tensors& masks,
+                                 const std::vector<int64_t>& maps, const std::vector<double>& constants) {
+  const int64_t batch = x.size(0), features = x.size(1);
+  int64_t size = 0, linears = 0, biases_seen = 0;
+  std::vector<Matrix<const T>> addend_data;
+  addend_data.reserve(addends.size());  // the steps point into it
+  std::vector<Step<T>> steps;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    const PlanView v = view(plans[i]);
+    STD_TORCH_CHECK(v.features() == features, "flowkern: x does not belong to this plan");
+    steps.push_back({{v, nullptr, addend_data.data() + addend_data.size(), batch},
+                     univariate_map(maps[3 * i + 1], maps[3 * i + 2], constants[2 * i], constants[2 * i + 1]),
+                     maps[3 * i] != 0});
+    size += v.packed_size();
+    linears += v.linears(), biases_seen += biased(v);
+    for (int slot = 0; slot < v.addends(); ++slot) {
+      const size_t next = addend_data.size();
+      STD_TORCH_CHECK(next < addends.size() && addends[next].dim() == 2 && addends[next].size(0) == batch &&
+                          addends[next].size(1) == addend_units(v, slot) && addends[next].scalar_type() == kDtype<T>,
+                      "flowkern: the addends do not belong to this batch and these plans");
+      addend_data.push_back(matrix<T>(addends[next]));
+    }
+  }
+  STD_TORCH_CHECK(linears == static_cast<int64_t>(weights.size()) &&
+                      biases_seen == static_cast<int64_t>(biases.size()) && addend_data.size() == addends.size(),
+                  "flowkern: the weights do not belong to these plans");
+
+  Tensor buffer = empty<T>({packed.empty() ? size : 0});
+  std::vector<Packing<T>> packings;
+  std::vector<std::pair<int, int64_t>> parts;
+  T* out = data<T>(buffer);
+  for (size_t i = 0, l = 0, b = 0; i < steps.size(); ++i) {
+    const PlanView& v = steps[i].net.plan;
+    if (!packed.empty()) {
+      STD_TORCH_CHECK(packed[i].numel() == v.packed_size() && packed[i].scalar_type() == kDtype<T>,
+                      "flowkern: `packed` does not belong to this plan");
+      steps[i].net.packed = const_data<T>(packed[i]);
+      continue;
+    }
+    packings.emplace_back(v, weights.data() + l, biases.data() + b, masks[i], out);
+    for (int64_t p = 0; p < packings.back().parts(); ++p) parts.emplace_back(static_cast<int>(i), p);
+    steps[i].net.packed = out;
+    out += v.packed_size(), l += v.linears(), b += biased(v);
+  }
+  // Small networks are packed sooner than a thread is woken.
+  const int64_t turns = size < kSerial ? 1 : static_cast<int64_t>(parts.size());
+  parallel(turns, [&](int64_t i) {
+    const size_t begin = parts.size() * i / turns, end = parts.size() * (i + 1) / turns;
+    for (size_t p = begin; p < end; ++p) packings[parts[p].first].run(parts[p].second);
+  });
+
+  const Kernels<T>& k = kernels<T>();
+  const int kind = tile_kind(batch);
+  const int64_t rows = tile_rows(k, kind), tiles = (batch + rows - 1) / rows;
+  Tensor z = empty<T>({batch, features}), log_det = empty<T>({batch}), term = empty<T>({batch});
+  parallel(tiles, [&](int64_t tile) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const Step<T>& s = steps[i];
+      const auto kernel = s.inverse ? k.autoregressive_inverse[kind] : k.autoregressive[kind];
+      // A tile reads its rows before it writes them, so z serves as the input of the next step.
+      kernel(s.net, s.map, matrix<T>(i ? z : x), data<T>(z), data<T>(i ? term : log_det), nullptr, tile,
+             tile_scratch<T>(s.net.plan, rows));
+      for (int64_t r = tile * rows; i && r < std::min(batch, (tile + 1) * rows); ++r)
+        data<T>(log_det)[r] += data<T>(term)[r];
+    }
+  });
+  return {z, log_det};
+}
+
+std::tuple<Tensor, Tensor> autoregressive_chain(Tensor x, Tensors weights, Tensors biases, Tensors addends,
+                                                Tensors packed, Tensors plans, Tensors masks, std::vector<int64_t> maps,
+                                                std::vector<double> constants) {
+  STD_TORCH_CHECK(x.dim() == 2, "flowkern: x is no matrix");
+  return for_dtype(x, [&](auto zero) {
+    return chain<decltype(zero)>(x, weights, biases, addends, packed, plans, masks, maps, constants);
   });
 }
 
@@ -423,6 +562,9 @@ STABLE_TORCH_LIBRARY(flowkern, m) {
         ", bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "autoregressive_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] addends, Tensor[] packed, "
+      "Tensor[] plans, Tensor[] masks, int[] maps, float[] constants) -> (Tensor, Tensor)");
+  m.def(
       "autoregressive_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan, "
       "Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
       ", bool parameters) -> " FK_GRADIENTS);
@@ -444,6 +586,7 @@ STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
   m.impl("masked_mlp_backward", TORCH_BOX(&masked_mlp_backward));
   m.impl("autoregressive", TORCH_BOX(&transform<false>));
   m.impl("autoregressive_inverse", TORCH_BOX(&transform<true>));
+  m.impl("autoregressive_chain", TORCH_BOX(&autoregressive_chain));
   m.impl("autoregressive_backward", TORCH_BOX(&transform_backward<false>));
   m.impl("autoregressive_inverse_backward", TORCH_BOX(&transform_backward<true>));
   m.impl("affine", TORCH_BOX(&affine));

@@ -66,6 +66,10 @@ def _register_fakes() -> None:
         fake(f"flowkern::{name}")(transform)
         fake(f"flowkern::{name}_backward")(transform_backward)
 
+    @fake("flowkern::autoregressive_chain")
+    def _(x, weights, biases, addends, packed, plans, masks, maps, constants):  # type: ignore[no-untyped-def]
+        return x.new_empty(x.shape), x.new_empty(x.shape[0])
+
     @fake("flowkern::affine")
     def _(x, shift, raw, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape), x.new_empty(x.shape[0])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkern import ops
 from flowkern.nn.made import MADE
-from flowkern.nn.transform import Transform
+from flowkern.nn.transform import Transform, show_context
 from flowkern.univariate import default_constants, resolve
 
 
@@ -45,14 +46,23 @@ class _Autoregressive(Transform):
     def conditional(self) -> bool:
         return self.context > 0
 
+    def arguments(self, context: Tensor | None = None) -> dict[str, Any]:
+        """Keyword arguments of the operators :func:`autoregressive` and :func:`autoregressive_inverse`."""
+        return {
+            **self.network.arguments(context),
+            "scale": self.scale,
+            "placement": self.placement,
+            "constants": self.constants,
+        }
+
+    def step(self, context: Tensor | None, inverse: bool) -> ops.Step | None:
+        if type(self) not in (MaskedAutoregressive, InverseAutoregressive):
+            return None  # a subclass may do more than these two
+        return inverse == isinstance(self, MaskedAutoregressive), self.arguments(context)
+
     def _apply_map(self, operator, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        z, log_det = operator(
-            x, **self.network.arguments(context), scale=self.scale, placement=self.placement, constants=self.constants
-        )
-        if context is not None:
-            # An infinite context may vanish in the network; its row must show it.
-            log_det = log_det + (context - context).detach().sum(-1)
-        return z, log_det
+        z, log_det = operator(x, **self.arguments(context))
+        return z, show_context(log_det, context)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}, placement={self.placement!r}, constants={self.constants}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import add
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions import transforms as td
+from torch.nn.modules.module import _has_any_global_hook
 
+from flowkern import ops
 from flowkern._checks import check_features, check_float
 
 
@@ -35,6 +39,10 @@ class Transform(nn.Module):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise to data."""
         raise NotImplementedError
+
+    def step(self, context: Tensor | None, inverse: bool) -> ops.Step | None:
+        """This transform as a step of :func:`flowkern.ops.autoregressive_chain`, or ``None`` where it is no such step."""
+        return None
 
     def as_distribution_transform(self, context: Tensor | None = None) -> td.Transform:
         """This transform as torch.distributions sees it: from the base distribution to the data.
@@ -134,19 +142,41 @@ class Compose(Transform):
             yield from transform.leaves() if isinstance(transform, Compose) else (transform,)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _chain(x, context, self._all())
+        return _chain(x, context, self._all(), inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _chain(z, context, [t.inverse for t in reversed(self._all())])
+        return _chain(z, context, self._all()[::-1], inverse=True)
 
 
-def _chain(x: Tensor, context: Tensor | None, steps: Iterable[Callable[..., tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
-    total: Tensor | None = None
-    for step in steps:
-        x, log_det = step(x, context)
-        total = log_det if total is None else total + log_det
-    assert total is not None
-    return x, total
+def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], inverse: bool) -> tuple[Tensor, Tensor]:
+    """The transforms in the order given; without a gradient, neighbours that can share a kernel call do."""
+    terms: list[Tensor] = []
+    run: list[ops.Step] = []
+    joining = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _has_any_global_hook()
+
+    def flush() -> None:
+        nonlocal x
+        if run:
+            x, log_det = ops.autoregressive_chain(x, run)
+            terms.append(show_context(log_det, context))
+            run.clear()
+
+    for transform in transforms:
+        hooked = not inverse and (transform._forward_hooks or transform._forward_pre_hooks)
+        step = transform.step(context, inverse) if joining and not hooked else None
+        if step is not None:
+            run.append(step)
+            continue
+        flush()
+        x, log_det = transform.inverse(x, context) if inverse else transform(x, context)
+        terms.append(log_det)
+    flush()
+    return x, reduce(add, terms)
+
+
+def show_context(log_det: Tensor, context: Tensor | None) -> Tensor:
+    """The log-determinant, not finite where the context is not: an infinite one may vanish in the network."""
+    return log_det if context is None else log_det + (context - context).detach().sum(-1)
 
 
 def batch_log_det(value: Tensor, x: Tensor) -> Tensor:

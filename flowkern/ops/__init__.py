@@ -3,6 +3,7 @@
 from flowkern.ops._network import pack
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
+from flowkern.ops.autoregressive_chain import Step, autoregressive_chain
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
@@ -10,8 +11,10 @@ from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 
 __all__ = [
+    "Step",
     "affine",
     "autoregressive",
+    "autoregressive_chain",
     "autoregressive_inverse",
     "iaf_step",
     "log_det",

@@ -182,14 +182,8 @@ def _run(
     packed: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Runs a checked call natively: compute dtype, two dimensions, autograd only where something needs it."""
-    dtype, batch = x.dtype, x.shape[:-1]
-    if addends:
-        batch = broadcast_batch(x, addends, "addends")
-        addends = [a.expand(*batch, a.shape[-1]).reshape(-1, a.shape[-1]) for a in addends]
-        x = x.expand(*batch, x.shape[-1])
-    flat = x.dim() == 2
-    if not flat:
-        x = x.reshape(batch.numel(), x.shape[-1])
+    dtype = x.dtype
+    x, addends, batch = as_rows(x, addends)
     tensors = [*weights, *biases, *addends]
     if dtype in HALF:  # float32 inside: the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
@@ -202,7 +196,17 @@ def _run(
         outputs = call.native(x, tensors, packed, False)[:-2]
     if dtype in HALF:
         outputs = tuple(t.to(dtype) for t in outputs)
-    return outputs if flat else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
+    return outputs if len(batch) == 1 else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
+
+
+def as_rows(x: Tensor, addends: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.Size]:
+    """x and the addends as matrices over their common batch, and the shape of that."""
+    batch = x.shape[:-1]
+    if addends:
+        batch = broadcast_batch(x, addends, "addends")
+        addends = [a.expand(*batch, a.shape[-1]).reshape(-1, a.shape[-1]) for a in addends]
+        x = x.expand(*batch, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(batch.numel(), x.shape[-1]), addends, batch
 
 
 def optional_biases(plan: AutoregressivePlan, biases: Sequence[Tensor]) -> list[Tensor | None]:

@@ -54,8 +54,7 @@ def autoregressive(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
-    constants = None if constants is None else tuple(constants)
-    call = plan.calls.get(("autoregressive", scale, placement, constants)) or _call(plan, scale, placement, constants)
+    call = call_of(plan, scale, placement, constants)
     z, log_det = dispatch(call, x, weights, biases, addends, packed)
     return z, log_det
 
@@ -72,10 +71,16 @@ def check_map(
     return numbers, {"scale": scale, "placement": placement, "constants": given}
 
 
+def call_of(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+    """The constants of a call, made at the first one."""
+    constants = None if constants is None else tuple(constants)
+    key = ("autoregressive", scale, placement, constants)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, scale, placement, constants))
+
+
 def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
     numbers, named = check_map(plan, scale, placement, constants)
-    call = Call("autoregressive", plan, numbers, partial(oracle, reference.autoregressive, plan, named))
-    return plan.remember(("autoregressive", scale, placement, constants), call)
+    return Call("autoregressive", plan, numbers, partial(oracle, reference.autoregressive, plan, named))
 
 
 def oracle(

@@ -61,18 +61,22 @@ def autoregressive_inverse(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
-    constants = None if constants is None else tuple(constants)
-    key = ("autoregressive_inverse", scale, placement, constants)
-    call = plan.calls.get(key) or _call(plan, scale, placement, constants)
+    call = call_of(plan, scale, placement, constants)
     x, log_det = dispatch(call, z, weights, biases, addends, packed, name="z")
     return x, log_det
+
+
+def call_of(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+    """The constants of a call, made at the first one."""
+    constants = None if constants is None else tuple(constants)
+    key = ("autoregressive_inverse", scale, placement, constants)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, scale, placement, constants))
 
 
 def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
     numbers, named = check_map(plan, scale, placement, constants)
     slow = partial(oracle, reference.autoregressive_inverse, plan, named)
-    call = Call("autoregressive_inverse", plan, numbers, slow, partial(_sweep_inverse, plan, named), solves=True)
-    return plan.remember(("autoregressive_inverse", scale, placement, constants), call)
+    return Call("autoregressive_inverse", plan, numbers, slow, partial(_sweep_inverse, plan, named), solves=True)
 
 
 def _sweep_inverse(

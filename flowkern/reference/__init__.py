@@ -2,6 +2,7 @@
 
 from flowkern.reference.affine import affine
 from flowkern.reference.autoregressive import autoregressive
+from flowkern.reference.autoregressive_chain import autoregressive_chain
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
@@ -11,6 +12,7 @@ from flowkern.reference.normal_log_prob import normal_log_prob
 __all__ = [
     "affine",
     "autoregressive",
+    "autoregressive_chain",
     "autoregressive_inverse",
     "iaf_step",
     "log_det",
