@@ -65,8 +65,8 @@ def autoregressive_chain(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tens
         return _native(x, steps)
     except RuntimeError:
         for inverse, arguments in steps:  # the kernel only says that something does not fit; say what
-            network = [arguments[name] for name in ("weights", "biases", "plan")]
-            check_network(x, *network, arguments.get("addends", ()), "z" if inverse else "x")
+            weights, biases, plan = arguments["weights"], arguments["biases"], arguments["plan"]
+            check_network(x, weights, biases, plan, arguments.get("addends", ()), "z" if inverse else "x")
         raise
 
 
@@ -74,7 +74,11 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     addends: list[Tensor] = []
-    packed, plans, masks, maps, constants = [], [], [], [], []
+    packed: list[Tensor] = []
+    plans: list[Tensor] = []
+    masks: list[Tensor] = []
+    maps: list[int] = []
+    constants: list[float] = []
     for inverse, arguments in steps:
         call = _call(inverse, arguments)
         plan = call.plan
@@ -85,9 +89,8 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
             packed.append(arguments["packed"])
         plans.append(plan.meta)
         masks.append(plan.mask_bytes)
-        scale, placement, *numbers = call.map
-        maps += (inverse, scale, placement)
-        constants += numbers
+        maps += (inverse, *call.map[:2])
+        constants += call.map[2:]
     check_features("z" if steps[0][0] else "x", x, steps[0][1]["plan"].features)
     rows, added, batch = as_rows(x, addends)
     packed = packed if len(packed) == len(steps) else []
