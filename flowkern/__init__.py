@@ -6,10 +6,24 @@
 torch.Size([5, 3])
 """
 
-from flowkern import flows, nn, ops, reference
+from flowkern import adapters, flows, nn, ops, reference
 from flowkern._version import __version__
+from flowkern.adapters import accelerate, explain, restore
 from flowkern.backends import backend
 from flowkern.nn.made import frozen
 from flowkern.plan import AutoregressivePlan
 
-__all__ = ["AutoregressivePlan", "__version__", "backend", "flows", "frozen", "nn", "ops", "reference"]
+__all__ = [
+    "AutoregressivePlan",
+    "__version__",
+    "accelerate",
+    "adapters",
+    "backend",
+    "explain",
+    "flows",
+    "frozen",
+    "nn",
+    "ops",
+    "reference",
+    "restore",
+]

@@ -1,0 +1,25 @@
+"""accelerate(): makes the models of other libraries fast, in place. One file per library."""
+
+from flowkern.adapters.engine import Explanation, Layer, Library, accelerate, explain, register, restore
+from flowkern.adapters.network import Linear, Network, Unsupported
+from flowkern.adapters.nflows import GLASFLOW, NFLOWS
+from flowkern.adapters.normflows import NORMFLOWS
+from flowkern.adapters.pyro import PYRO
+from flowkern.adapters.sbi import SBI
+from flowkern.adapters.zuko import ZUKO
+
+for _library in (ZUKO, NFLOWS, GLASFLOW, NORMFLOWS, PYRO, SBI):
+    register(_library)
+
+__all__ = [
+    "Explanation",
+    "Layer",
+    "Library",
+    "Linear",
+    "Network",
+    "Unsupported",
+    "accelerate",
+    "explain",
+    "register",
+    "restore",
+]

@@ -1,0 +1,356 @@
+"""A peer's masked network as the operators take it: a list of linear maps, read from the live modules at every call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from flowkern._checks import FLOATS
+from flowkern.plan import AutoregressivePlan
+
+Context = Callable[[Tensor], Tensor]
+
+
+class Unsupported(Exception):
+    """A layer is left alone; the message says why."""
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+_MODULES: dict[type, Callable[[Any], tuple[str, float | None]]] = {
+    nn.ReLU: lambda m: ("relu", None),
+    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
+    nn.ELU: lambda m: ("elu", m.alpha),
+    nn.SiLU: lambda m: ("silu", None),
+    nn.Tanh: lambda m: ("tanh", None),
+    nn.Sigmoid: lambda m: ("sigmoid", None),
+    nn.Identity: lambda m: ("identity", None),
+    nn.GELU: lambda m: ("gelu", None) if m.approximate == "none" else _unknown(m),
+    nn.Softplus: lambda m: ("softplus", None) if (m.beta, m.threshold) == (1, 20) else _unknown(m),
+}
+_FUNCTIONS: dict[Callable[..., Any], tuple[str, float | None]] = {
+    F.relu: ("relu", None),
+    torch.relu: ("relu", None),
+    F.leaky_relu: ("leaky_relu", 0.01),
+    F.elu: ("elu", 1.0),
+    F.gelu: ("gelu", None),
+    F.silu: ("silu", None),
+    F.tanh: ("tanh", None),
+    torch.tanh: ("tanh", None),
+    F.sigmoid: ("sigmoid", None),
+    torch.sigmoid: ("sigmoid", None),
+    F.softplus: ("softplus", None),
+}
+
+
+def _unknown(activation: Any) -> Any:
+    raise Unsupported(f"the activation {activation!r} has no kernel")
+
+
+def activation_of(*found: Any) -> tuple[str, float | None]:
+    """Name and constant of the one activation that all of these modules or functions are."""
+    names = set()
+    for activation in found:
+        if isinstance(activation, nn.Module):
+            names.add(_MODULES.get(type(activation), _unknown)(activation))
+        else:
+            names.add(_FUNCTIONS[activation] if activation in _FUNCTIONS else _unknown(activation))
+    if len(names) > 1:
+        raise Unsupported(f"it mixes activations ({', '.join(sorted(name for name, _ in names))})")
+    return names.pop() if names else ("identity", None)
+
+
+# -- linear maps ------------------------------------------------------------------------------------------------------
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    # The dictionary first: attribute look-ups of nn.Module are slow. A parametrized one is an attribute only.
+    own = module._parameters
+    return own[name] if name in own else getattr(module, name)
+
+
+class Linear:
+    """A masked linear module of a peer, or some of its columns.
+
+    Args:
+        module: has ``weight``, ``bias`` and ``mask``.
+        columns: those that read the features, where others read the context.
+    """
+
+    def __init__(self, module: nn.Module, columns: slice | None = None) -> None:
+        self.module, self.columns = module, columns
+        self.biased = _parameter(module, "bias") is not None
+
+    def mask(self) -> Tensor:
+        mask = self.module._buffers["mask"]
+        assert mask is not None
+        return (mask if self.columns is None else mask[:, self.columns]) != 0
+
+    def masks(self) -> list[Tensor | None]:
+        """The buffers that the plan depends on."""
+        return [self.module._buffers["mask"]]
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        weight = _parameter(self.module, "weight")
+        assert weight is not None
+        return weight if self.columns is None else weight[:, self.columns], _parameter(self.module, "bias")
+
+    def apply(self, context: Tensor) -> Tensor:
+        """What the columns contribute for a context, without the bias."""
+        weight, _ = self.tensors()
+        return F.linear(context, torch.where(self.mask(), weight, 0))
+
+
+def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Batch normalisation in evaluation mode as y = s x + t."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
+
+
+class NormThenLinear(Linear):
+    """Batch normalisation whose result only a linear map reads: folded into its weights."""
+
+    def __init__(self, norm: nn.BatchNorm1d, module: nn.Module) -> None:
+        super().__init__(module)
+        self.norm, self.biased = norm, True
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().tensors()
+        scale, shift = _scale_and_shift(self.norm)
+        moved = F.linear(shift, torch.where(self.mask(), weight, 0), bias)
+        return weight * scale, moved
+
+
+class LinearThenNorm(Linear):
+    """A linear map of which only batch normalisation reads the result."""
+
+    def __init__(self, module: nn.Module, norm: nn.BatchNorm1d) -> None:
+        super().__init__(module)
+        self.norm, self.biased = norm, True
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().tensors()
+        scale, shift = _scale_and_shift(self.norm)
+        return weight * scale[:, None], shift if bias is None else bias * scale + shift
+
+
+class Norm(Linear):
+    """Batch normalisation of a sum that a later residual reads too: a diagonal layer of its own."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        self.norm, self.biased = norm, True
+
+    def mask(self) -> Tensor:
+        return torch.eye(self.norm.num_features, dtype=torch.bool, device="cpu")
+
+    def masks(self) -> list[Tensor | None]:
+        return []
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        scale, shift = _scale_and_shift(self.norm)
+        return torch.diag(scale), shift
+
+
+def scaled(context: Context, norm: nn.BatchNorm1d) -> Context:
+    """A contribution of the context that passes through batch normalisation."""
+    return lambda c: context(c) * _scale_and_shift(norm)[0]
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+_plans: weakref.WeakValueDictionary[Any, AutoregressivePlan] = weakref.WeakValueDictionary()
+
+
+def _shared_plan(masks: Sequence[Tensor], **structure: Any) -> AutoregressivePlan:
+    """Layers with the same masks share one plan: building it takes milliseconds."""
+    found = hashlib.sha1(usedforsecurity=False)
+    for mask in masks:
+        found.update(mask.contiguous().view(torch.uint8).numpy().data)
+    key = found.digest(), tuple(m.shape for m in masks), tuple(sorted((k, str(v)) for k, v in structure.items()))
+    if key not in _plans:
+        plan = AutoregressivePlan(masks, **structure)
+        _plans[key] = plan
+        return plan
+    return _plans[key]
+
+
+class Network:
+    """What a layer computes: a masked network, read layer by layer, and a univariate map.
+
+    Args:
+        features: number of features.
+        context: number of context features, 0 for none.
+        scale, placement, constants: the univariate map.
+        layout, scale_first: the order of the parameters, see :class:`flowkern.AutoregressivePlan`.
+
+    The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection, and
+    sets ``activation``.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        *,
+        scale: str,
+        placement: str,
+        constants: Sequence[float],
+        layout: str = "feature_major",
+        scale_first: bool = False,
+    ) -> None:
+        self.features, self.context = features, context
+        self.map = {"scale": scale, "placement": placement, "constants": tuple(map(float, constants))}
+        self.layout, self.scale_first = layout, scale_first
+        self.activation: tuple[str, float | None] = ("identity", None)
+        self.linears: list[Linear] = []
+        self.skipped: Linear | None = None
+        self.activated: list[bool] = []
+        self.residuals: list[int | None] = []
+        self.addends: dict[int, list[Context]] = {}
+        self.modules: list[nn.Module] = []
+        self._seen: list[tuple[Tensor | None, int]] = []
+
+    def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
+        """The next layer; returns its index. The last one gives the parameters."""
+        self.linears.append(linear)
+        self.activated.append(activated)
+        self.residuals.append(residual)
+        return len(self.linears) - 1
+
+    def add_context(self, layer: int, contribution: Context) -> None:
+        """Something that a layer adds for the context."""
+        self.addends.setdefault(layer, []).append(contribution)
+
+    def skip(self, linear: Linear) -> None:
+        """A direct connection from the features to the parameters."""
+        self.skipped = linear
+
+    def finish(self, *modules: nn.Module) -> Network:
+        """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
+        self.modules = [m for module in modules for m in module.modules()]
+        self._plan()
+        return self
+
+    def _all(self) -> list[Linear]:
+        return self.linears if self.skipped is None else [*self.linears, self.skipped]
+
+    def _plan(self) -> None:
+        linears = self._all()
+        activation, constant = self.activation
+        depth = len(self.linears) - 1
+        if any(b is not None and b.is_meta for linear in linears for b in linear.masks()):
+            raise Unsupported("its masks are on the meta device: accelerate it once it has values")
+        try:
+            self.plan = _shared_plan(
+                [linear.mask().cpu() for linear in linears],
+                parameters=2,
+                layout=self.layout,
+                scale_first=self.scale_first,
+                activation=activation,
+                constant=constant,
+                activated=tuple(self.activated[:depth]),
+                residuals=tuple(self.residuals[:depth]),
+                skip=self.skipped is not None,
+                addends=tuple(self.addends),
+                biases=tuple(linear.biased for linear in linears),
+            )
+        except ValueError as error:
+            raise Unsupported(f"its network does not fit: {error}") from None
+        self._seen = [(b, _version(b)) for linear in linears for b in linear.masks()]
+
+    def _follow(self) -> None:
+        """A new plan where masks were changed in place (a checkpoint brings its own random masks) or moved."""
+        current = [b for linear in self._all() for b in linear.masks()]
+        for now, (before, version) in zip(current, self._seen, strict=True):
+            if now is not before or _version(now) != version:
+                self._plan()
+                return
+
+    def obstacle(self, inverse: bool) -> str | None:
+        """Why the peer's own code must run now, or ``None``."""
+        if _has_any_global_hook():
+            return "a hook on all modules is registered, which the fused call would pass over"
+        for m in self.modules:
+            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+                return f"a hook is registered on its {type(m).__name__}, which the fused call would pass over"
+            if "forward" in m.__dict__:
+                return f"the forward of its {type(m).__name__} was replaced"
+            if isinstance(m, nn.BatchNorm1d) and (m.training or m.running_mean is None):
+                return "its batch normalisation uses the statistics of the batch (train mode)"
+            if isinstance(m, nn.Dropout) and m.training and m.p > 0:
+                return "dropout draws anew in every pass (train mode)" if inverse else "dropout is active (train mode)"
+        return None
+
+    def fits(self, x: Tensor, context: Tensor | None) -> bool:
+        """Whether the operators take these arguments; those that they do not are for the peer to judge."""
+        weight = _parameter(self.linears[0].module, "weight")
+        assert weight is not None
+        return (
+            isinstance(x, Tensor)
+            and x.dtype in FLOATS
+            and x.dtype is weight.dtype
+            and x.device == weight.device
+            and x.dim() > 0
+            and x.shape[-1] == self.features
+            and (context is not None) == (self.context > 0)
+            and (context is None or (context.dtype is x.dtype and context.dim() > 0 and context.shape[-1] == self.context))
+        )
+
+    def arguments(self, context: Tensor | None) -> dict[str, Any]:
+        """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`."""
+        if not torch.compiler.is_compiling():
+            self._follow()
+        pairs = [linear.tensors() for linear in self._all()]
+        addends: list[Tensor] = []
+        if context is not None:
+            addends = [functools.reduce(torch.add, (part(context) for part in parts)) for parts in self.addends.values()]
+        return {
+            "weights": [weight for weight, _ in pairs],
+            "biases": [bias for _, bias in pairs if bias is not None],
+            "plan": self.plan,
+            "addends": addends,
+            **self.map,
+        }
+
+
+def _version(t: Tensor | None) -> int:
+    return 0 if t is None or t.is_inference() else t._version
+
+
+def expect(module: Any, path: str, what: str) -> Any:
+    """The module, if it is of the class ``path`` and behaves like it."""
+    reason = differs(type(module), path)
+    if reason is not None:
+        raise Unsupported(f"its {what} is a {type(module).__qualname__}: {reason}")
+    return module
+
+
+def differs(cls: type, path: str) -> str | None:
+    """Why a class is not one that behaves like the class named ``path``, or ``None``."""
+    bases = cls.__mro__
+    for i, base in enumerate(bases):
+        if class_path(base) == path:
+            changed = {name for b in bases[:i] for name in _methods(b) if hasattr(base, name)}
+            return f"a subclass that overrides {', '.join(sorted(changed))}" if changed else None
+    return f"expected {path}"
+
+
+def _methods(cls: type) -> Iterable[str]:
+    return (name for name, value in vars(cls).items() if callable(value) and not name.startswith("__"))
+
+
+def class_path(cls: type) -> str:
+    """Where a class comes from, in words."""
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,138 @@
+"""nflows, and the copy of it that glasflow carries: (inputs, context) -> (outputs, logabsdet), data to noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowkern.adapters.engine import Layer, Library, fast, own
+from flowkern.adapters.network import (
+    Context,
+    Linear,
+    LinearThenNorm,
+    Network,
+    Norm,
+    NormThenLinear,
+    Unsupported,
+    activation_of,
+    expect,
+    scaled,
+)
+
+
+def read(layer: Any) -> Network:
+    """MADE: initial layer, plus the activated context; residual blocks before which, or plain ones after which, it acts."""
+    root = type(layer).__mro__[0].__module__.split("transforms.")[0] + "transforms.made."
+    made = expect(layer.autoregressive_net, root + "MADE", "network")
+    network = Network(
+        layer.features, context_width(made), scale="softplus", placement="scale_shift", constants=(_epsilon(layer),),
+        scale_first=True,
+    )  # fmt: skip
+    residual = made.use_residual_blocks
+    stream = network.add(linear(root, made.initial_layer), activated=not residual)
+    if network.context:
+        network.add_context(stream, lambda c: made.activation(made.context_layer(c)))
+    for block in made.blocks:
+        if residual:
+            stream = add_residual_block(network, root, block, stream)
+            if network.context:
+                norm = block.batch_norm_layers[1] if block.use_batch_norm else None
+                contribution: Context = block.context_layer
+                network.add_context(stream - 1, contribution if norm is None else scaled(contribution, norm))
+        else:
+            expect(block, root + "MaskedFeedforwardBlock", "block")
+            stream = network.add(linear(root, block.linear, before=block.batch_norm), activated=True)
+    network.add(linear(root, made.final_layer))
+    network.activation = activation_of(made.activation, *(block.activation for block in made.blocks))
+    return network.finish(made)
+
+
+def add_residual_block(network: Network, root: str, block: Any, stream: int) -> int:
+    """[norm] act linear [norm] act linear, added to the layer ``stream``; returns the index of the sum."""
+    expect(block, root + "MaskedResidualBlock", "block")
+    norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]
+    if norms[0] is None:
+        network.activated[stream] = True
+    else:
+        network.add(Norm(norms[0]), activated=True)
+    network.add(linear(root, block.linear_layers[0], after=norms[1]), activated=True)
+    return network.add(linear(root, block.linear_layers[1]), residual=stream)
+
+
+def linear(root: str, module: Any, before: Any = None, after: Any = None) -> Linear:
+    """A masked linear map, with the batch normalisation next to it."""
+    expect(module, root + "MaskedLinear", "linear map")
+    if before is not None:
+        return NormThenLinear(before, module)
+    return Linear(module) if after is None else LinearThenNorm(module, after)
+
+
+def context_width(made: Any) -> int:
+    """Number of context features."""
+    return made.context_layer.in_features if hasattr(made, "context_layer") else 0
+
+
+def _epsilon(layer: Any) -> float:
+    """scale = softplus(a) + eps; glasflow takes any function, which is probed."""
+    function = getattr(layer, "scale_activation", None)
+    if function is None:
+        return layer._epsilon
+    probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
+    epsilon = (function(probe) - F.softplus(probe)).double()
+    if not torch.allclose(epsilon, epsilon[0], rtol=0, atol=1e-12) or epsilon[0] < 0:
+        raise Unsupported("its scale_activation is not softplus plus a constant")
+    return float(epsilon[0])
+
+
+def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The direction of one pass."""
+    return type(layer).forward(layer, x, context)
+
+
+def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    # Rows of another number than the context's, and inputs that are no matrix, are errors or special to the peer.
+    if inputs.dim() != 2 or (context is not None and context.shape[:-1] != inputs.shape[:-1]):
+        return None
+    return fast(self, inputs, context, inverse)
+
+
+def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One pass."""
+    return _serve(self, inputs, context, inverse=False) or own(self, "forward")(inputs, context)
+
+
+def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One sweep."""
+    return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(inputs, context)
+
+
+METHODS = {"forward": forward, "inverse": inverse}
+PERMUTATION = "a permutation is one gather already"
+SPLINE = "splines have no operator yet; they will go here"
+COUPLING = "coupling layers have no operator yet: they cost one pass both ways"
+NORM = "one elementwise pass already"
+
+
+def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
+    transforms = root + ".transforms"
+    autoregressive = transforms + ".autoregressive."
+    return Library(
+        name=name,
+        tested=tested,
+        layers={autoregressive + "MaskedAffineAutoregressiveTransform": Layer(read, evaluate, METHODS)},
+        left_alone={
+            autoregressive + "AutoregressiveTransform": SPLINE,
+            transforms + ".coupling.CouplingTransform": COUPLING,
+            transforms + ".normalization.BatchNorm": NORM,
+            transforms + ".normalization.ActNorm": NORM,
+            transforms + ".permutations.Permutation": PERMUTATION,
+            transforms + ".made.MADE": "a network without its transform",
+        },
+    )
+
+
+NFLOWS = _library("nflows", "nflows", ("0.14", "0.15"))
+GLASFLOW = _library("glasflow", "glasflow.nflows", ("0.4", "0.5"))

@@ -1,0 +1,53 @@
+"""normflows: forward is noise to data; the density, its inverse, costs a pass per feature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from flowkern.adapters.engine import Layer, Library
+from flowkern.adapters.network import Network, Unsupported, activation_of, expect
+from flowkern.adapters.nflows import COUPLING, METHODS, NORM, PERMUTATION, SPLINE, add_residual_block, evaluate, linear
+
+MADE = "normflows.nets.made."
+
+
+def read(layer: Any) -> Network:
+    """MADE, its own: no activation after the initial layer, also before plain blocks."""
+    made = expect(layer.autoregressive_net, MADE + "MADE", "network")
+    if type(made.preprocessing) is not nn.Identity:
+        raise Unsupported(f"its network is preceded by {type(made.preprocessing).__name__}")
+    if hasattr(made, "context_layer"):
+        raise Unsupported("the context gates its residual blocks (GLU), which has no kernel yet")
+    network = Network(
+        layer.features, 0, scale="sigmoid", placement="scale_shift", constants=(2.0, 1e-3), scale_first=True
+    )  # fmt: skip
+    stream = network.add(linear(MADE, made.initial_layer))
+    for block in made.blocks:
+        if hasattr(block, "linear_layers"):
+            stream = add_residual_block(network, MADE, block, stream)
+        else:
+            expect(block, MADE + "MaskedFeedforwardBlock", "block")
+            stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)
+    network.add(linear(MADE, made.final_layer))
+    network.activation = activation_of(*(block.activation for block in made.blocks))
+    return network.finish(made)
+
+
+NORMFLOWS = Library(
+    name="normflows",
+    tested=("1.7", "1.8"),
+    layers={"normflows.flows.affine.autoregressive.MaskedAffineAutoregressive": Layer(read, evaluate, METHODS)},
+    left_alone={
+        "normflows.flows.affine.autoregressive.Autoregressive": SPLINE,
+        "normflows.flows.affine.coupling.AffineCoupling": COUPLING,
+        "normflows.flows.affine.coupling.AffineCouplingBlock": COUPLING,
+        "normflows.flows.affine.coupling.MaskedAffineFlow": COUPLING,
+        "normflows.flows.neural_spline.wrapper.AutoregressiveRationalQuadraticSpline": SPLINE,
+        "normflows.flows.neural_spline.wrapper.CoupledRationalQuadraticSpline": SPLINE,
+        "normflows.flows.normalization.BatchNorm": NORM,
+        "normflows.flows.normalization.ActNorm": NORM,
+        "normflows.flows.mixing.Permute": PERMUTATION,
+    },
+)

@@ -1,0 +1,120 @@
+"""Pyro: transforms from base to event (an IAF); the density of values not in the cache costs a pass per feature."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowkern.adapters.engine import STATE, Layer, Library, attach, checked, fast, own
+from flowkern.adapters.network import Linear, Network, Unsupported, activation_of, expect
+from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
+
+NETS = "pyro.nn.auto_reg_nn."
+
+
+def read(layer: Any) -> Network:
+    """layers[i] and one activation between them; the context's columns come first; parameters are (mean, log-scale)."""
+    arn = layer.arn.func if isinstance(layer.arn, functools.partial) else layer.arn
+    return _read(arn, layer.stable, layer.sigmoid_bias, layer.log_scale_min_clip, layer.log_scale_max_clip)
+
+
+def read_conditional(layer: Any) -> Network:
+    """The same for the twin that makes a transform for each context."""
+    default = {"stable": False, "sigmoid_bias": 2.0, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0}
+    return _read(layer.nn, **{**default, **layer.kwargs})
+
+
+def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_scale_max_clip: float) -> Network:
+    name = "ConditionalAutoRegressiveNN" if getattr(arn, "context_dim", 0) else "AutoRegressiveNN"
+    arn = expect(arn, NETS + name, "network")
+    if list(arn.param_dims) != [1, 1]:
+        raise Unsupported(f"its network has parameters of sizes {list(arn.param_dims)}, expected a mean and a log-scale")
+    if stable:
+        chosen: dict[str, Any] = {"scale": "sigmoid", "placement": "gate", "constants": (sigmoid_bias, 0.0)}
+    else:
+        limits = log_scale_min_clip, log_scale_max_clip
+        chosen = {"scale": "clamped_exp", "placement": "scale_shift", "constants": limits}
+    network = Network(arn.input_dim, arn.context_dim, layout="parameter_major", **chosen)
+    features = slice(arn.context_dim, None) if arn.context_dim else None
+    for i, module in enumerate(arn.layers):
+        expect(module, NETS + "MaskedLinear", "linear map")
+        network.add(Linear(module, None if i else features), activated=True)
+    if arn.skip_layer is not None:
+        network.skip(Linear(arn.skip_layer, features))
+    if arn.context_dim:
+        columns = slice(None, arn.context_dim)
+        network.add_context(0, Linear(arn.layers[0], columns).apply)
+        if arn.skip_layer is not None:
+            network.add_context(len(arn.layers) - 1, Linear(arn.skip_layer, columns).apply)
+    network.activation = activation_of(arn.f)
+    return network.finish(arn)
+
+
+def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Base to event."""
+    if context is not None:
+        layer = type(layer).condition(layer, context)
+    y = layer(x)
+    return y, layer.log_abs_det_jacobian(x, y)
+
+
+def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
+    context = self.arn.keywords["context"] if isinstance(self.arn, functools.partial) else None
+    if context is not None:
+        context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
+    found = fast(self, value, context, inverse)
+    if found is None:
+        return own(self, name)(value)
+    # log_abs_det_jacobian sums the cached log-scale over its last dimension.
+    self._cached_log_scale = (-found[1] if inverse else found[1]).unsqueeze(-1)
+    return found[0]
+
+
+def _call(self: Any, x: Tensor) -> Tensor:
+    """One pass."""
+    return _serve(self, x, False, "_call")
+
+
+def _inverse(self: Any, y: Tensor) -> Tensor:
+    """One sweep."""
+    return _serve(self, y, True, "_inverse")
+
+
+def condition(self: Any, context: Tensor) -> Any:
+    """The transform for a context, accelerated like this one."""
+    transform = own(self, "condition")(context)
+    if checked(self):
+        attach(transform, AFFINE, None, self.__dict__[STATE].network)
+    return transform
+
+
+AFFINE = Layer(read, evaluate, {"_call": _call, "_inverse": _inverse}, set_aside=("_call", "_inverse"))
+CONDITIONAL = Layer(read_conditional, evaluate, {"condition": condition})
+TRANSFORMS = "pyro.distributions.transforms."
+PYRO = Library(
+    name="pyro-ppl",
+    tested=("1.8", "1.10"),
+    layers={
+        TRANSFORMS + "affine_autoregressive.AffineAutoregressive": AFFINE,
+        TRANSFORMS + "affine_autoregressive.ConditionalAffineAutoregressive": CONDITIONAL,
+    },
+    left_alone={
+        TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
+        TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": COUPLING,
+        TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINE,
+        TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": SPLINE,
+        TRANSFORMS + "neural_autoregressive.NeuralAutoregressive": "it has no inverse",
+        TRANSFORMS + "batchnorm.BatchNorm": NORM,
+        TRANSFORMS + "permute.Permute": PERMUTATION,
+    },
+    holders={
+        "torch.distributions.transformed_distribution.TransformedDistribution": ("base_dist", "transforms"),
+        "torch.distributions.independent.Independent": ("base_dist",),
+        "pyro.distributions.conditional.ConditionalTransformedDistribution": ("base_dist", "transforms"),
+        "torch.distributions.transforms.ComposeTransform": ("parts",),
+        "torch.distributions.transforms._InverseTransform": ("_inv",),
+        "pyro.distributions.conditional.ConditionalComposeTransformModule": ("transforms",),
+    },
+)

@@ -1,0 +1,101 @@
+"""zuko: lazy transforms, rebuilt at every call; data to noise is the direction of one pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkern.adapters.engine import Layer, Library, fast, loaded, own
+from flowkern.adapters.network import Linear, Network, Unsupported, activation_of, class_path, differs, expect
+
+
+def read(layer: Any) -> Network:
+    """hyper = masked linear maps and activations in a row, or residual blocks without an activation before them."""
+    hyper = expect(layer.hyper, "zuko.nn.MaskedMLP", "network")
+    features = hyper[-1].out_features // 2
+    context = hyper[0].in_features - features
+    constants = (_log_slope(layer),)
+    network = Network(features, context, scale="soft_clipped_exp", placement="scale_shift", constants=constants)
+    activations: list[nn.Module] = []
+    for item in hyper:
+        if differs(type(item), "zuko.nn.MaskedLinear") is None:
+            network.add(Linear(item, slice(None, features) if context and not network.linears else None))
+        elif differs(type(item), "zuko.nn.Residual") is None:
+            stream, (first, activation, last) = len(network.linears) - 1, item
+            network.add(Linear(expect(first, "zuko.nn.MaskedLinear", "residual layer")), activated=True)
+            network.add(Linear(expect(last, "zuko.nn.MaskedLinear", "residual layer")), residual=stream)
+            activations.append(activation)
+        else:
+            network.activated[-1] = True
+            activations.append(item)
+    if context:
+        network.add_context(0, Linear(hyper[0], slice(features, None)).apply)
+    network.activation = activation_of(*activations)
+    return network.finish(hyper)
+
+
+def _log_slope(layer: Any) -> float:
+    """|log slope| of the softly clipped log-scale: the limit of a large raw scale; it changed between versions."""
+    univariate, options = layer.univariate, {}
+    if isinstance(univariate, functools.partial) and not univariate.args:
+        univariate, options = univariate.func, univariate.keywords
+    known = isinstance(univariate, type) and differs(univariate, "zuko.transforms.MonotonicAffineTransform") is None
+    if not known or set(options) - {"slope"} or tuple(map(tuple, layer.shapes)) != ((), ()):
+        name = class_path(univariate) if isinstance(univariate, type) else repr(univariate)
+        raise Unsupported(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
+    zero, large = torch.zeros((), dtype=torch.float64, device="cpu"), torch.full((), 1e30, dtype=torch.float64, device="cpu")
+    return abs(float(layer.univariate(zero, large).log_scale))
+
+
+def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Data to noise."""
+    return type(layer).forward(layer, context).call_and_ladj(x)
+
+
+def forward(self: Any, c: Tensor | None = None) -> Any:
+    """The transform for a context: zuko's own object with faster methods."""
+    transform = own(self, "forward")(c)
+    transform.__class__ = _transform_class()
+    transform.layer, transform.context = self, c
+    return transform
+
+
+@functools.cache
+def _transform_class() -> type:
+    base: Any = loaded("zuko.transforms.AutoregressiveTransform")
+
+    def call_and_ladj(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return fast(self.layer, x, self.context, inverse=False) or base.call_and_ladj(self, x)
+
+    def _call(self: Any, x: Tensor) -> Tensor:
+        found = fast(self.layer, x, self.context, inverse=False)
+        return base._call(self, x) if found is None else found[0]
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        found = fast(self.layer, y, self.context, inverse=True)
+        return base._inverse(self, y) if found is None else found[0]
+
+    def log_abs_det_jacobian(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        found = fast(self.layer, x, self.context, inverse=False)
+        return base.log_abs_det_jacobian(self, x, y) if found is None else found[1]
+
+    methods = {f.__name__: f for f in (call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
+    return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
+
+
+COUPLING = "coupling layers have no operator yet: they cost one pass both ways"
+ZUKO = Library(
+    name="zuko",
+    tested=("1.1.0", "1.7"),
+    layers={
+        "zuko.flows.autoregressive.MaskedAutoregressiveTransform": Layer(read, evaluate, {"forward": forward}),
+    },
+    left_alone={
+        "zuko.flows.coupling.GeneralCouplingTransform": COUPLING,
+        "zuko.flows.gaussianization.ElementWiseTransform": "it is elementwise: its inverse costs one pass already",
+        "zuko.flows.neural.UNAF": "its conditionals are integrals of networks: no operator",
+    },
+)
