@@ -220,7 +220,9 @@ template <class T, int N>
 FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums) {
   constexpr int W = kLanes<T>, R = kTileRows<T>;
   Vec<T> acc[N][2] = {};
-  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride)
+  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
+    for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
+      for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
     for (int r = 0; r < R; ++r, inputs += R) {
       const auto a0 = load<Vec<T>>(inputs), a1 = load<Vec<T>>(inputs + W);
       for (int i = 0; i < N; ++i) {
@@ -228,6 +230,7 @@ FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const
         acc[i][1] += d[i * R + r] * a1;
       }
     }
+  }
   for (int i = 0; i < N; ++i) {
     store(sums + i * R, acc[i][0]);
     store(sums + i * R + W, acc[i][1]);

@@ -1,7 +1,7 @@
 """accelerate(): makes the models of other libraries fast, in place. One file per library."""
 
 from flowkern.adapters.engine import Explanation, Layer, Library, accelerate, explain, register, restore
-from flowkern.adapters.network import Linear, Network, Unsupported
+from flowkern.adapters.network import Linear, Network, UnsupportedError
 from flowkern.adapters.nflows import GLASFLOW, NFLOWS
 from flowkern.adapters.normflows import NORMFLOWS
 from flowkern.adapters.pyro import PYRO
@@ -17,7 +17,7 @@ __all__ = [
     "Library",
     "Linear",
     "Network",
-    "Unsupported",
+    "UnsupportedError",
     "accelerate",
     "explain",
     "register",

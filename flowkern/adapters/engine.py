@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import copyreg
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern.adapters.network import Network, Unsupported, class_path, differs
+from flowkern.adapters.network import Network, UnsupportedError, class_path, differs
 
 Model = TypeVar("Model")
 STATE = "_flowkern"
@@ -31,7 +30,7 @@ class Layer:
     """How the layers of one class are accelerated.
 
     Args:
-        read: the network of a layer; raises :class:`Unsupported` with the reason why it is left alone.
+        read: the network of a layer; raises :class:`UnsupportedError` with the reason why it is left alone.
         evaluate: (layer, x, context) -> (y, log_det) of the direction that costs the peer one pass, by the peer's own
             code; the self-check compares the operators with it.
         methods: what the accelerated class overrides; each calls :func:`fast` or :func:`own`.
@@ -71,6 +70,11 @@ def register(library: Library) -> None:
     _libraries[library.name] = library
 
 
+def libraries() -> list[Library]:
+    """All that are registered."""
+    return list(_libraries.values())
+
+
 @dataclass
 class State:
     """What an accelerated layer carries."""
@@ -81,27 +85,25 @@ class State:
     verdict: str | None = "unchecked"  # None once the self-check passed; else why not
 
 
-class _Accelerated:
-    """Mixed into the class of an accelerated layer."""
-
-    __slots__ = ()  # so that the object's layout stays the peer's
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        with _as_peer(self):
-            function, arguments, *rest = type(self).__reduce_ex__(self, protocol)
-        if rest and isinstance(rest[0], dict):  # the dictionary of the object itself, by now with our state in it again
-            state: State = self.__dict__[STATE]
-            rest[0] = {**{k: v for k, v in rest[0].items() if k != STATE}, **state.aside}
-        if function is copyreg.__newobj__:  # pickle wants the object's present class there; the older form names any
-            function, arguments = copyreg._reconstructor, (*arguments, object, None)  # type: ignore[attr-defined]
-        return (function, arguments, *rest)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+def _reduce_ex(self: Any, protocol: Any) -> Any:
+    """Pickles as the peer's own object."""
+    with _as_peer(self):
+        function, arguments, values, *rest = self.__reduce_ex__(protocol)
+    if isinstance(values, dict):  # the dictionary of the object itself, by now with our state in it again
         state: State = self.__dict__[STATE]
-        with _as_peer(self):
-            twin = copy.deepcopy(self, memo)
-        attach(twin, state.layer, state.verdict)
-        return twin
+        values = {**{k: v for k, v in values.items() if k != STATE}, **state.aside}
+    if function.__name__ == "__newobj__":  # pickle wants the object's present class there; the older form names any
+        function, arguments = copyreg._reconstructor, (*arguments, object, None)  # type: ignore[attr-defined]
+    return (function, arguments, values, *rest)
+
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    """A copy is accelerated too, over its own parameters."""
+    state: State = self.__dict__[STATE]
+    with _as_peer(self):
+        twin = copy.deepcopy(self, memo)
+    attach(twin, state.layer, state.verdict)
+    return twin
 
 
 class _as_peer:  # noqa: N801, a context manager; contextlib's would cost more than the call
@@ -129,7 +131,9 @@ def _accelerated_class(cls: type, layer: Layer) -> type:
     key = cls, id(layer)
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        _classes[key] = type(cls)(cls.__name__, (_Accelerated, cls), {**names, **layer.methods, "_flowkern_peer": cls})
+        # No base but the peer's class: an object can change its class only to one of the same layout.
+        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy}
+        _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods})
     return _classes[key]
 
 
@@ -141,18 +145,16 @@ def peer_class(cls: type) -> type:
 def own(layer: Any, name: str) -> Callable[..., Any]:
     """The peer's own method of an accelerated layer, bound."""
     state: State = layer.__dict__[STATE]
-    if name in state.aside:
-        return state.aside[name]
-    return types.MethodType(getattr(peer_class(type(layer)), name), layer)
+    return state.aside[name] if name in state.aside else getattr(super(type(layer), layer), name)
 
 
 def is_accelerated(layer: Any) -> bool:
     """Whether a layer is accelerated."""
-    return isinstance(layer, _Accelerated)
+    return hasattr(type(layer), "_flowkern_peer")
 
 
 def attach(layer: Any, how: Layer, verdict: str | None = "unchecked", network: Network | None = None) -> None:
-    """Accelerates one layer, or raises :class:`Unsupported`."""
+    """Accelerates one layer, or raises :class:`UnsupportedError`."""
     network = network or how.read(layer)
     aside = {name: layer.__dict__.pop(name) for name in how.set_aside if name in layer.__dict__}
     layer.__class__ = _accelerated_class(type(layer), how)
@@ -171,10 +173,11 @@ def _detach(layer: Any) -> None:
 def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
     """Keyword arguments of the operators for a call, or ``None`` where the peer's own code must serve it."""
     state: State = layer.__dict__[STATE]
-    compiling = torch.compiler.is_compiling()
-    if not (state.verdict is None if compiling else checked(layer)):
+    if not state.network.fits(x, context):
         return None
-    if not state.network.fits(x, context) or (not compiling and state.network.obstacle(inverse) is not None):
+    if state.network.obstacle(inverse) is not None:
+        return None
+    if not (_checked_while_tracing(layer) if torch.compiler.is_compiling() else checked(layer)):
         return None
     return state.network.arguments(context)
 
@@ -205,6 +208,15 @@ def checked(layer: Any) -> bool:
     return state.verdict is None
 
 
+def _checked_while_tracing(layer: Any) -> bool:
+    return checked(layer)
+
+
+# torch.compile calls it instead of tracing it. torch.compiler.assume_constant_result says the same, but imports the
+# whole of the compiler.
+_checked_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _self_check(layer: Any, state: State) -> str | None:
     """Compares the operators with the peer's code on two rows in float64; returns what differs.
 
@@ -215,19 +227,19 @@ def _self_check(layer: Any, state: State) -> str | None:
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.random.fork_rng(devices=[]),
-        torch.device("cpu"),
+        # Peers create tensors on the default device. Setting one slows every call, so only where it is another.
+        nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
     ):
         generator = torch.Generator("cpu").manual_seed(0)
 
-        def noise(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        def noise(*shape: int) -> Tensor:  # uniform in [-1, 1); quicker to draw than a normal, which is half of the time
+            return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu").double() * 2 - 1
 
         memo: dict[int, Any] = {}
         for p in layer.parameters():
-            memo[id(p)] = nn.Parameter(noise(*p.shape) / max(p.shape[-1], 1) ** 0.5 if p.dim() > 1 else 0.3 * noise(*p.shape))
-        for b in layer.buffers():
-            memo[id(b)] = b.detach().to("cpu", torch.float64 if b.is_floating_point() else b.dtype, copy=True)
-        memo.update({id(t): t.detach() for t in _results(layer) if id(t) not in memo})
+            memo[id(p)] = nn.Parameter(noise(*p.shape) * (2 / max(p.shape[-1], 1)) ** 0.5 if p.dim() > 1 else noise(*p.shape))
+        for t in (*layer.buffers(), *_results(layer)):
+            memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
         with _as_peer(layer):
             twin = copy.deepcopy(layer, memo).eval()
         network = state.layer.read(twin)
@@ -244,9 +256,10 @@ def _self_check(layer: Any, state: State) -> str | None:
 
 
 def _results(layer: nn.Module) -> Iterator[Tensor]:
-    """Tensors in plain attributes, such as caches: those with a graph cannot be copied."""
-    for value in vars(layer).values():
-        yield from (t for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, Tensor))
+    """Tensors in plain attributes, such as caches and sampled weights: those with a graph cannot be copied."""
+    for module in layer.modules():
+        for value in vars(module).values():
+            yield from (t for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, Tensor))
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:
@@ -333,8 +346,7 @@ def accelerate(model: Model) -> Model:
 
     The layers keep their parameters, buffers, state-dict keys, hooks, return types and use of random numbers; they
     still are instances of their classes, and pickle as the library's own objects. Each is checked once, at first use,
-    against the library's own code; a layer that differs is left as it was, with a warning. Under torch.compile, call the
-    model once before it is compiled: the check cannot be traced.
+    against the library's own code; a layer that differs is left as it was, with a warning.
 
     Args:
         model: a module, a distribution, a posterior of sbi, or a list or dictionary of such.
@@ -364,7 +376,7 @@ def accelerate(model: Model) -> Model:
             try:
                 attach(row.layer, row.how)
                 done += 1
-            except Unsupported:
+            except UnsupportedError:
                 pass  # explain reads it again and says why
     if not done:
         warnings.warn(f"flowkern found nothing to accelerate. What it saw:\n{explain(model)}", RuntimeWarning, stacklevel=2)
@@ -413,7 +425,7 @@ def _status(row: Found) -> str:
             try:
                 row.how.read(row.layer)
                 return "can be accelerated"
-            except Unsupported as error:
+            except UnsupportedError as error:
                 reason = str(error)
         return f"left alone: {reason}"
     state: State = row.layer.__dict__[STATE]
@@ -444,9 +456,3 @@ _warned: set[str] = set()
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-
-
-def loaded(path: str) -> Any:
-    """A class or function of a library that the user has imported."""
-    module, _, name = path.rpartition(".")
-    return getattr(sys.modules[module], name)

@@ -19,7 +19,7 @@ from flowkern.plan import AutoregressivePlan
 Context = Callable[[Tensor], Tensor]
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """A layer is left alone; the message says why."""
 
 
@@ -52,7 +52,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, float | None]] = {
 
 
 def _unknown(activation: Any) -> Any:
-    raise Unsupported(f"the activation {activation!r} has no kernel")
+    raise UnsupportedError(f"the activation {activation!r} has no kernel")
 
 
 def activation_of(*found: Any) -> tuple[str, float | None]:
@@ -64,7 +64,7 @@ def activation_of(*found: Any) -> tuple[str, float | None]:
         else:
             names.add(_FUNCTIONS[activation] if activation in _FUNCTIONS else _unknown(activation))
     if len(names) > 1:
-        raise Unsupported(f"it mixes activations ({', '.join(sorted(name for name, _ in names))})")
+        raise UnsupportedError(f"it mixes activations ({', '.join(sorted(name for name, _ in names))})")
     return names.pop() if names else ("identity", None)
 
 
@@ -251,7 +251,7 @@ class Network:
         activation, constant = self.activation
         depth = len(self.linears) - 1
         if any(b is not None and b.is_meta for linear in linears for b in linear.masks()):
-            raise Unsupported("its masks are on the meta device: accelerate it once it has values")
+            raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
             self.plan = _shared_plan(
                 [linear.mask().cpu() for linear in linears],
@@ -267,7 +267,7 @@ class Network:
                 biases=tuple(linear.biased for linear in linears),
             )
         except ValueError as error:
-            raise Unsupported(f"its network does not fit: {error}") from None
+            raise UnsupportedError(f"its network does not fit: {error}") from None
         self._seen = [(b, _version(b)) for linear in linears for b in linear.masks()]
 
     def _follow(self) -> None:
@@ -333,7 +333,7 @@ def expect(module: Any, path: str, what: str) -> Any:
     """The module, if it is of the class ``path`` and behaves like it."""
     reason = differs(type(module), path)
     if reason is not None:
-        raise Unsupported(f"its {what} is a {type(module).__qualname__}: {reason}")
+        raise UnsupportedError(f"its {what} is a {type(module).__qualname__}: {reason}")
     return module
 
 

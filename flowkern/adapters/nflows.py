@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,16 +17,19 @@ from flowkern.adapters.network import (
     Network,
     Norm,
     NormThenLinear,
-    Unsupported,
+    UnsupportedError,
     activation_of,
     expect,
     scaled,
 )
 
 
-def read(layer: Any) -> Network:
-    """MADE: initial layer, plus the activated context; residual blocks before which, or plain ones after which, it acts."""
-    root = type(layer).__mro__[0].__module__.split("transforms.")[0] + "transforms.made."
+def read(root: str, layer: Any) -> Network:
+    """MADE: initial layer, plus the activated context; residual blocks before which, or plain ones after which, it acts.
+
+    Args:
+        root: the module of the MADE, for this library or the copy of it.
+    """
     made = expect(layer.autoregressive_net, root + "MADE", "network")
     network = Network(
         layer.features, context_width(made), scale="softplus", placement="scale_shift", constants=(_epsilon(layer),),
@@ -83,7 +87,7 @@ def _epsilon(layer: Any) -> float:
     probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
     epsilon = (function(probe) - F.softplus(probe)).double()
     if not torch.allclose(epsilon, epsilon[0], rtol=0, atol=1e-12) or epsilon[0] < 0:
-        raise Unsupported("its scale_activation is not softplus plus a constant")
+        raise UnsupportedError("its scale_activation is not softplus plus a constant")
     return float(epsilon[0])
 
 
@@ -122,7 +126,11 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
     return Library(
         name=name,
         tested=tested,
-        layers={autoregressive + "MaskedAffineAutoregressiveTransform": Layer(read, evaluate, METHODS)},
+        layers={
+            autoregressive + "MaskedAffineAutoregressiveTransform": Layer(
+                functools.partial(read, transforms + ".made."), evaluate, METHODS
+            )
+        },
         left_alone={
             autoregressive + "AutoregressiveTransform": SPLINE,
             transforms + ".coupling.CouplingTransform": COUPLING,

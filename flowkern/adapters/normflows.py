@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from flowkern.adapters.engine import Layer, Library
-from flowkern.adapters.network import Network, Unsupported, activation_of, expect
+from flowkern.adapters.network import Network, UnsupportedError, activation_of, expect
 from flowkern.adapters.nflows import COUPLING, METHODS, NORM, PERMUTATION, SPLINE, add_residual_block, evaluate, linear
 
 MADE = "normflows.nets.made."
@@ -17,9 +17,9 @@ def read(layer: Any) -> Network:
     """MADE, its own: no activation after the initial layer, also before plain blocks."""
     made = expect(layer.autoregressive_net, MADE + "MADE", "network")
     if type(made.preprocessing) is not nn.Identity:
-        raise Unsupported(f"its network is preceded by {type(made.preprocessing).__name__}")
+        raise UnsupportedError(f"its network is preceded by {type(made.preprocessing).__name__}")
     if hasattr(made, "context_layer"):
-        raise Unsupported("the context gates its residual blocks (GLU), which has no kernel yet")
+        raise UnsupportedError("the context gates its residual blocks (GLU), which has no kernel yet")
     network = Network(
         layer.features, 0, scale="sigmoid", placement="scale_shift", constants=(2.0, 1e-3), scale_first=True
     )  # fmt: skip

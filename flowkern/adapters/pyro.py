@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowkern.adapters.engine import STATE, Layer, Library, attach, checked, fast, own
-from flowkern.adapters.network import Linear, Network, Unsupported, activation_of, expect
+from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, expect
 from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
 
 NETS = "pyro.nn.auto_reg_nn."
@@ -30,7 +30,7 @@ def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float
     name = "ConditionalAutoRegressiveNN" if getattr(arn, "context_dim", 0) else "AutoRegressiveNN"
     arn = expect(arn, NETS + name, "network")
     if list(arn.param_dims) != [1, 1]:
-        raise Unsupported(f"its network has parameters of sizes {list(arn.param_dims)}, expected a mean and a log-scale")
+        raise UnsupportedError(f"its network has parameters of sizes {list(arn.param_dims)}, expected a mean and a log-scale")
     if stable:
         chosen: dict[str, Any] = {"scale": "sigmoid", "placement": "gate", "constants": (sigmoid_bias, 0.0)}
     else:
@@ -54,8 +54,10 @@ def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float
 
 def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """Base to event."""
-    if context is not None:
-        layer = type(layer).condition(layer, context)
+    if context is not None and hasattr(layer, "condition"):
+        layer = layer.condition(context)
+    elif context is not None:
+        layer.arn = functools.partial(layer.arn.func, context=context)
     y = layer(x)
     return y, layer.log_abs_det_jacobian(x, y)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkern.adapters.engine import Layer, Library, fast, loaded, own
-from flowkern.adapters.network import Linear, Network, Unsupported, activation_of, class_path, differs, expect
+from flowkern.adapters.engine import Layer, Library, fast, own
+from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, class_path, differs, expect
 
 
 def read(layer: Any) -> Network:
@@ -39,13 +39,14 @@ def read(layer: Any) -> Network:
 
 def _log_slope(layer: Any) -> float:
     """|log slope| of the softly clipped log-scale: the limit of a large raw scale; it changed between versions."""
-    univariate, options = layer.univariate, {}
+    univariate: Any = layer.univariate
+    options: dict[str, Any] = {}
     if isinstance(univariate, functools.partial) and not univariate.args:
         univariate, options = univariate.func, univariate.keywords
     known = isinstance(univariate, type) and differs(univariate, "zuko.transforms.MonotonicAffineTransform") is None
     if not known or set(options) - {"slope"} or tuple(map(tuple, layer.shapes)) != ((), ()):
         name = class_path(univariate) if isinstance(univariate, type) else repr(univariate)
-        raise Unsupported(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
+        raise UnsupportedError(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
     zero, large = torch.zeros((), dtype=torch.float64, device="cpu"), torch.full((), 1e30, dtype=torch.float64, device="cpu")
     return abs(float(layer.univariate(zero, large).log_scale))
 
@@ -56,16 +57,26 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
 
 
 def forward(self: Any, c: Tensor | None = None) -> Any:
-    """The transform for a context: zuko's own object with faster methods."""
+    """The transform for a context: zuko's class with faster methods."""
     transform = own(self, "forward")(c)
-    transform.__class__ = _transform_class()
-    transform.layer, transform.context = self, c
-    return transform
+    return _transform_class(type(transform))(self, c, transform)
 
 
-@functools.cache
-def _transform_class() -> type:
-    base: Any = loaded("zuko.transforms.AutoregressiveTransform")
+_classes: dict[type, Any] = {}
+
+
+def _transform_class(base: Any) -> Any:
+    if base not in _classes:
+        _classes[base] = _make_transform_class(base)
+    return _classes[base]
+
+
+def _make_transform_class(base: Any) -> Any:
+    """A subclass of zuko's AutoregressiveTransform, which exists once the user has imported zuko."""
+
+    def __init__(self: Any, layer: Any, context: Tensor | None, transform: Any) -> None:  # noqa: N807
+        base.__init__(self, transform.meta, transform.passes)
+        self.layer, self.context = layer, context
 
     def call_and_ladj(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return fast(self.layer, x, self.context, inverse=False) or base.call_and_ladj(self, x)
@@ -82,7 +93,7 @@ def _transform_class() -> type:
         found = fast(self.layer, x, self.context, inverse=False)
         return base.log_abs_det_jacobian(self, x, y) if found is None else found[1]
 
-    methods = {f.__name__: f for f in (call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
+    methods = {f.__name__: f for f in (__init__, call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
     return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
 
 

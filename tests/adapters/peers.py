@@ -1,0 +1,176 @@
+"""Layers of other libraries: every supported class with every option that changes what it computes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A layer, how to make it, and how its library calls it; both directions give (y, log_det)."""
+
+    make: Callable[[], Any]
+    features: int
+    context: int
+    forward: Call
+    inverse: Call
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Weights that are not at their initial zeros, statistics that are not those of a new batch norm; evaluation mode."""
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm1d):
+            m.running_mean.normal_(0, 0.3)
+            m.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+# -- zuko -------------------------------------------------------------------------------------------------------------
+
+
+def zuko_forward(model: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model(c).call_and_ladj(x)
+
+
+def zuko_inverse(model: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model(c).inv.call_and_ladj(z)
+
+
+def zuko_layer(features: int = 6, context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+
+        given = {"hidden_features": (24, 20), "activation": nn.Tanh, **options}
+        if "slope" in given:
+            from zuko.transforms import MonotonicAffineTransform
+
+            given["univariate"] = functools.partial(MonotonicAffineTransform, slope=given.pop("slope"))
+        return settle(MaskedAutoregressiveTransform(features, context, **given))
+
+    return Peer(make, features, context, zuko_forward, zuko_inverse)
+
+
+ADJACENCY = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
+ZUKO = {
+    "default": zuko_layer(),
+    "relu": zuko_layer(activation=None),
+    "context": zuko_layer(context=3),
+    "reverse": zuko_layer(order=torch.arange(6).flip(0)),
+    "random order": zuko_layer(order=torch.tensor([3, 0, 5, 1, 4, 2])),
+    "coupling": zuko_layer(passes=2),
+    "three passes": zuko_layer(passes=3, context=2),
+    "adjacency": zuko_layer(4, adjacency=ADJACENCY),
+    "adjacency with context": zuko_layer(4, 2, adjacency=torch.cat([ADJACENCY, torch.eye(4, 2, dtype=torch.bool)], 1)),
+    "residual": zuko_layer(hidden_features=(24, 24, 24), residual=True),
+    "residual, uneven": zuko_layer(hidden_features=(24, 30), residual=True, context=2),
+    "elu": zuko_layer(activation=functools.partial(nn.ELU, alpha=0.7)),
+    "slope": zuko_layer(slope=0.1),
+}
+
+# -- nflows, glasflow, normflows --------------------------------------------------------------------------------------
+
+
+def pair_forward(model: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model(x) if c is None else model(x, c)
+
+
+def pair_inverse(model: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model.inverse(z) if c is None else model.inverse(z, c)
+
+
+def made_layer(module: str, name: str, features: int = 6, context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        cls = getattr(__import__(module, fromlist=[name]), name)
+        given = {"activation": torch.tanh, "context_features": context or None, **options}
+        return settle(cls(features=features, hidden_features=24, **given))
+
+    return Peer(make, features, context, pair_forward, pair_inverse)
+
+
+def made_layers(module: str, name: str) -> dict[str, Peer]:
+    layer = functools.partial(made_layer, module, name)
+    return {
+        "residual": layer(),
+        "relu": layer(activation=torch.relu),
+        "plain": layer(use_residual_blocks=False),
+        "plain, random masks": layer(use_residual_blocks=False, random_mask=True),
+        "no blocks": layer(num_blocks=0),
+        "plain, no blocks": layer(num_blocks=0, use_residual_blocks=False),
+        "one feature": layer(1),
+        "batch norm": layer(use_batch_norm=True),
+        "plain, batch norm": layer(use_batch_norm=True, use_residual_blocks=False),
+        "dropout": layer(dropout_probability=0.3),
+    }
+
+
+def contextual(module: str, name: str) -> dict[str, Peer]:
+    layer = functools.partial(made_layer, module, name, context=3)
+    return {
+        "context": layer(),
+        "plain, context": layer(use_residual_blocks=False),
+        "batch norm, context": layer(use_batch_norm=True),
+    }
+
+
+NFLOWS = "nflows.transforms.autoregressive", "MaskedAffineAutoregressiveTransform"
+GLASFLOW = "glasflow.nflows.transforms.autoregressive", "MaskedAffineAutoregressiveTransform"
+NORMFLOWS = "normflows.flows.affine.autoregressive", "MaskedAffineAutoregressive"
+
+# -- Pyro -------------------------------------------------------------------------------------------------------------
+
+
+def pyro_forward(model: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    t = model if c is None else model.condition(c)
+    y = t(x)
+    return y, t.log_abs_det_jacobian(x, y)
+
+
+def pyro_inverse(model: Any, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    t = model if c is None else model.condition(c)
+    x = t.inv(y)
+    return x, -t.log_abs_det_jacobian(x, y)
+
+
+def pyro_layer(context: int = 0, skip: bool = False, activation: Any = None, **options: Any) -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import AffineAutoregressive, ConditionalAffineAutoregressive
+        from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+
+        common = {"skip_connections": skip, "nonlinearity": activation or nn.Tanh()}
+        if context:
+            net = ConditionalAutoRegressiveNN(6, context, [20, 24], **common)
+            return settle(ConditionalAffineAutoregressive(net, **options))
+        return settle(AffineAutoregressive(AutoRegressiveNN(6, [20, 24], **common), **options))
+
+    return Peer(make, 6, context, pyro_forward, pyro_inverse)
+
+
+PYRO = {
+    "default": pyro_layer(),
+    "relu": pyro_layer(activation=nn.ReLU()),
+    "clamped": pyro_layer(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),
+    "stable": pyro_layer(stable=True, sigmoid_bias=1.5),
+    "skip": pyro_layer(skip=True),
+    "skip, stable": pyro_layer(skip=True, stable=True),
+    "context": pyro_layer(3),
+    "context, stable": pyro_layer(3, stable=True),
+    "context, skip": pyro_layer(3, skip=True),
+}
+
+PEERS = {
+    **{f"zuko: {name}": peer for name, peer in ZUKO.items()},
+    **{f"nflows: {name}": peer for name, peer in {**made_layers(*NFLOWS), **contextual(*NFLOWS)}.items()},
+    **{f"glasflow: {name}": (made_layers(*GLASFLOW) | contextual(*GLASFLOW))[name] for name in ("residual", "plain, context")},
+    **{f"normflows: {name}": peer for name, peer in made_layers(*NORMFLOWS).items()},
+    **{f"pyro: {name}": peer for name, peer in PYRO.items()},
+}

@@ -1,0 +1,88 @@
+"""Every supported layer x direction x dtype against its unaccelerated twin: values, log-dets, all gradients; training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from accuracy import check_rule
+from peers import PEERS, Peer
+
+import flowkern as fk
+
+
+def outcomes(peer: Peer, layer: Any, direction: str, x: torch.Tensor, c: torch.Tensor | None, grads: bool) -> dict[str, Any]:
+    leaves: dict[str, torch.Tensor] = dict(layer.named_parameters())
+    leaves["x"] = x.requires_grad_(grads)
+    if c is not None:
+        leaves["context"] = c.requires_grad_(grads)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(x.dtype)  # Pyro's inverse makes its zeros in it
+    try:
+        with torch.set_grad_enabled(grads):
+            y, log_det = getattr(peer, direction)(layer, x, c)
+    finally:
+        torch.set_default_dtype(default)
+    named = {"value": y.detach(), "log_det": log_det.detach()}
+    if grads:
+        generator = torch.Generator().manual_seed(7)
+        weights = [torch.randn(t.shape, generator=generator).bfloat16().to(x.dtype) for t in (y, log_det)]
+        total = (y * weights[0]).sum() + (log_det * weights[1]).sum()
+        got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        named.update({f"gradient of {k}": g for k, g in zip(leaves, got, strict=True)})
+    return named
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("name", PEERS)
+def test_an_accelerated_layer_is_its_twin(name: str, direction: str, dtype: torch.dtype) -> None:
+    peer = PEERS[name]
+    pytest.importorskip(name.split(":")[0])
+    grads = "relu" not in name  # whose derivative jumps: a rounding error decides which way
+
+    def cases() -> Iterator[Any]:
+        for seed in range(20):
+            torch.manual_seed(seed)
+            context = torch.randn(24, peer.context, dtype=torch.float64) if peer.context else None
+            yield peer.make(), torch.randn(24, peer.features, dtype=torch.float64), context
+
+    def evaluate(case: Any, dtype: torch.dtype, backend: str) -> dict[str, Any]:
+        layer, x, c = case
+        layer = copy.deepcopy(layer).to(dtype)
+        if backend == "native":
+            fk.accelerate(layer)
+            assert fk.explain(layer).rows[0][2] == "accelerated"
+        found = outcomes(peer, layer, direction, x.to(dtype, copy=True), None if c is None else c.to(dtype, copy=True), grads)
+        assert backend != "native" or fk.explain(layer).rows[0][2] == "accelerated"
+        return found
+
+    check_rule(cases(), evaluate, dtype)
+
+
+@pytest.mark.parametrize("name", [n for n in PEERS if n.endswith(("default", "residual", "context", "stable", "batch norm"))])
+def test_training_takes_the_same_course(name: str) -> None:
+    peer = PEERS[name]
+    pytest.importorskip(name.split(":")[0])
+    layer = peer.make().double()
+    losses = {}
+    for accelerated in (False, True):
+        model = copy.deepcopy(layer)
+        if accelerated:
+            fk.accelerate(model)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        generator = torch.Generator().manual_seed(0)
+        losses[accelerated] = []
+        for _ in range(20):
+            x = torch.randn(32, peer.features, generator=generator, dtype=torch.float64)
+            c = torch.randn(32, peer.context, generator=generator, dtype=torch.float64) if peer.context else None
+            y, log_det = peer.forward(model, 0.5 * x + 1, c)
+            loss = 0.5 * y.square().sum(-1).mean() - log_det.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[accelerated].append(loss.item())
+    assert losses[True][-1] < losses[True][0]
+    torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=1e-6, atol=1e-6)
