@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
-PYTHONS := flowkern tests bench setup.py
+PYTHONS := flowkern tests bench examples setup.py
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench bench-peers test-peers lint format clean
 demo: $(VENV)/.peers
 	$(BIN)/flowkern demo $(ARGS)
 
@@ -15,6 +15,12 @@ test: $(VENV)/.built
 
 bench: $(VENV)/.peers
 	$(BIN)/flowkern bench $(ARGS)
+
+bench-peers: $(VENV)/.peers
+	$(BIN)/flowkern bench --suite peers $(ARGS)
+
+test-peers: $(VENV)/.peers
+	$(BIN)/python tests/run_peers.py $(ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check $(PYTHONS)
@@ -49,6 +55,6 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	touch $@
 
 $(VENV)/.peers: $(VENV)/.built
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt zuko==1.6.0 || \
-	  echo "zuko could not be installed; its column will say so."
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[peers]' torchtestcase parameterized || \
+	  echo "Not all peers could be installed; what needs them is skipped and says so."
 	touch $@

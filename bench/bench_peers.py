@@ -1,0 +1,196 @@
+"""Models of other libraries, as they are and after one line, through the libraries' own interfaces."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import measure
+
+import flowkern as fk
+
+BY = pytest.mark.parametrize("implementation", ["flowkern", "peer"])
+
+
+def twins(make: Callable[[], Any]) -> dict[str, Any]:
+    """The same model accelerated and as it was."""
+    torch.manual_seed(0)
+    model = make()
+    return {"flowkern": fk.accelerate(copy.deepcopy(model)), "peer": model}
+
+
+def compare(models: dict[str, Any], call: Callable[[Any], torch.Tensor]) -> None:
+    """Both give the same numbers from the same seed."""
+    found = []
+    for model in models.values():
+        torch.manual_seed(1)
+        found.append(call(model).detach())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-2)
+
+
+def step(model: Any, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """Forward and backward."""
+
+    def call() -> None:
+        model.zero_grad()
+        loss().backward()
+
+    return call
+
+
+# -- zuko -------------------------------------------------------------------------------------------------------------
+
+
+def zuko_maf(features: int, hidden: list[int]) -> dict[str, Any]:
+    zuko = pytest.importorskip("zuko")
+    return twins(lambda: zuko.flows.MAF(features, transforms=5, hidden_features=hidden))
+
+
+@BY
+@pytest.mark.parametrize("batch", [1024, 1])
+def test_zuko_sample(benchmark: Any, batch: int, implementation: str) -> None:
+    models = zuko_maf(64, [512, 512])
+    compare(models, lambda model: model().sample((4,)))
+    flow = models[implementation]
+    measure(benchmark, lambda: flow().sample((batch,)), f"zuko MAF sample, 5 x D=64, 512x2, B={batch}", implementation)
+
+
+@BY
+@pytest.mark.parametrize(("features", "hidden"), [(64, 512), (8, 128)])
+def test_zuko_training(benchmark: Any, features: int, hidden: int, implementation: str) -> None:
+    models, x = zuko_maf(features, [hidden, hidden]), torch.randn(1024, features)
+    compare(models, lambda model: model().log_prob(x))
+    flow = models[implementation]
+    group = f"zuko MAF forward + backward, 5 x D={features}, {hidden}x2, B=1024"
+    measure(benchmark, step(flow, lambda: -flow().log_prob(x).mean()), group, implementation)
+
+
+# -- nflows -----------------------------------------------------------------------------------------------------------
+
+
+def nflows_maf(residual: bool) -> dict[str, Any]:
+    flows = pytest.importorskip("nflows.flows")
+    from nflows import distributions, transforms
+
+    def make() -> Any:
+        layers: list[Any] = []
+        for _ in range(5):
+            layers.append(transforms.ReversePermutation(64))
+            layer = transforms.MaskedAffineAutoregressiveTransform(64, 512, num_blocks=1, use_residual_blocks=residual)
+            layers.append(layer)
+        return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([64]))
+
+    return twins(make)
+
+
+@BY
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_nflows_sample(benchmark: Any, residual: bool, implementation: str) -> None:
+    models = nflows_maf(residual)
+    compare(models, lambda model: model.sample(4))
+    flow, kind = models[implementation], "residual" if residual else "plain"
+    with torch.no_grad():
+        measure(benchmark, lambda: flow.sample(1024), f"nflows MAF ({kind}) sample, 5 x D=64, 512x2, B=1024", implementation)
+
+
+@BY
+def test_nflows_training(benchmark: Any, implementation: str) -> None:
+    models, x = nflows_maf(residual=False), torch.randn(1024, 64)
+    compare(models, lambda model: model.log_prob(x))
+    flow = models[implementation]
+    group = "nflows MAF (plain) forward + backward, 5 x D=64, 512x2, B=1024"
+    measure(benchmark, step(flow, lambda: -flow.log_prob(x).mean()), group, implementation)
+
+
+# -- normflows --------------------------------------------------------------------------------------------------------
+
+
+@BY
+def test_normflows_training(benchmark: Any, implementation: str) -> None:
+    nf = pytest.importorskip("normflows")
+
+    def make() -> Any:
+        layers = [
+            nf.flows.MaskedAffineAutoregressive(64, 512, num_blocks=1, use_residual_blocks=False) for _ in range(5)
+        ]
+        return nf.NormalizingFlow(nf.distributions.DiagGaussian(64), layers)
+
+    models, x = twins(make), torch.randn(1024, 64)
+    compare(models, lambda model: model.log_prob(x[:4]))
+    flow = models[implementation]
+    group = "normflows MAF forward_kld forward + backward, 5 x D=64, 512x2, B=1024"
+    measure(benchmark, step(flow, lambda: flow.forward_kld(x)), group, implementation)
+
+
+# -- Pyro -------------------------------------------------------------------------------------------------------------
+
+
+@BY
+def test_pyro_log_prob(benchmark: Any, implementation: str) -> None:
+    dist = pytest.importorskip("pyro.distributions")
+    from pyro.nn import AutoRegressiveNN
+
+    base = dist.Normal(torch.zeros(64), torch.ones(64)).to_event(1)
+    models = twins(lambda: dist.transforms.AffineAutoregressive(AutoRegressiveNN(64, [512, 512])))
+    x = torch.randn(1024, 64)
+    compare(models, lambda model: dist.TransformedDistribution(base, [model]).log_prob(x))
+    flow = dist.TransformedDistribution(base, [models[implementation]])
+    with torch.no_grad():  # a clone is not in the cache
+        group = "Pyro AffineAutoregressive log_prob of new values, D=64, 512x2, B=1024"
+        measure(benchmark, lambda: flow.log_prob(x.clone()), group, implementation)
+
+
+# -- sbi --------------------------------------------------------------------------------------------------------------
+
+
+@BY
+def test_sbi_posterior(benchmark: Any, implementation: str) -> None:
+    pytest.importorskip("sbi")
+    from sbi.inference import NPE
+
+    def make() -> Any:
+        prior = torch.distributions.MultivariateNormal(torch.zeros(10), torch.eye(10))
+        theta = prior.sample((1000,))
+        inference = NPE(prior=prior, density_estimator="maf", show_progress_bars=False)
+        inference.append_simulations(theta, theta + 0.5 * torch.randn_like(theta)).train(max_num_epochs=3)
+        return inference.build_posterior()
+
+    models, x = twins(make), torch.zeros(10)
+    compare(models, lambda posterior: posterior.sample((4,), x=x, show_progress_bars=False))
+    posterior = models[implementation]
+    sample = lambda: posterior.sample((100_000,), x=x, show_progress_bars=False)  # noqa: E731
+    measure(benchmark, sample, "sbi NPE maf, posterior.sample of 100,000, D=10", implementation)
+
+
+# -- the line itself --------------------------------------------------------------------------------------------------
+
+
+def test_cost_of_accelerate(benchmark: Any) -> None:
+    zuko = pytest.importorskip("zuko")
+    context = torch.randn(1, 10)
+
+    def make() -> tuple[tuple[Any], dict[str, Any]]:
+        model = zuko.flows.MAF(64, 10, transforms=10, hidden_features=[512, 512])
+        model(context).sample()  # what the first call costs zuko itself
+        return (model,), {}
+
+    benchmark.group = "fk.accelerate(model) of 10 transforms"
+    benchmark.extra_info["implementation"] = "flowkern"
+    benchmark.pedantic(fk.accelerate, setup=make, rounds=5)
+
+
+def test_cost_of_the_first_call(benchmark: Any) -> None:
+    zuko = pytest.importorskip("zuko")
+    context = torch.randn(1, 10)
+
+    def make() -> tuple[tuple[Any], dict[str, Any]]:
+        model = zuko.flows.MAF(64, 10, transforms=10, hidden_features=[512, 512])
+        model(context).sample()
+        return (fk.accelerate(model),), {}
+
+    benchmark.group = "first call after it, self-check of 10 transforms included"
+    benchmark.extra_info["implementation"] = "flowkern"
+    benchmark.pedantic(lambda model: model(context).sample(), setup=make, rounds=5)
