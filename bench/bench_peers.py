@@ -113,9 +113,7 @@ def test_normflows_training(benchmark: Any, implementation: str) -> None:
     nf = pytest.importorskip("normflows")
 
     def make() -> Any:
-        layers = [
-            nf.flows.MaskedAffineAutoregressive(64, 512, num_blocks=1, use_residual_blocks=False) for _ in range(5)
-        ]
+        layers = [nf.flows.MaskedAffineAutoregressive(64, 512, num_blocks=1, use_residual_blocks=False) for _ in range(5)]
         return nf.NormalizingFlow(nf.distributions.DiagGaussian(64), layers)
 
     models, x = twins(make), torch.randn(1024, 64)

@@ -28,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-constexpr int64_t kSerial = 16384;      // weights up to which a network is packed by one thread
+constexpr int64_t kSerial = 16384;  // weights up to which a network is packed by one thread
 constexpr size_t kHugePage = size_t{1} << 21;
 constexpr int64_t kBackwardRows = 512;  // rows whose cotangents are held at once; bounds the memory of a backward
 
@@ -193,10 +193,10 @@ int64_t biased(const PlanView& plan) {
   return n;
 }
 
-// Units of the layer that receives addend `slot`.
+// Units of the layer that receives the addend or gate `slot`.
 int64_t addend_units(const PlanView& plan, int slot) {
   for (int l = 0; l < plan.hidden(); ++l)
-    if (plan.hidden(l).addend() == slot) return plan.hidden(l).original_units();
+    if (plan.hidden(l).addend() == slot || plan.hidden(l).gate() == slot) return plan.hidden(l).original_units();
   return plan.linear(plan.hidden()).original_rows();
 }
 

@@ -25,7 +25,7 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", 
 LAYOUTS = ("feature_major", "parameter_major")
 _DEFAULT_CONSTANT = {"leaky_relu": 0.01, "elu": 1.0}
 
-_VERSION = 1  # of the flat form; csrc/include/flowkern/plan_view.h reads it
+_VERSION = 2  # of the flat form; csrc/include/flowkern/plan_view.h reads it
 _CHUNK = 8  # rows of a packed panel
 _MAX_HIDDEN = 64
 
@@ -34,7 +34,8 @@ class AutoregressivePlan:
     r"""What the kernels need to know of one masked network.
 
     The network is :math:`p_l = W_l h_{l-1} + b_l` with :math:`h_{-1} = x`, plus an addend given per row where
-    ``addends`` names layer :math:`l`, plus :math:`p_r` where ``residuals[l] = r``; then :math:`h_l = a(p_l)` where
+    ``addends`` names layer :math:`l`, times a factor given per row where ``gates`` does, plus :math:`p_r` where
+    ``residuals[l] = r``; then :math:`h_l = a(p_l)` where
     ``activated[l]``, else :math:`h_l = p_l`. The last layer gives ``parameters`` numbers for every feature.
 
     Args:
@@ -50,6 +51,8 @@ class AutoregressivePlan:
         skip: whether the last mask is a direct connection from the features to the outputs, without bias.
         addends: hidden layers, and ``len(hidden)`` for the output, that receive an addend per row, in the order in
             which the operators receive the addends.
+        gates: hidden layers that are multiplied by a factor per row, in the order in which the operators receive them,
+            after the addends.
         biases: for each layer whether it has a bias; by default all but the skip connection have one.
 
     Raises:
@@ -79,6 +82,7 @@ class AutoregressivePlan:
         residuals: Sequence[int | None] | None = None,
         skip: bool = False,
         addends: Sequence[int] = (),
+        gates: Sequence[int] = (),
         biases: Sequence[bool] | None = None,
     ) -> None:
         masks = [(m.detach().cpu() if isinstance(m, Tensor) else torch.tensor(m, device="cpu")) != 0 for m in masks]
@@ -93,7 +97,7 @@ class AutoregressivePlan:
         self.activated = tuple([True] * depth if activated is None else map(bool, activated))
         self.residuals = tuple([None] * depth if residuals is None else residuals)
         self.skip = skip
-        self.addends = tuple(addends)
+        self.addends, self.gates = tuple(addends), tuple(gates)
         self.biases = tuple([True] * (depth + 1) + [False] * skip if biases is None else map(bool, biases))
         self.calls: dict[Any, Any] = {}
         self._check()
@@ -102,8 +106,8 @@ class AutoregressivePlan:
         widths = [m.shape[0] for m in self.masks]
         self.weight_shapes = [tuple(m.shape) for m in self.masks]
         self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
-        self.addend_widths = [widths[a] for a in self.addends]
-        self.saved_rows = sum(self.units) + self.features * self.parameters
+        self.addend_widths = [widths[a] for a in (*self.addends, *self.gates)]
+        self.saved_rows = sum(self.units) + self.features * self.parameters + sum(self.units[g] for g in self.gates)
 
     # -- construction -----------------------------------------------------------------------------------------------
 
@@ -147,6 +151,8 @@ class AutoregressivePlan:
                 )
         if any(not 0 <= a <= len(hidden) for a in self.addends) or len(set(self.addends)) != len(self.addends):
             raise ValueError(f"addends: expected distinct layers between 0 and {len(hidden)}, got {self.addends}")
+        if any(not 0 <= g < len(hidden) for g in self.gates) or len(set(self.gates)) != len(self.gates):
+            raise ValueError(f"gates: expected distinct hidden layers between 0 and {len(hidden) - 1}, got {self.gates}")
 
     def _sort(self) -> None:
         """Levels of features and units, in rounds: what is known, then the units it completes, then their features."""
@@ -222,6 +228,14 @@ class AutoregressivePlan:
     def head(self) -> dict[str, Any]:
         """Further keyword arguments of the oracles that split the parameters."""
         return {"layout": self.layout, "scale_first": self.scale_first}
+
+    def terms(self, given: Sequence[Tensor]) -> dict[str, Any]:
+        """What the operators receive as addends, by layer: those that are added, and the gates."""
+        count = len(self.addends)
+        return {
+            "addends": dict(zip(self.addends, given[:count], strict=True)),
+            "gates": dict(zip(self.gates, given[count:], strict=True)),
+        }
 
     def masks_like(self, weight: Tensor) -> list[Tensor]:
         """The masks on the device of ``weight``."""
@@ -330,7 +344,7 @@ class _Encoder:
             self.put([w for record in hidden for w in record]),
             self.put([w for record in linears for w in record]),
             self._addend(depth),
-            len(plan.addends),
+            len(plan.addends) + len(plan.gates),
         ]
         header.copy_(torch.tensor(values, device="cpu"))
         masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -357,6 +371,8 @@ class _Encoder:
             self.put(residual_units),
             self._addend(layer),
             int(layer in plan.residuals),
+            len(plan.addends) + plan.gates.index(layer) if layer in plan.gates else -1,
+            sum(plan.units[g] for g in plan.gates[: plan.gates.index(layer)]) if layer in plan.gates else 0,
         ]
 
     def _linear(self, index: int) -> list[int]:

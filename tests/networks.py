@@ -116,12 +116,12 @@ def away_from_kinks(operator: str, net: Network, x: Tensor, addends: Sequence[Te
     """Which rows keep every pre-activation clear of zero, where the derivative of relu jumps."""
     if net.plan.activation not in ("relu", "leaky_relu") or not net.plan.units:
         return torch.ones(len(x), dtype=torch.bool)
-    added = {layer: a.double() for layer, a in zip(net.plan.addends, addends, strict=True)}
+    added = net.plan.terms([a.double() for a in addends])
     biases = optional_biases(net.plan, net.biases)
     if operator == "autoregressive_inverse":
         constants = net.map["constants"] or default_constants(net.map["scale"])
         options = {**net.map, "constants": constants, **net.plan.structure, **net.plan.head}
-        x, _ = fk.reference.autoregressive_inverse(x, net.weights, biases, net.plan.masks, addends=added, **options)
+        x, _ = fk.reference.autoregressive_inverse(x, net.weights, biases, net.plan.masks, **added, **options)
     clear = torch.ones(len(x), dtype=torch.bool)
     for depth in range(len(net.plan.units)):  # the network cut off after each layer gives its pre-activations
         structure = {
@@ -130,7 +130,7 @@ def away_from_kinks(operator: str, net: Network, x: Tensor, addends: Sequence[Te
             "constant": net.plan.constant,
         }
         p = fk.reference.masked_mlp(
-            x, net.weights, biases, net.plan.masks[: depth + 1], activation=net.plan.activation, addends=added, **structure
+            x, net.weights, biases, net.plan.masks[: depth + 1], activation=net.plan.activation, **added, **structure
         )
         if net.plan.residuals[depth] is not None:
             return torch.zeros(len(x), dtype=torch.bool)  # not modelled here; use a smooth activation

@@ -54,9 +54,8 @@ def run(suite: list[str], root: Path, folder: Path, *plugins: str) -> tuple[dict
     for plugin in plugins:
         options += ["-p", plugin]
     environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *suite], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "pytest", *options, *suite]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if not report.exists():
         raise SystemExit(done.stdout + done.stderr)
     outcomes = {}

@@ -75,6 +75,7 @@ def test_bad_masks_are_refused(change, message) -> None:  # type: ignore[no-unty
         ({"activated": [True, False]}, "activated, residuals: expected 1"),
         ({"residuals": [0]}, "cannot add layer 0"),
         ({"addends": (2,)}, "addends: expected distinct layers"),
+        ({"gates": (1,)}, "gates: expected distinct hidden layers"),
         ({"biases": [True]}, "biases: expected 2"),
         ({"skip": True}, "output rows|do not chain|skip"),
     ],

@@ -97,6 +97,7 @@ class Tile {
     for (int l = 0; l < plan_.hidden(); ++l) {
       const HiddenView h = plan_.hidden(l);
       p[l] = kept ? kept + h.offset() * R : take(h.units());
+      ungated_[l] = kept && h.gate() >= 0 ? kept + plan_.gate_row(h.gate_offset()) * R : nullptr;
       // The activation may overwrite p unless someone still reads p.
       a[l] = h.activated() && (kept || h.kept()) ? take(h.units()) : p[l];
     }
@@ -204,9 +205,17 @@ class Tile {
     }
   }
 
-  // Units [u0, u1) have all their products: residual sum, then the activation.
+  // Units [u0, u1) have all their products: gate, residual sum, then the activation.
   void finish(int layer, int64_t u0, int64_t u1) const {
     const HiddenView h = plan_.hidden(layer);
+    if (h.gate() >= 0)
+      for (int64_t u = u0; u < u1; ++u) {
+        alignas(64) T factor[R];
+        T* value = p[layer] + u * R;
+        gather(net_.addends[h.gate()], h.order() + u, 1, factor);
+        if (ungated_[layer]) __builtin_memcpy(ungated_[layer] + u * R, value, R * sizeof(T));
+        for (int r = 0; r < R; ++r) value[r] *= factor[r];
+      }
     if (h.residual() >= 0)
       for (int64_t u = u0; u < u1; ++u) {
         const T* from = p[h.residual()] + h.residual_units()[u] * R;
@@ -220,6 +229,7 @@ class Tile {
   const Network<T>& net_;
   const PlanView& plan_;
   int64_t first_row_, rows_;
+  T* ungated_[kMaxHidden];  // where a gated layer keeps its value before the gate, or null
 };
 
 // Calls f(numbers...) -> MapValue on the R rows of sorted feature values, lane groups widened as X wants it.

@@ -121,6 +121,11 @@ class TileGradient {
       const int64_t* order = last ? plan_.linear(plan_.linears() - 1).row_order() : plan_.hidden(node).order();
       scatter(delta(node), order, plan_.start(node, plan_.levels()), in_.g_addends[slot]);
     }
+    for (int l = 0; l < plan_.hidden(); ++l) {
+      const HiddenView h = plan_.hidden(l);
+      if (h.gate() >= 0 && in_.g_addends)
+        scatter(deltas_ + plan_.gate_row(h.gate_offset()) * R, h.order(), h.units(), in_.g_addends[h.gate()]);
+    }
   }
 
   // Cotangents of the rows of the tile; those of lanes beyond the batch are zero.
@@ -166,7 +171,8 @@ class TileGradient {
     }
   }
 
-  // Units [u0, u1): from the cotangent of the activation to that of the pre-activation, the residual path included.
+  // Units [u0, u1): from the cotangent of the activation to that of the linear map, the residual path and the gate
+  // included.
   void finish(int layer, int64_t u0, int64_t u1) const {
     const HiddenView h = plan_.hidden(layer);
     T* d = delta(layer);
@@ -179,6 +185,16 @@ class TileGradient {
       for (int64_t u = u0; u < u1; ++u) {
         T* to = residual_[h.residual()] + h.residual_units()[u] * R;
         for (int r = 0; r < R; ++r) to[r] += d[u * R + r];
+      }
+    if (h.gate() >= 0)
+      for (int64_t u = u0; u < u1; ++u) {
+        alignas(64) T factor[R];
+        const int64_t row = (plan_.gate_row(h.gate_offset()) + u) * R;
+        gather(net_.addends[h.gate()], h.order() + u, 1, factor);
+        for (int r = 0; r < R; ++r) {
+          deltas_[row + r] = d[u * R + r] * saved_[row + r];
+          d[u * R + r] *= factor[r];
+        }
       }
   }
 

@@ -219,6 +219,7 @@ class Network:
         self.activated: list[bool] = []
         self.residuals: list[int | None] = []
         self.addends: dict[int, list[Context]] = {}
+        self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
         self._seen: list[tuple[Tensor | None, int]] = []
 
@@ -232,6 +233,10 @@ class Network:
     def add_context(self, layer: int, contribution: Context) -> None:
         """Something that a layer adds for the context."""
         self.addends.setdefault(layer, []).append(contribution)
+
+    def add_gate(self, layer: int, factor: Context) -> None:
+        """What the context multiplies a layer by, before its residual is added."""
+        self.gates[layer] = factor
 
     def skip(self, linear: Linear) -> None:
         """A direct connection from the features to the parameters."""
@@ -264,6 +269,7 @@ class Network:
                 residuals=tuple(self.residuals[:depth]),
                 skip=self.skipped is not None,
                 addends=tuple(self.addends),
+                gates=tuple(self.gates),
                 biases=tuple(linear.biased for linear in linears),
             )
         except ValueError as error:
@@ -316,6 +322,7 @@ class Network:
         addends: list[Tensor] = []
         if context is not None:
             addends = [functools.reduce(torch.add, (part(context) for part in parts)) for parts in self.addends.values()]
+            addends += [factor(context) for factor in self.gates.values()]
         return {
             "weights": [weight for weight, _ in pairs],
             "biases": [bias for _, bias in pairs if bias is not None],

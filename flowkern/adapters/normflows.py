@@ -4,35 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowkern.adapters.engine import Layer, Library
-from flowkern.adapters.network import Network, UnsupportedError, activation_of, expect
-from flowkern.adapters.nflows import COUPLING, METHODS, NORM, PERMUTATION, SPLINE, add_residual_block, evaluate, linear
+from flowkern.adapters.network import Context, Network, UnsupportedError, activation_of, expect
+from flowkern.adapters.nflows import (
+    COUPLING,
+    METHODS,
+    NORM,
+    PERMUTATION,
+    SPLINE,
+    add_residual_block,
+    context_width,
+    evaluate,
+    linear,
+)
 
 MADE = "normflows.nets.made."
 
 
 def read(layer: Any) -> Network:
-    """MADE, its own: no activation after the initial layer, also before plain blocks."""
+    """MADE, its own: no activation after the initial layer, also before plain blocks; the context gates the blocks."""
     made = expect(layer.autoregressive_net, MADE + "MADE", "network")
     if type(made.preprocessing) is not nn.Identity:
         raise UnsupportedError(f"its network is preceded by {type(made.preprocessing).__name__}")
-    if hasattr(made, "context_layer"):
-        raise UnsupportedError("the context gates its residual blocks (GLU), which has no kernel yet")
     network = Network(
-        layer.features, 0, scale="sigmoid", placement="scale_shift", constants=(2.0, 1e-3), scale_first=True
+        layer.features, context_width(made), scale="sigmoid", placement="scale_shift", constants=(2.0, 1e-3), scale_first=True
     )  # fmt: skip
     stream = network.add(linear(MADE, made.initial_layer))
+    if network.context:
+        network.add_context(stream, made.context_layer)
     for block in made.blocks:
         if hasattr(block, "linear_layers"):
             stream = add_residual_block(network, MADE, block, stream)
+            if network.context:
+                network.add_gate(stream, _gate(block.context_layer))
         else:
             expect(block, MADE + "MaskedFeedforwardBlock", "block")
             stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)
     network.add(linear(MADE, made.final_layer))
     network.activation = activation_of(*(block.activation for block in made.blocks))
     return network.finish(made)
+
+
+def _gate(layer: nn.Module) -> Context:
+    return lambda context: torch.sigmoid(layer(context))
 
 
 NORMFLOWS = Library(

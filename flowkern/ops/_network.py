@@ -141,8 +141,8 @@ def check_network(
     check_features(name, x, plan.features)
     check_parameters(weights, biases, plan)
     check_like(name, x, weights[0], "weights[0]")
-    if len(addends) != len(plan.addends):
-        raise ValueError(f"addends: the plan takes {len(plan.addends)}, got {len(addends)}")
+    if len(addends) != len(plan.addend_widths):
+        raise ValueError(f"addends: the plan takes {len(plan.addend_widths)}, got {len(addends)}")
     for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):
         check_features(f"addends[{i}]", t, width)
         check_like("addends", t, weights[0], "weights[0]", i)

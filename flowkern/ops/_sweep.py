@@ -42,7 +42,7 @@ def sweep(
         mask = plan.masks[-1].to(like.device)
         sorted_weights.append(torch.where(mask, weights[-1], 0)[plan.output_order][:, plan.feature_order])
     sorted_biases = [None if b is None else b[r] for b, r in zip(biases, rows, strict=False)]
-    sorted_addends = {a: t[..., rows[a]] for a, t in zip(plan.addends, addends, strict=True)}
+    terms = {kind: {a: t[..., rows[a]] for a, t in named.items()} for kind, named in plan.terms(addends).items()}
 
     def known() -> Tensor:
         return like.new_empty(*batch, 0)
@@ -57,8 +57,10 @@ def sweep(
             h = x if layer == 0 else hidden[layer - 1]
             bias = sorted_biases[layer]
             p = F.linear(h, sorted_weights[layer][u0:u1, : h.shape[-1]], None if bias is None else bias[u0:u1])
-            if layer in sorted_addends:
-                p = p + sorted_addends[layer][..., u0:u1]
+            if layer in terms["addends"]:
+                p = p + terms["addends"][layer][..., u0:u1]
+            if layer in terms["gates"]:
+                p = p * terms["gates"][layer][..., u0:u1]
             if layer == depth:
                 if plan.skip:
                     p = p + F.linear(x, sorted_weights[-1][u0:u1, : x.shape[-1]])

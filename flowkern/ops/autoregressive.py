@@ -98,7 +98,7 @@ def oracle(
         weights,
         optional_biases(plan, biases),
         plan.masks_like(x),
-        addends=dict(zip(plan.addends, addends, strict=True)),
+        **plan.terms(addends),
         **named,
         **plan.structure,
         **plan.head,

@@ -28,8 +28,9 @@ def masked_mlp(
         weights: one (out, in) matrix per mask of the plan; masked entries have no effect.
         biases: one vector per layer that has a bias.
         plan: the structure of the network.
-        addends: per-row terms (..., width) of the layers that ``plan.addends`` names; their batch shapes broadcast
-            with that of x. Contributions of a context enter here.
+        addends: per-row terms (..., width) of the layers that ``plan.addends`` names, then the per-row factors of those
+            that ``plan.gates`` names; their batch shapes broadcast with that of x. Contributions of a context enter
+            here.
         packed: the result of ``pack`` for these weights, where they are known not to have changed.
 
     Returns:
@@ -62,6 +63,6 @@ def _oracle(
         weights,
         optional_biases(plan, biases),
         plan.masks_like(x),
-        addends=dict(zip(plan.addends, addends, strict=True)),
+        **plan.terms(addends),
         **plan.structure,
     )

@@ -32,10 +32,11 @@ def autoregressive(
     layout: str = "feature_major",
     scale_first: bool = False,
     addends: Mapping[int, Tensor] | None = None,
+    gates: Mapping[int, Tensor] | None = None,
     **structure: Any,
 ) -> tuple[Tensor, Tensor]:
     """(z, log_det) of x (..., features), as `flowkern.ops.autoregressive` defines them."""
-    parameters = masked_mlp(x, weights, biases, masks, addends=addends, **structure)
+    parameters = masked_mlp(x, weights, biases, masks, addends=addends, gates=gates, **structure)
     count = 1 if scale == "none" else 2
     parts = split_parameters(parameters, count, layout, scale_first)
     return affine(x, *parts, scale=scale, placement=placement, constants=constants)

@@ -25,6 +25,7 @@ def autoregressive_inverse(
     layout: str = "feature_major",
     scale_first: bool = False,
     addends: Mapping[int, Tensor] | None = None,
+    gates: Mapping[int, Tensor] | None = None,
     **structure: Any,
 ) -> tuple[Tensor, Tensor]:
     """(x, log_det) with z = autoregressive(x), as `flowkern.ops.autoregressive_inverse` defines them.
@@ -33,11 +34,11 @@ def autoregressive_inverse(
     known enter as zero.
     """
     count = 1 if scale == "none" else 2
-    batch = torch.broadcast_shapes(z.shape[:-1], *(a.shape[:-1] for a in (addends or {}).values()))
+    batch = torch.broadcast_shapes(z.shape[:-1], *(t.shape[:-1] for t in [*(addends or {}).values(), *(gates or {}).values()]))
     z = z.expand(*batch, z.shape[-1])
     x, log_det = torch.zeros_like(z), z.new_zeros(batch)
     for level in feature_levels(masks, count, layout, **structure):
-        parameters = masked_mlp(x, weights, biases, masks, addends=addends, **structure)
+        parameters = masked_mlp(x, weights, biases, masks, addends=addends, gates=gates, **structure)
         parts = [p[..., level] for p in split_parameters(parameters, count, layout, scale_first)]
         options: dict[str, Any] = {"scale": scale, "placement": placement, "constants": constants}
         value, part = affine(z[..., level], *parts, **options, inverse=True)

@@ -49,21 +49,24 @@ def masked_mlp(
     residuals: Sequence[int | None] | None = None,
     skip: bool = False,
     addends: Mapping[int, Tensor] | None = None,
+    gates: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Parameters (..., rows of the last mask) of x (..., features), as `flowkern.ops.masked_mlp` defines them.
 
-    ``addends`` maps a layer to what is added to its pre-activation.
+    ``addends`` maps a layer to what is added to its linear map, ``gates`` to what this sum is multiplied by.
     """
     depth = len(masks) - 1 - int(skip)
     activated = [True] * depth if activated is None else activated
     residuals = [None] * depth if residuals is None else residuals
-    addends = {} if addends is None else addends
+    addends, gates = addends or {}, gates or {}
     pre: list[Tensor] = []
     h = x
     for layer in range(depth + 1):
         p = masked_linear(h, weights[layer], biases[layer], masks[layer])
         if layer in addends:
             p = p + addends[layer]
+        if layer in gates:
+            p = p * gates[layer]
         if layer == depth:
             return p + masked_linear(x, weights[-1], None, masks[-1]) if skip else p
         source = residuals[layer]

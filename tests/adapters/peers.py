@@ -172,5 +172,7 @@ PEERS = {
     **{f"nflows: {name}": peer for name, peer in {**made_layers(*NFLOWS), **contextual(*NFLOWS)}.items()},
     **{f"glasflow: {name}": (made_layers(*GLASFLOW) | contextual(*GLASFLOW))[name] for name in ("residual", "plain, context")},
     **{f"normflows: {name}": peer for name, peer in made_layers(*NORMFLOWS).items()},
+    "normflows: context": contextual(*NORMFLOWS)["context"],
+    "normflows: batch norm, context": contextual(*NORMFLOWS)["batch norm, context"],
     **{f"pyro: {name}": peer for name, peer in PYRO.items()},
 }

@@ -105,6 +105,36 @@ def test_addends(operator: str, layers: tuple[int, ...], dtype: torch.dtype) -> 
 
 
 @OPERATOR
+@pytest.mark.parametrize(("gates", "addends"), [((0,), ()), ((1,), (1,)), ((2, 0), (0, 3)), ((2,), (0,))])
+@pytest.mark.parametrize("residual", [False, True])
+def test_gates(operator: str, residual: bool, gates: tuple[int, ...], addends: tuple[int, ...], dtype: torch.dtype) -> None:
+    for masks in ("made", "dag"):
+        structure = {"masks": "made" if residual else masks, "residual": residual, "activation": "silu"}
+        for grads in (True, False):
+            check(
+                operator,
+                lambda seed, s=structure: network(7, (24, 24, 24), gates=gates, addends=addends, seed=seed, **s),
+                37,
+                dtype,
+                grads=grads,
+            )
+
+
+@OPERATOR
+def test_second_derivatives_of_gates(operator: str) -> None:
+    net = network(3, (6, 6), gates=(1,), addends=(0,), activation="tanh")
+    x, added = torch.randn(4, 3, dtype=torch.float64), [torch.randn(4, 6, dtype=torch.float64) for _ in range(2)]
+    leaves = [t.clone().requires_grad_() for t in (x, *added)]
+
+    def function(x: torch.Tensor, *added: torch.Tensor) -> Any:
+        options = {} if operator == "masked_mlp" else net.map
+        return getattr(fk.ops, operator)(x, net.weights, net.biases, net.plan, addends=added, **options)
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@OPERATOR
 @given(data=st.data())
 def test_any_network(operator: str, data: st.DataObject) -> None:
     draw = data.draw

@@ -8,7 +8,7 @@
 
 namespace flowkern {
 
-constexpr int64_t kPlanVersion = 1;
+constexpr int64_t kPlanVersion = 2;
 constexpr int64_t kChunkRows = 8;  // rows of one packed panel; a panel is [columns][kChunkRows]
 constexpr int kMaxHidden = 64;     // hidden layers; bounds the pointer arrays that live on the stack
 
@@ -65,7 +65,9 @@ class HiddenView {
   const int64_t* residual_units() const { return base_ + r_[7]; }  // sorted unit here -> sorted unit there
   int addend() const { return static_cast<int>(r_[8]); }           // index of the per-row addend; -1: none
   bool kept() const { return r_[9] != 0; }                         // a later residual reads p, so it must survive
-  static constexpr int64_t kFields = 10;
+  int gate() const { return static_cast<int>(r_[10]); }            // index of the per-row factor; -1: none
+  int64_t gate_offset() const { return r_[11]; }                   // units of the gated layers before this one
+  static constexpr int64_t kFields = 12;
 
  private:
   const int64_t* base_;
@@ -92,7 +94,7 @@ class PlanView {
   HiddenView hidden(int i) const { return HiddenView(base_, base_ + base_[14] + i * HiddenView::kFields); }
   LinearView linear(int i) const { return LinearView(base_, base_ + base_[15] + i * LinearView::kFields); }
   int output_addend() const { return static_cast<int>(base_[16]); }
-  int addends() const { return static_cast<int>(base_[17]); }
+  int addends() const { return static_cast<int>(base_[17]); }  // matrices given per row: addends, then gates
 
   // Rows (features, units or parameters) that precede level t, for any source or target index.
   int64_t start(int node, int64_t level) const {
@@ -100,8 +102,14 @@ class PlanView {
     if (node < hidden()) return hidden(node).starts()[level];
     return feature_starts()[level] * parameters();
   }
-  // Rows of one tile that a backward pass needs: every pre-activation, then every parameter.
-  int64_t saved_rows() const { return units() + features() * parameters(); }
+  // Rows of one tile that a backward pass needs: every pre-activation, every parameter, then what the gates multiply.
+  int64_t saved_rows() const {
+    int64_t gated = 0;
+    for (int l = 0; l < hidden(); ++l)
+      if (hidden(l).gate() >= 0) gated += hidden(l).units();
+    return gate_row(0) + gated;
+  }
+  int64_t gate_row(int64_t offset) const { return units() + features() * parameters() + offset; }
 
  private:
   const int64_t* base_;
