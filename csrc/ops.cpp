@@ -70,6 +70,12 @@ const T* const_data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
+bool on_cpu(const Tensor& t) {
+  int32_t type = -1;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type == aoti_torch_device_type_cpu();
+}
+
 template <class T>
 Matrix<const T> matrix(const Tensor& t) {
   return {const_data<T>(t), t.stride(0), t.dim() > 1 ? t.stride(1) : 0};
@@ -150,7 +156,7 @@ class Packing {
   Packing(const PlanView& plan, const Tensor* weights, const Tensor* biases, const Tensor& mask, T* out)
       : plan_(plan), mask_(const_data<uint8_t>(mask)), out_(out) {
     const auto fits = [](const Tensor& t, int64_t rows, int64_t columns) {
-      return t.scalar_type() == kDtype<T> && t.dim() == (columns < 0 ? 1 : 2) && t.size(0) == rows &&
+      return on_cpu(t) && t.scalar_type() == kDtype<T> && t.dim() == (columns < 0 ? 1 : 2) && t.size(0) == rows &&
              (columns < 0 || t.size(1) == columns);
     };
     for (int l = 0; l < plan.linears(); ++l) {
@@ -311,6 +317,10 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
                                  const Tensors& packed, const Tensors& plans, const Tensors& masks,
                                  const std::vector<int64_t>& maps, const std::vector<double>& constants) {
   const int64_t batch = x.size(0), features = x.size(1);
+  const size_t n = plans.size();
+  STD_TORCH_CHECK(n > 0 && masks.size() == n && maps.size() == 3 * n && constants.size() == 2 * n &&
+                      (packed.empty() || packed.size() == n),
+                  "flowkern: the lists of a chain differ in length");
   int64_t size = 0, linears = 0, biases_seen = 0;
   std::vector<Matrix<const T>> addend_data;
   addend_data.reserve(addends.size());  // the steps point into it
@@ -325,8 +335,9 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
     linears += v.linears(), biases_seen += biased(v);
     for (int slot = 0; slot < v.addends(); ++slot) {
       const size_t next = addend_data.size();
-      STD_TORCH_CHECK(next < addends.size() && addends[next].dim() == 2 && addends[next].size(0) == batch &&
-                          addends[next].size(1) == addend_units(v, slot) && addends[next].scalar_type() == kDtype<T>,
+      STD_TORCH_CHECK(next < addends.size() && on_cpu(addends[next]) && addends[next].dim() == 2 &&
+                          addends[next].size(0) == batch && addends[next].size(1) == addend_units(v, slot) &&
+                          addends[next].scalar_type() == kDtype<T>,
                       "flowkern: the addends do not belong to this batch and these plans");
       addend_data.push_back(matrix<T>(addends[next]));
     }
@@ -342,7 +353,7 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
   for (size_t i = 0, l = 0, b = 0; i < steps.size(); ++i) {
     const PlanView& v = steps[i].net.plan;
     if (!packed.empty()) {
-      STD_TORCH_CHECK(packed[i].numel() == v.packed_size() && packed[i].scalar_type() == kDtype<T>,
+      STD_TORCH_CHECK(on_cpu(packed[i]) && packed[i].numel() == v.packed_size() && packed[i].scalar_type() == kDtype<T>,
                       "flowkern: `packed` does not belong to this plan");
       steps[i].net.packed = const_data<T>(packed[i]);
       continue;

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
@@ -82,49 +83,61 @@ class State:
     layer: Layer
     network: Network
     aside: dict[str, Any]
-    verdict: str | None = "unchecked"  # None once the self-check passed; else why not
+    verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
+    accelerated: type  # the class that the layer has now
+
+
+UNCHECKED = "unchecked"
+
+
+def _parts(layer: Any) -> tuple[Any, Any, Any]:
+    """What the peer's own object would give to pickle: how it is made, its arguments, its state. The layer stays as it is."""
+    state: State = layer.__dict__[STATE]
+    peer: Any = object.__new__(peer_class(type(layer)))
+    peer.__dict__.update({k: v for k, v in layer.__dict__.items() if k != STATE}, **state.aside)
+    function, arguments, values, *_ = peer.__reduce_ex__(2)
+    return function, arguments, values
 
 
 def _reduce_ex(self: Any, protocol: Any) -> Any:
     """Pickles as the peer's own object."""
-    with _as_peer(self):
-        function, arguments, values, *rest = self.__reduce_ex__(protocol)
-    if isinstance(values, dict):  # the dictionary of the object itself, by now with our state in it again
-        state: State = self.__dict__[STATE]
-        values = {**{k: v for k, v in values.items() if k != STATE}, **state.aside}
+    function, arguments, values = _parts(self)
     if function.__name__ == "__newobj__":  # pickle wants the object's present class there; the older form names any
         function, arguments = copyreg._reconstructor, (*arguments, object, None)  # type: ignore[attr-defined]
-    return (function, arguments, values, *rest)
+    return function, arguments, values
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     """A copy is accelerated too, over its own parameters."""
     state: State = self.__dict__[STATE]
-    with _as_peer(self):
-        twin = copy.deepcopy(self, memo)
-    attach(twin, state.layer, state.verdict)
+    twin = _peer_copy(self, memo)
+    with suppress(UnsupportedError):  # changed since it was accelerated: the copy is the peer's own
+        attach(twin, state.layer, state.verdict)
     return twin
 
 
-class _as_peer:  # noqa: N801, a context manager; contextlib's would cost more than the call
-    """The layer as the peer's own object while open."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer, self.cls = layer, type(layer)
-
-    def __enter__(self) -> None:
-        self.state: State = self.layer.__dict__.pop(STATE)
-        self.layer.__dict__.update(self.state.aside)
-        self.layer.__class__ = peer_class(self.cls)
-
-    def __exit__(self, *_: Any) -> None:
-        for name in self.state.aside:
-            del self.layer.__dict__[name]
-        self.layer.__class__ = self.cls
-        self.layer.__dict__[STATE] = self.state
+def _peer_copy(layer: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy as the peer's own object."""
+    function, arguments, values = _parts(layer)
+    twin = memo[id(layer)] = function(*arguments)
+    values = copy.deepcopy(values, memo)
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(values)
+    else:
+        twin.__dict__.update(values)
+    return twin
 
 
-_classes: dict[tuple[type, int], type] = {}
+def _setattr(self: Any, name: str, value: Any) -> None:
+    """What is assigned to a layer may change what it computes: it is read and checked anew before the next call."""
+    state: State = self.__dict__[STATE]
+    accelerated: Any = state.accelerated
+    super(accelerated, self).__setattr__(name, value)
+    if name not in ("training", "_inv") and not name.startswith("_cached"):
+        state.network.stale = True
+
+
+_classes: dict[tuple[type, int], tuple[type, Layer]] = {}
 
 
 def _accelerated_class(cls: type, layer: Layer) -> type:
@@ -132,9 +145,10 @@ def _accelerated_class(cls: type, layer: Layer) -> type:
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         # No base but the peer's class: an object can change its class only to one of the same layout.
-        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy}
-        _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods})
-    return _classes[key]
+        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy, "__setattr__": _setattr}
+        # The layer is kept with the class, so that its id is not used again.
+        _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods}), layer
+    return _classes[key][0]
 
 
 def peer_class(cls: type) -> type:
@@ -145,7 +159,8 @@ def peer_class(cls: type) -> type:
 def own(layer: Any, name: str) -> Callable[..., Any]:
     """The peer's own method of an accelerated layer, bound."""
     state: State = layer.__dict__[STATE]
-    return state.aside[name] if name in state.aside else getattr(super(type(layer), layer), name)
+    accelerated: Any = state.accelerated
+    return state.aside[name] if name in state.aside else getattr(super(accelerated, layer), name)
 
 
 def is_accelerated(layer: Any) -> bool:
@@ -153,18 +168,36 @@ def is_accelerated(layer: Any) -> bool:
     return hasattr(type(layer), "_flowkern_peer")
 
 
-def attach(layer: Any, how: Layer, verdict: str | None = "unchecked", network: Network | None = None) -> None:
+def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
     """Accelerates one layer, or raises :class:`UnsupportedError`."""
-    network = network or how.read(layer)
+    network = network or _read(layer, how)
+    accelerated = _accelerated_class(type(layer), how)
     aside = {name: layer.__dict__.pop(name) for name in how.set_aside if name in layer.__dict__}
-    layer.__class__ = _accelerated_class(type(layer), how)
-    layer.__dict__[STATE] = State(how, network, aside, verdict)
+    layer.__class__ = accelerated
+    layer.__dict__[STATE] = State(how, network, aside, verdict, accelerated)
+
+
+def _read(layer: Any, how: Layer) -> Network:
+    """The network of a layer; whatever goes wrong is a reason to leave it alone."""
+    cls = peer_class(type(layer)) if is_accelerated(layer) else type(layer)
+    hidden = [k for k, v in vars(layer).items() if callable(v) and hasattr(cls, k) and k not in how.set_aside]
+    if hidden:
+        raise UnsupportedError(f"its {', '.join(hidden)} was replaced")
+    try:
+        return how.read(layer)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(f"it is not built as expected: {type(error).__name__}: {error}") from error
 
 
 def _detach(layer: Any) -> None:
-    state: State = layer.__dict__.pop(STATE)
+    state: State = layer.__dict__[STATE]
+    if type(layer) is not state.accelerated:
+        name = type(layer).__qualname__
+        raise RuntimeError(f"restore: the class of a {name} was changed after accelerate; change it back first")
     layer.__class__ = peer_class(type(layer))
-    layer.__dict__.update(state.aside)
+    layer.__dict__.update(layer.__dict__.pop(STATE).aside)
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -182,6 +215,24 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
     return state.network.arguments(context)
 
 
+def _renew(layer: Any, state: State) -> None:
+    """Reads a layer again, if something that it was read from is no longer there, and follows its masks."""
+    try:
+        if state.network.outdated():
+            state.network, state.verdict = _read(layer, state.layer), UNCHECKED
+        else:
+            state.network.follow()
+    except UnsupportedError as error:
+        _leave(layer, state, str(error))
+
+
+def _leave(layer: Any, state: State, reason: str) -> None:
+    if state.verdict != reason:
+        state.verdict = reason
+        name = type(layer).__qualname__
+        warnings.warn(f"flowkern leaves a {name} as it was: {reason}", RuntimeWarning, stacklevel=3)
+
+
 def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """(y, log_det) by the operators, or ``None`` where the peer's own code must serve the call.
 
@@ -197,14 +248,16 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
 def checked(layer: Any) -> bool:
     """Whether the operators agree with the peer's code; found out at the first use."""
     state: State = layer.__dict__[STATE]
-    if state.verdict == "unchecked":
+    _renew(layer, state)
+    if state.verdict == UNCHECKED:
         try:
-            state.verdict = _self_check(layer, state)
+            reason = _self_check(layer, state)
         except Exception as error:
-            state.verdict = f"the self-check failed: {type(error).__name__}: {error}"
-        if state.verdict is not None:
-            name = type(layer).__qualname__
-            warnings.warn(f"flowkern leaves a {name} as it was: {state.verdict}", RuntimeWarning, stacklevel=2)
+            reason = f"the self-check failed: {type(error).__name__}: {error}"
+        if reason is None:
+            state.verdict = None
+        else:
+            _leave(layer, state, reason)
     return state.verdict is None
 
 
@@ -236,12 +289,12 @@ def _self_check(layer: Any, state: State) -> str | None:
             return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu").double() * 2 - 1
 
         memo: dict[int, Any] = {}
-        for p in layer.parameters():
+        modules = [*layer.modules(), *state.network.modules]
+        for p in (p for m in modules for p in m.parameters(recurse=False)):
             memo[id(p)] = nn.Parameter(noise(*p.shape) * (2 / max(p.shape[-1], 1)) ** 0.5 if p.dim() > 1 else noise(*p.shape))
-        for t in (*layer.buffers(), *_results(layer)):
+        for t in (t for m in modules for t in (*m.buffers(recurse=False), *_results(m))):
             memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
-        with _as_peer(layer):
-            twin = copy.deepcopy(layer, memo).eval()
+        twin = _peer_copy(layer, memo).eval()
         network = state.layer.read(twin)
         x, context = noise(2, network.features), noise(2, network.context) if network.context else None
         expected = state.layer.evaluate(twin, x, context)
@@ -255,11 +308,12 @@ def _self_check(layer: Any, state: State) -> str | None:
         return None if error < 1e-6 else f"the round trip through its own code is off by {error:.1e}"
 
 
-def _results(layer: nn.Module) -> Iterator[Tensor]:
+def _results(module: nn.Module) -> Iterator[Tensor]:
     """Tensors in plain attributes, such as caches and sampled weights: those with a graph cannot be copied."""
-    for module in layer.modules():
-        for value in vars(module).values():
-            yield from (t for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, Tensor))
+    for value in vars(module).values():
+        if isinstance(value, functools.partial):
+            value = tuple(value.keywords.values())
+        yield from (t for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, Tensor))
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:
@@ -303,8 +357,6 @@ def _walk(obj: Any, name: str = "", seen: set[int] | None = None) -> Iterator[Fo
         library, path = known
         how = library.layers.get(path)
         reason = library.left_alone.get(path) if how is None else differs(type(obj), path)
-        if how is not None and "forward" in vars(obj):
-            reason = "its forward was replaced"
         yield Found(name, obj, how if reason is None else None, reason)
         if how is None or reason is not None:
             yield from _inside(obj, name, seen)
@@ -364,8 +416,7 @@ def accelerate(model: Model) -> Model:
         transform.transforms.1  MaskedAutoregressiveTransform  accelerated
         base                    UnconditionalDistribution      left alone: no flow layer that flowkern knows (zuko.lazy)
     """
-    rows = list(_walk(model))
-    done = 0
+    rows, done = list(_walk(model)), 0
     for library in {id(known[0]): known[0] for row in rows if (known := _known(type(row.layer)))}.values():
         _check_version(library)
     for row in rows:
@@ -422,16 +473,18 @@ def _status(row: Found) -> str:
         reason = row.reason
         if row.how is not None:
             try:
-                row.how.read(row.layer)
+                _read(row.layer, row.how)
                 return "can be accelerated"
             except UnsupportedError as error:
                 reason = str(error)
         return f"left alone: {reason}"
     state: State = row.layer.__dict__[STATE]
-    if state.verdict not in (None, "unchecked"):
+    if state.verdict not in (None, UNCHECKED):
         return f"left alone: {state.verdict}"
     now = state.network.obstacle(inverse=False)
-    return "accelerated" if now is None else f"accelerated, but its own code runs now: {now}"
+    if now is not None:
+        return f"accelerated, but its own code runs now: {now}"
+    return "accelerated" if state.verdict is None else "accelerated, to be checked at the first call"
 
 
 def _check_version(library: Library) -> None:

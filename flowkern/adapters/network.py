@@ -92,6 +92,8 @@ class Linear:
     def mask(self) -> Tensor:
         mask = self.module._buffers["mask"]
         assert mask is not None
+        if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+            raise UnsupportedError("its masks have values other than 0 and 1")
         return (mask if self.columns is None else mask[:, self.columns]) != 0
 
     def masks(self) -> list[Tensor | None]:
@@ -106,7 +108,9 @@ class Linear:
     def apply(self, context: Tensor) -> Tensor:
         """What the columns contribute for a context, without the bias."""
         weight, _ = self.tensors()
-        return F.linear(context, torch.where(self.mask(), weight, 0))
+        mask = self.module._buffers["mask"]
+        assert mask is not None
+        return F.linear(context, torch.where((mask if self.columns is None else mask[:, self.columns]) != 0, weight, 0))
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -129,8 +133,10 @@ class NormThenLinear(Linear):
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().tensors()
         scale, shift = _scale_and_shift(self.norm)
-        moved = F.linear(shift, torch.where(self.mask(), weight, 0), bias)
-        return weight * scale, moved
+        mask = self.module._buffers["mask"]
+        assert mask is not None
+        moved = (torch.where(mask != 0, weight, 0) * shift).sum(1)  # no matrix product, which autocast would round
+        return weight * scale, moved if bias is None else bias + moved
 
 
 class LinearThenNorm(Linear):
@@ -179,11 +185,10 @@ def _shared_plan(masks: Sequence[Tensor], **structure: Any) -> AutoregressivePla
     for mask in masks:
         found.update(mask.contiguous().view(torch.uint8).numpy().data)
     key = found.digest(), tuple(m.shape for m in masks), tuple(sorted((k, str(v)) for k, v in structure.items()))
-    if key not in _plans:
-        plan = AutoregressivePlan(masks, **structure)
-        _plans[key] = plan
-        return plan
-    return _plans[key]
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plans[key] = AutoregressivePlan(masks, **structure)
+    return plan
 
 
 class Network:
@@ -221,6 +226,8 @@ class Network:
         self.addends: dict[int, list[Context]] = {}
         self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
+        self.stale = False
+        self._facts: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: list[tuple[Tensor | None, int]] = []
 
     def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
@@ -245,6 +252,10 @@ class Network:
     def finish(self, *modules: nn.Module) -> Network:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
+        for m in self.modules:
+            self._facts += [(m._modules, key, child) for key, child in m._modules.items()]
+            if "activation" in vars(m):
+                self._facts.append((vars(m), "activation", m.activation))
         self._plan()
         return self
 
@@ -276,7 +287,11 @@ class Network:
             raise UnsupportedError(f"its network does not fit: {error}") from None
         self._seen = [(b, _version(b)) for linear in linears for b in linear.masks()]
 
-    def _follow(self) -> None:
+    def outdated(self) -> bool:
+        """Whether the layer was assigned to, or a module or activation inside was exchanged, since it was read."""
+        return self.stale or any(where.get(key) is not value for where, key, value in self._facts)
+
+    def follow(self) -> None:
         """A new plan where masks were changed in place (a checkpoint brings its own random masks) or moved."""
         current = [b for linear in self._all() for b in linear.masks()]
         for now, (before, version) in zip(current, self._seen, strict=True):
@@ -308,6 +323,7 @@ class Network:
             and x.dtype in FLOATS
             and x.dtype is weight.dtype
             and x.device == weight.device
+            and x.device.type != "meta"
             and x.dim() > 0
             and x.shape[-1] == self.features
             and (context is not None) == (self.context > 0)
@@ -316,8 +332,6 @@ class Network:
 
     def arguments(self, context: Tensor | None) -> dict[str, Any]:
         """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`."""
-        if not torch.compiler.is_compiling():
-            self._follow()
         pairs = [linear.tensors() for linear in self._all()]
         addends: list[Tensor] = []
         if context is not None:
@@ -355,7 +369,7 @@ def differs(cls: type, path: str) -> str | None:
 
 
 def _methods(cls: type) -> Iterable[str]:
-    return (name for name, value in vars(cls).items() if callable(value) and not name.startswith("__"))
+    return (name for name, value in vars(cls).items() if callable(value) and (name == "__call__" or not name.startswith("__")))
 
 
 def class_path(cls: type) -> str:

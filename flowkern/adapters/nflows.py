@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowkern.adapters.engine import Layer, Library, fast, own
 from flowkern.adapters.network import (
@@ -84,6 +84,11 @@ def _epsilon(layer: Any) -> float:
     function = getattr(layer, "scale_activation", None)
     if function is None:
         return layer._epsilon
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    # The default holds the layer that made it, or of which this one is a copy.
+    other = [h for h in (function, *held) if getattr(h, "scale_activation", None) is not function]
+    if any(isinstance(h, (Tensor, nn.Module)) for h in other):
+        raise UnsupportedError("its scale_activation may hold parameters")
     probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
     epsilon = (function(probe) - F.softplus(probe)).double()
     if not torch.allclose(epsilon, epsilon[0], rtol=0, atol=1e-12) or epsilon[0] < 0:

@@ -118,5 +118,7 @@ PYRO = Library(
         "torch.distributions.transforms.ComposeTransform": ("parts",),
         "torch.distributions.transforms._InverseTransform": ("_inv",),
         "pyro.distributions.conditional.ConditionalComposeTransformModule": ("transforms",),
+        "pyro.distributions.conditional.ConstantConditionalTransform": ("transform",),
+        "pyro.distributions.conditional.ConstantConditionalDistribution": ("base_dist",),
     },
 )

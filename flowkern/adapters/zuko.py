@@ -93,7 +93,10 @@ def _make_transform_class(base: Any) -> Any:
         found = fast(self.layer, x, self.context, inverse=False)
         return base.log_abs_det_jacobian(self, x, y) if found is None else found[1]
 
-    methods = {f.__name__: f for f in (__init__, call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
+    def __reduce__(self: Any) -> Any:  # noqa: N807
+        return base, (self.meta, self.passes)
+
+    methods = {f.__name__: f for f in (__init__, __reduce__, call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
     return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
 
 

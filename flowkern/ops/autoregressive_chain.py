@@ -82,6 +82,11 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     for inverse, arguments in steps:
         call = _call(inverse, arguments)
         plan = call.plan
+        counts = len(arguments["weights"]), len(arguments["biases"]), len(arguments.get("addends", ()))
+        if any(t.is_meta for part in ("weights", "biases") for t in arguments[part]):
+            raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
+        if counts != (call.weights, call.parameters - call.weights, len(plan.addend_widths)):
+            raise RuntimeError("a step's tensors do not belong to its plan")
         weights += arguments["weights"]
         biases += arguments["biases"]
         addends += arguments.get("addends", ())

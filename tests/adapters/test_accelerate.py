@@ -54,6 +54,7 @@ def test_what_a_layer_keeps(name: str) -> None:
     layer = peer.make()
     cls, parameters, keys, shown = type(layer), list(layer.parameters()), list(layer.state_dict()), repr(layer)
     expected = both(peer, layer)
+    attributes = set(vars(layer))
     assert fk.accelerate(layer) is layer
     assert isinstance(layer, cls)
     assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
@@ -68,8 +69,7 @@ def test_what_a_layer_keeps(name: str) -> None:
     assert status(layer) == ["accelerated"]
     assert fk.restore(layer) is layer
     assert type(layer) is cls
-    assert set(vars(layer)) == set(vars(peer.make())) | set(vars(layer)) - {"_flowkern"}
-    assert "_flowkern" not in vars(layer)
+    assert set(vars(layer)) == attributes
     assert_same(both(peer, layer), expected)
     fk.restore(layer)
     assert status(layer) == ["can be accelerated"]
@@ -265,13 +265,13 @@ def test_sbi_posteriors(model: str) -> None:
     posterior = inference.build_posterior()
     twin, x = copy.deepcopy(posterior), torch.zeros(3)
     fk.accelerate(posterior)
-    assert status(posterior).count("accelerated") == 5
     samples = []
     for p in (posterior, twin):
         torch.manual_seed(0)
         samples.append(p.sample((20,), x=x, show_progress_bars=False))
     assert_same(samples[0], samples[1])
     assert_same(posterior.log_prob(samples[0], x=x), twin.log_prob(samples[0], x=x))
+    assert status(posterior).count("accelerated") == 5
 
 
 # -- left alone -------------------------------------------------------------------------------------------------------
@@ -318,10 +318,11 @@ def test_a_subclass_that_overrides_nothing_is_its_base() -> None:
     layer = Renamed(5, 16)
     twin = copy.deepcopy(layer)
     fk.accelerate(layer)
-    assert status(layer) == ["accelerated"]
+    assert status(layer) == ["accelerated, to be checked at the first call"]
     assert type(layer).__name__ == "Renamed"
     x = torch.randn(3, 5)
     assert_same(layer(x), twin(x))
+    assert status(layer) == ["accelerated"]
 
 
 def test_another_formula_is_noticed_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +338,68 @@ def test_another_formula_is_noticed_and_left_alone(monkeypatch: pytest.MonkeyPat
     assert torch.equal(found[0], twin(x)[0])
     assert torch.equal(layer.inverse(x)[0], twin.inverse(x)[0])
     assert "another version of the formula?" in status(layer)[0]
+
+
+def other_masks(layer: Any) -> None:
+    layer.load_state_dict(nflows_layer(use_residual_blocks=False, random_mask=True).state_dict())
+
+
+def other_last_layer(layer: Any) -> None:
+    other = copy.deepcopy(layer.autoregressive_net.final_layer)
+    other.weight.data.normal_()
+    layer.autoregressive_net.final_layer = other
+
+
+CHANGES: dict[str, Any] = {
+    "network": lambda m: setattr(m, "autoregressive_net", nflows_layer().autoregressive_net),
+    "last layer": other_last_layer,
+    "constant": lambda m: setattr(m, "_epsilon", 0.5),
+    "activation": lambda m: [setattr(b, "activation", torch.tanh) for b in m.autoregressive_net.modules()],
+    "masks": other_masks,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_inside_a_layer_are_noticed(name: str) -> None:
+    layer = nflows_layer(use_residual_blocks=False, random_mask=True)
+    fk.accelerate(layer)
+    x = torch.randn(4, 5)
+    layer(x)
+    torch.manual_seed(5)
+    CHANGES[name](layer)
+    twin = fk.restore(copy.deepcopy(layer))
+    assert_same(layer(x), twin(x))
+    assert_same(layer.inverse(x), twin.inverse(x))
+    assert status(layer) == ["accelerated"]
+
+
+def test_changes_that_no_kernel_follows() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    fk.accelerate(layer)
+    layer(x)
+    layer.autoregressive_net.final_layer.mask.mul_(2)
+    twin = fk.restore(copy.deepcopy(layer))
+    with pytest.warns(RuntimeWarning, match="its masks have values other than 0 and 1"):
+        assert_same(layer(x), twin(x))
+    assert status(layer) == ["left alone: its masks have values other than 0 and 1"]
+    assert status(copy.deepcopy(layer)) == status(layer)
+    shadowed = nflows_layer()
+    shadowed._elementwise_inverse = lambda *_: None
+    assert status(shadowed) == ["left alone: its _elementwise_inverse was replaced"]
+
+
+def test_threads_share_a_layer() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = torch.randn(4, 5)
+    for _ in range(5):
+        layer = nflows_layer()
+        expected = layer(x)[0]
+        fk.accelerate(layer)
+        changes = [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))] * 4
+        with ThreadPoolExecutor(6) as pool:
+            for found in pool.map(lambda change, m=layer: change(m)(x)[0], changes):
+                assert_same(found, expected)
 
 
 def test_modes_and_hooks_are_followed_from_call_to_call() -> None:
@@ -387,6 +450,7 @@ def test_an_unknown_version_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_warned", set())
     with pytest.warns(RuntimeWarning, match="compared with nflows 0.14 to below 0.15, this is 9.1"):
         layer = fk.accelerate(nflows_layer())
+    layer(torch.randn(2, 5))
     assert status(layer) == ["accelerated"]
     fk.accelerate(nflows_layer())
 
@@ -469,3 +533,11 @@ def test_a_layer_of_ones_own_library() -> None:
         assert status(layer) == ["accelerated"]
     finally:
         engine._libraries.pop("mine")
+
+
+def test_autocast_leaves_folded_batch_norms_alone() -> None:
+    layer = nflows_layer(use_residual_blocks=False, use_batch_norm=True).eval()
+    x = torch.randn(4, 5)
+    expected = fk.accelerate(layer)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x)[0].float(), expected[0], rtol=0.05, atol=0.05)

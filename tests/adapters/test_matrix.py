@@ -54,7 +54,6 @@ def test_an_accelerated_layer_is_its_twin(name: str, direction: str, dtype: torc
         layer = copy.deepcopy(layer).to(dtype)
         if backend == "native":
             fk.accelerate(layer)
-            assert fk.explain(layer).rows[0][2] == "accelerated"
         found = outcomes(peer, layer, direction, x.to(dtype, copy=True), None if c is None else c.to(dtype, copy=True), grads)
         assert backend != "native" or fk.explain(layer).rows[0][2] == "accelerated"
         return found
@@ -75,7 +74,7 @@ def test_training_takes_the_same_course(name: str) -> None:
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         generator = torch.Generator().manual_seed(0)
         losses[accelerated] = []
-        for _ in range(20):
+        for _ in range(50):
             x = torch.randn(32, peer.features, generator=generator, dtype=torch.float64)
             c = torch.randn(32, peer.context, generator=generator, dtype=torch.float64) if peer.context else None
             y, log_det = peer.forward(model, 0.5 * x + 1, c)
@@ -84,5 +83,6 @@ def test_training_takes_the_same_course(name: str) -> None:
             loss.backward()
             optimizer.step()
             losses[accelerated].append(loss.item())
+        assert not accelerated or fk.explain(model).rows[0][2] == "accelerated"
     assert losses[True][-1] < losses[True][0]
     torch.testing.assert_close(torch.tensor(losses[True]), torch.tensor(losses[False]), rtol=1e-6, atol=1e-6)

@@ -176,6 +176,26 @@ def test_bad_input() -> None:
             fk.ops.autoregressive_chain(x.float(), steps)
 
 
+def test_the_kernel_trusts_no_list_and_no_device() -> None:
+    networks, x, _ = draw("density", 0, 5)
+    steps = steps_of(networks, [], torch.float64)
+    plan, weights, biases = networks[0][1].plan, steps[0][1]["weights"], steps[0][1]["biases"]
+    call = torch.ops.flowkern.autoregressive_chain
+    with pytest.raises(RuntimeError, match="lists of a chain differ in length"):
+        call(x, weights, biases, [], [], [plan.meta], [plan.mask_bytes], [], [])
+    with pytest.raises(RuntimeError, match="lists of a chain differ in length"):
+        call(x, [], [], [], [], [], [], [], [])
+    meta = [(False, {**steps[0][1], "weights": [w.to("meta") for w in weights]})]
+    with torch.no_grad(), pytest.raises(ValueError, match=r"expected device meta like weights\[0\], got cpu"):
+        fk.ops.autoregressive_chain(x, meta)
+    uneven = [
+        (False, {**steps[0][1], "weights": weights * 2, "biases": biases * 2}),
+        (False, {**steps[0][1], "weights": [], "biases": []}),
+    ]
+    with torch.no_grad(), pytest.raises(ValueError, match="weights: expected 3 tensors, got 6"):
+        fk.ops.autoregressive_chain(x, uneven)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_a_flow_calls_it_unless_a_hook_wants_to_see_its_layers(inverse: bool) -> None:
     flow = fk.flows.MAF(4, transforms=3, hidden=(8,), context=2, batch_norm=True).eval()
