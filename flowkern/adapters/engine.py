@@ -170,6 +170,8 @@ def is_accelerated(layer: Any) -> bool:
 
 def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
     """Accelerates one layer, or raises :class:`UnsupportedError`."""
+    if is_accelerated(layer):
+        _detach(layer)
     network = network or _read(layer, how)
     accelerated = _accelerated_class(type(layer), how)
     aside = {name: layer.__dict__.pop(name) for name in how.set_aside if name in layer.__dict__}
