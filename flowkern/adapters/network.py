@@ -266,7 +266,7 @@ class Network:
         linears = self._all()
         activation, constant = self.activation
         depth = len(self.linears) - 1
-        if any(b is not None and b.is_meta for linear in linears for b in linear.masks()):
+        if any(mask is not None and mask.is_meta for mask in self._masks()):
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
             self.plan = _shared_plan(
@@ -285,16 +285,18 @@ class Network:
             )
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
-        self._seen = [(b, _version(b)) for linear in linears for b in linear.masks()]
+        self._seen = [(mask, _version(mask)) for mask in self._masks()]
 
     def outdated(self) -> bool:
         """Whether the layer was assigned to, or a module or activation inside was exchanged, since it was read."""
         return self.stale or any(where.get(key) is not value for where, key, value in self._facts)
 
+    def _masks(self) -> list[Tensor | None]:
+        return [mask for linear in self._all() for mask in linear.masks()]
+
     def follow(self) -> None:
         """A new plan where masks were changed in place (a checkpoint brings its own random masks) or moved."""
-        current = [b for linear in self._all() for b in linear.masks()]
-        for now, (before, version) in zip(current, self._seen, strict=True):
+        for now, (before, version) in zip(self._masks(), self._seen, strict=True):
             if now is not before or _version(now) != version:
                 self._plan()
                 return
@@ -303,6 +305,10 @@ class Network:
         """Why the peer's own code must run now, or ``None``."""
         if _has_any_global_hook():
             return "a hook on all modules is registered, which the fused call would pass over"
+        if torch._C._are_functorch_transforms_active() and any(
+            now is not before for now, (before, _) in zip(self._masks(), self._seen, strict=True)
+        ):
+            return "its masks are an argument of a torch.func transform: those of an ensemble may differ"
         for m in self.modules:
             if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
                 return f"a hook is registered on its {type(m).__name__}, which the fused call would pass over"

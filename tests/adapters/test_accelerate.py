@@ -163,6 +163,7 @@ def test_zuko_batch_shapes_and_types() -> None:
         assert_same(flow(c).log_prob(x), twin(c).log_prob(x))
         t, expected = flow.transform.transforms[0](c), twin.transform.transforms[0](c)
         assert isinstance(t, zuko.transforms.AutoregressiveTransform)
+        assert_same(pickle.loads(pickle.dumps(t))(x), expected(x))
         assert_same(t.inv(x), expected.inv(x))
         assert_same(t.log_abs_det_jacobian(x, t(x)), expected.log_abs_det_jacobian(x, x))
     assert flow(c).sample().shape == twin(c).sample().shape
@@ -251,6 +252,8 @@ def test_pyro_caches_distributions_and_conditions() -> None:
     assert engine.is_accelerated(conditional.condition(context))
     flow = dist.ConditionalTransformedDistribution(base, [fk.accelerate(conditional)]).condition(context)
     assert flow.sample((3,)).shape == (3, 4)
+    mixed = dist.ConditionalTransformedDistribution(base, [AffineAutoregressive(AutoRegressiveNN(4, [8])), conditional])
+    assert [s.split(",")[0] for s in status(fk.accelerate(mixed))] == ["accelerated"] * 2
 
 
 @pytest.mark.parametrize("model", ["maf", "zuko_maf"])
@@ -500,6 +503,23 @@ def test_function_transforms_autocast_half_and_parametrizations() -> None:
         parametrize.register_parametrization(model.autoregressive_net.final_layer, "weight", Doubled())
     assert_same(layer(x), twin(x))
     assert status(layer) == ["accelerated"]
+
+
+def test_ensembles_may_have_masks_of_their_own() -> None:
+    layers = [nflows_layer(use_residual_blocks=False, random_mask=True) for _ in range(3)]
+    x = torch.randn(4, 5)
+    expected = torch.stack([layer(x)[0] for layer in layers])
+    parameters, buffers = torch.func.stack_module_state(layers)
+    base = fk.accelerate(copy.deepcopy(layers[0]))
+
+    def call(p: Any, b: Any) -> torch.Tensor:
+        return torch.func.functional_call(base, (p, b), (x,))[0]
+
+    assert_same(torch.func.vmap(call)(parameters, buffers), expected)
+    for i, layer in enumerate(layers):
+        state = dict(layer.named_parameters()), dict(layer.named_buffers())
+        assert_same(call(*state), expected[i])
+    assert_same(base(x)[0], expected[0])
 
 
 def test_a_layer_of_ones_own_library() -> None:
