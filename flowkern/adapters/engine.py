@@ -182,7 +182,8 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Net
 def _read(layer: Any, how: Layer) -> Network:
     """The network of a layer; whatever goes wrong is a reason to leave it alone."""
     cls = peer_class(type(layer)) if is_accelerated(layer) else type(layer)
-    hidden = [k for k, v in vars(layer).items() if callable(v) and hasattr(cls, k) and k not in how.set_aside]
+    methods = {k for base in cls.__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
+    hidden = [k for k, v in vars(layer).items() if callable(v) and k in methods and k not in how.set_aside]
     if hidden:
         raise UnsupportedError(f"its {', '.join(hidden)} was replaced")
     try:
@@ -292,9 +293,9 @@ def _self_check(layer: Any, state: State) -> str | None:
 
         memo: dict[int, Any] = {}
         modules = [*layer.modules(), *state.network.modules]
-        for p in (p for m in modules for p in m.parameters(recurse=False)):
+        for p in (p for m in modules for p in m._parameters.values() if p is not None):
             memo[id(p)] = nn.Parameter(noise(*p.shape) * (2 / max(p.shape[-1], 1)) ** 0.5 if p.dim() > 1 else noise(*p.shape))
-        for t in (t for m in modules for t in (*m.buffers(recurse=False), *_results(m))):
+        for t in (t for m in modules for t in (*m._buffers.values(), *_results(m)) if t is not None):
             memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
         twin = _peer_copy(layer, memo).eval()
         network = state.layer.read(twin)
