@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,8 +146,9 @@ def test_pyro_log_prob(benchmark: Any, implementation: str) -> None:
 
 
 @BY
-def test_sbi_posterior(benchmark: Any, implementation: str) -> None:
+def test_sbi_posterior(benchmark: Any, implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sbi")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     from sbi.inference import NPE
 
     def make() -> Any:

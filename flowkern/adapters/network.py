@@ -90,11 +90,17 @@ class Linear:
         self.biased = _parameter(module, "bias") is not None
 
     def mask(self) -> Tensor:
+        """What the columns may read, on the mask's device."""
         mask = self.module._buffers["mask"]
         assert mask is not None
-        if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
-            raise UnsupportedError("its masks have values other than 0 and 1")
         return (mask if self.columns is None else mask[:, self.columns]) != 0
+
+    def checked_mask(self) -> Tensor:
+        """The same, if it is a mask."""
+        for mask in self.masks():
+            if mask is not None and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+                raise UnsupportedError("its masks have values other than 0 and 1")
+        return self.mask()
 
     def masks(self) -> list[Tensor | None]:
         """The buffers that the plan depends on."""
@@ -107,10 +113,7 @@ class Linear:
 
     def apply(self, context: Tensor) -> Tensor:
         """What the columns contribute for a context, without the bias."""
-        weight, _ = self.tensors()
-        mask = self.module._buffers["mask"]
-        assert mask is not None
-        return F.linear(context, torch.where((mask if self.columns is None else mask[:, self.columns]) != 0, weight, 0))
+        return F.linear(context, torch.where(self.mask(), self.tensors()[0], 0))
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -121,22 +124,6 @@ def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
     return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
-
-
-class NormThenLinear(Linear):
-    """Batch normalisation whose result only a linear map reads: folded into its weights."""
-
-    def __init__(self, norm: nn.BatchNorm1d, module: nn.Module) -> None:
-        super().__init__(module)
-        self.norm, self.biased = norm, True
-
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = super().tensors()
-        scale, shift = _scale_and_shift(self.norm)
-        mask = self.module._buffers["mask"]
-        assert mask is not None
-        moved = (torch.where(mask != 0, weight, 0) * shift).sum(1)  # no matrix product, which autocast would round
-        return weight * scale, moved if bias is None else bias + moved
 
 
 class LinearThenNorm(Linear):
@@ -150,6 +137,16 @@ class LinearThenNorm(Linear):
         weight, bias = super().tensors()
         scale, shift = _scale_and_shift(self.norm)
         return weight * scale[:, None], shift if bias is None else bias * scale + shift
+
+
+class NormThenLinear(LinearThenNorm):
+    """Batch normalisation whose result only a linear map reads: folded into its weights."""
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = Linear.tensors(self)
+        scale, shift = _scale_and_shift(self.norm)
+        moved = (torch.where(self.mask(), weight, 0) * shift).sum(1)  # no matrix product, which autocast would round
+        return weight * scale, moved if bias is None else bias + moved
 
 
 class Norm(Linear):
@@ -270,7 +267,7 @@ class Network:
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
             self.plan = _shared_plan(
-                [linear.mask().cpu() for linear in linears],
+                [linear.checked_mask().cpu() for linear in linears],
                 parameters=2,
                 layout=self.layout,
                 scale_first=self.scale_first,

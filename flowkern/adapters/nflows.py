@@ -70,7 +70,7 @@ def linear(root: str, module: Any, before: Any = None, after: Any = None) -> Lin
     """A masked linear map, with the batch normalisation next to it."""
     expect(module, root + "MaskedLinear", "linear map")
     if before is not None:
-        return NormThenLinear(before, module)
+        return NormThenLinear(module, before)
     return Linear(module) if after is None else LinearThenNorm(module, after)
 
 

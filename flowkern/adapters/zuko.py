@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkern.adapters.engine import Layer, Library, fast, own
 from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, class_path, differs, expect
+from flowkern.adapters.nflows import COUPLING
 
 
 def read(layer: Any) -> Network:
@@ -100,7 +101,6 @@ def _make_transform_class(base: Any) -> Any:
     return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
 
 
-COUPLING = "coupling layers have no operator yet: they cost one pass both ways"
 ZUKO = Library(
     name="zuko",
     tested=("1.1.0", "1.7"),

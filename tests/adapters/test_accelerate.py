@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,8 +258,9 @@ def test_pyro_caches_distributions_and_conditions() -> None:
 
 
 @pytest.mark.parametrize("model", ["maf", "zuko_maf"])
-def test_sbi_posteriors(model: str) -> None:
+def test_sbi_posteriors(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sbi")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     from sbi.inference import NPE
 
     prior = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
