@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
-PYTHONS := flowkern tests bench examples setup.py
+PYTHONS := flowkern kernels tests bench examples setup.py
 
 .PHONY: demo test bench bench-peers test-peers lint format clean
 demo: $(VENV)/.peers

@@ -70,13 +70,14 @@ def _register_fakes() -> None:
     def _(x, weights, biases, addends, packed, plans, masks, maps, constants):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape), x.new_empty(x.shape[0])
 
-    @fake("flowkern::affine")
-    def _(x, shift, raw, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
+    @fake("flowkern::coupling")
+    def _(x, shift, raw, place, begin, step, count, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape), x.new_empty(x.shape[0])
 
-    @fake("flowkern::affine_backward")
-    def _(g_z, g_log_det, x, shift, raw, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape)
+    @fake("flowkern::coupling_backward")
+    def _(g_z, g_log_det, x, shift, raw, place, begin, step, count, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
+        parameters = x.shape[0], count if step else x.shape[1]
+        return x.new_empty(x.shape), x.new_empty(parameters), x.new_empty(parameters)
 
     @fake("flowkern::log_det")
     def _(log_scale):  # type: ignore[no-untyped-def]

@@ -1,11 +1,12 @@
 """Which kernels exist here, how one is chosen, how a user overrides it.
 
-``native`` is the C++ extension, ``reference`` plain PyTorch. By default each call takes the native kernel where one
-exists for its device and dtype, and plain PyTorch otherwise.
+``native`` is the C++ extension, ``triton`` the GPU kernels, ``reference`` plain PyTorch. By default each call takes the
+native kernel on the CPU and the Triton kernel on a GPU, and plain PyTorch where there is none.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from flowkern._library import BUILD_ERROR
 
 __all__ = ["BACKENDS", "backend", "chosen_backend"]
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "triton", "reference")
+TRITON_OPERATORS = ("affine", "autoregressive", "coupling", "log_det", "masked_mlp", "normal_log_prob")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; read when a kernel is first imported
+_TRITON_LEAST = 3, 6
 REBUILD = "pip install --no-build-isolation -e ."
 
 # What was forced, else "auto". A plain global: torch.compile traces it, and guards on it.
@@ -30,10 +34,10 @@ _warned = False
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces a backend while open: ``"native"``, ``"reference"``, or ``"auto"`` for the default choice.
+    """Forces a backend while open: ``"native"``, ``"triton"``, ``"reference"``, or ``"auto"`` for the default choice.
 
     It holds for the whole process, like the flags of torch.backends; the environment variable FLOWKERN_BACKEND sets it
-    from the start. Forcing ``"native"`` where it cannot run is an error that says why.
+    from the start. Forcing kernels where they cannot run is an error that says why.
 
     Args:
         name: the backend.
@@ -69,25 +73,58 @@ def obstacle(x: Tensor) -> str | None:
     return None
 
 
-def chosen_backend(x: Tensor) -> str:
-    """What serves a call whose main argument is ``x``.
+def triton_obstacle(x: Tensor, operator: str) -> str | None:
+    """Why the Triton kernels cannot serve a call of an operator on ``x``, or ``None`` if they can."""
+    if operator not in TRITON_OPERATORS:
+        return f"{operator} has no Triton kernel"
+    if _TRITON_MISSING is not None:
+        return _TRITON_MISSING
+    if x.device.type == "cpu":
+        return None if INTERPRETED else "Triton kernels run on GPUs; with TRITON_INTERPRET=1 set, slowly, on the CPU"
+    if x.device.type != "cuda":
+        return f"there is no Triton kernel for device {x.device.type!r}"
+    return _architecture_obstacle(x.device.index or 0)
 
-    ``"native"``; ``"reference"``, the oracle, where it was forced; else ``"torch"``, the fall-back. The last two differ
-    only for the inverse, whose oracle is a pass per feature and whose fall-back is one sweep.
+
+def _triton_missing() -> str | None:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed; `pip install triton` mends it"
+    if tuple(map(int, version.split(".")[:2])) < _TRITON_LEAST:
+        return f"Triton {version} is too old; `pip install 'triton>={'.'.join(map(str, _TRITON_LEAST))}'` mends it"
+    return None
+
+
+_TRITON_MISSING = _triton_missing()
+
+
+@torch.compiler.assume_constant_result
+def _architecture_obstacle(index: int) -> str | None:
+    if torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(index)
+    return None if major >= 8 else f"the Triton kernels need compute capability 8.0, this GPU has {major}.{minor}"
+
+
+def chosen_backend(x: Tensor, operator: str) -> str:
+    """What serves a call of an operator whose main argument is ``x``.
+
+    ``"native"`` or ``"triton"``; ``"reference"``, the oracle, where it was forced; else ``"torch"``, the fall-back. The last
+    two differ only for the inverse, whose oracle is a pass per feature and whose fall-back is one sweep.
     """
     if _current == "reference":
         return _current
-    reason, transformed = obstacle(x), _transformed()
-    if _current == "native" and (reason is not None or transformed):
-        raise RuntimeError(
-            f"backend 'native' was forced, but {reason or 'torch.func transforms have rules for plain PyTorch only'}"
-        )
-    if transformed:
-        return "torch"
+    transformed = _transformed()
+    kernels = _current if _current != "auto" else "native" if x.device.type == "cpu" else "triton"
+    reason = obstacle(x) if kernels == "native" else triton_obstacle(x, operator)
+    if _current != "auto" and (reason is not None or transformed):
+        why = reason or "torch.func transforms have rules for plain PyTorch only"
+        raise RuntimeError(f"backend {_current!r} was forced, but {why}")
     if reason is None:
-        return "native"
-    if x.device.type == "cpu":
-        _warn_once(reason)
+        return "torch" if transformed else kernels
+    if x.device.type == "cpu" or (x.device.type == "cuda" and operator in TRITON_OPERATORS):
+        _warn_once(reason)  # something is missing here; otherwise there is nothing that anyone could mend
     return "torch"
 
 

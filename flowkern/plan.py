@@ -11,8 +11,10 @@ directed acyclic graph; a coupling layer is the case of two levels.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import struct
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ _DEFAULT_CONSTANT = {"leaky_relu": 0.01, "elu": 1.0}
 _VERSION = 2  # of the flat form; csrc/include/flowkern/plan_view.h reads it
 _CHUNK = 8  # rows of a packed panel
 _MAX_HIDDEN = 64
+_known: dict[str, weakref.WeakSet[AutoregressivePlan]] = {}
 
 
 class AutoregressivePlan:
@@ -103,6 +106,8 @@ class AutoregressivePlan:
         self._check()
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
+        self.key = hashlib.sha1(bytes(self.meta.numpy()) + bytes(self.mask_bytes.numpy()), usedforsecurity=False).hexdigest()
+        self._register()
         widths = [m.shape[0] for m in self.masks]
         self.weight_shapes = [tuple(m.shape) for m in self.masks]
         self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
@@ -246,8 +251,20 @@ class AutoregressivePlan:
         self.calls[key] = call
         return call
 
+    @staticmethod
+    def find(key: str) -> AutoregressivePlan:
+        """A plan by its key, which says all that the kernels know of it: operators that cannot take a plan take this."""
+        return next(iter(_known[key]))
+
+    def _register(self) -> None:
+        _known.setdefault(self.key, weakref.WeakSet()).add(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "calls": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
 
     def __deepcopy__(self, memo: dict) -> AutoregressivePlan:
         return self  # immutable

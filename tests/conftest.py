@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+import torch
+
+# Where there is no GPU, Triton's interpreter runs the kernels. Read by Triton and flowkern when they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import hypothesis
 import pytest
-import torch
 
 hypothesis.settings.register_profile(
     "flowkern", deadline=None, derandomize=True, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accuracy import device_of
 from torch import Tensor
 
 import flowkern as fk
@@ -52,11 +53,11 @@ class Network:
     biases: list[Tensor]
     map: dict[str, Any] = field(default_factory=dict)
 
-    def leaves(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    def leaves(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases in a dtype, with gradients."""
         return (
-            [w.to(dtype, copy=True).requires_grad_() for w in self.weights],
-            [b.to(dtype, copy=True).requires_grad_() for b in self.biases],
+            [w.to(device, dtype, copy=True).requires_grad_() for w in self.weights],
+            [b.to(device, dtype, copy=True).requires_grad_() for b in self.biases],
         )
 
 
@@ -106,7 +107,7 @@ def strided(rows: Tensor, how: str) -> Tensor:
     if how == "transposed":
         return rows.t().contiguous().t()
     if how == "sliced":
-        wide = torch.full((rows.shape[0] * 2, rows.shape[1] + 3), float("nan"), dtype=rows.dtype)
+        wide = torch.full((rows.shape[0] * 2, rows.shape[1] + 3), float("nan"), dtype=rows.dtype, device=rows.device)
         wide[::2, 1:-2] = rows
         return wide[::2, 1:-2]
     return rows
@@ -150,21 +151,22 @@ def run(
     how: str = "contiguous",
 ) -> dict[str, Tensor]:
     """Outputs of an operator and, by random cotangents, the gradients of everything."""
-    weights, biases = net.leaves(dtype)
-    x = strided(x.to(dtype, copy=True), how).requires_grad_(grads)
-    added = [a.to(dtype, copy=True).requires_grad_() for a in addends]
+    device = device_of(backend)
+    weights, biases = net.leaves(dtype, device)
+    x = strided(x.to(device, dtype, copy=True), how).requires_grad_(grads)
+    added = [a.to(device, dtype, copy=True).requires_grad_() for a in addends]
     options = {} if operator == "masked_mlp" else net.map
     with fk.backend(backend), torch.set_grad_enabled(grads):
         found = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=added, **options)
     outputs = found if isinstance(found, tuple) else (found,)
-    named = dict(zip(("value", "log_det"), (o.detach() for o in outputs), strict=False))
+    named = dict(zip(("value", "log_det"), (o.detach().cpu() for o in outputs), strict=False))
     if grads and x.numel():
         generator = torch.Generator().manual_seed(7)
         # Cotangents that every dtype represents exactly.
-        cotangents = [torch.randn(o.shape, generator=generator).bfloat16().to(dtype) for o in outputs]
+        cotangents = [torch.randn(o.shape, generator=generator).bfloat16().to(o) for o in outputs]
         total = sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True))
         leaves = {"x": x, **{f"weight {i}": w for i, w in enumerate(weights)}, **{f"bias {i}": b for i, b in enumerate(biases)}}
         leaves.update({f"addend {i}": a for i, a in enumerate(added)})
         got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        named.update({f"gradient of {k}": g for k, g in zip(leaves, got, strict=True)})
+        named.update({f"gradient of {k}": g.cpu() for k, g in zip(leaves, got, strict=True)})
     return named

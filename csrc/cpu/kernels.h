@@ -16,6 +16,12 @@ struct Matrix {
   T& operator()(int64_t r, int64_t c) const { return data[r * row_stride + c * column_stride]; }
 };
 
+// The features of a coupling layer that are transformed, in the order of the columns of their parameters.
+struct Transformed {
+  const int64_t* features;
+  int64_t count, width;
+};
+
 // A masked network, its packed weights, and the rows that it is applied to.
 template <class T>
 struct Network {
@@ -80,6 +86,12 @@ struct Kernels {
   void (*affine_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
                           Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns, T* g_x,
                           T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
+  // `scratch` holds three rows.
+  void (*coupling)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
+                   const Transformed&, T* z, T* log_det, T* scratch, int64_t row_begin, int64_t row_end);
+  void (*coupling_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+                            Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, const Transformed&,
+                            T* g_x, T* g_shift, T* g_raw, T* scratch, int64_t row_begin, int64_t row_end);
   void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);
   void (*normal_log_prob)(Matrix<const T> z, Matrix<const T> log_det, int64_t columns, T* out, int64_t row_begin,
                           int64_t row_end);

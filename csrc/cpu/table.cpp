@@ -27,6 +27,12 @@ template <class T>
 void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, Matrix<const T>,
                      Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 template <class T>
+void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*,
+              T*, int64_t, int64_t);
+template <class T>
+void coupling_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, Matrix<const T>,
+                       Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t, int64_t);
+template <class T>
 void log_det(Matrix<const T>, int64_t, T*, int64_t, int64_t);
 template <class T>
 void normal_log_prob(Matrix<const T>, Matrix<const T>, int64_t, T*, int64_t, int64_t);
@@ -46,6 +52,8 @@ constexpr Kernels<T> kTable = {
     &weight_gradient<T>,
     &affine<T>,
     &affine_backward<T>,
+    &coupling<T>,
+    &coupling_backward<T>,
     &log_det<T>,
     &normal_log_prob<T>,
 };

@@ -1,10 +1,13 @@
 """The operators: contracts, checks, gradients, choice of backend."""
 
+from flowkern import _triton  # noqa: F401, registers the operators of the Triton kernels
+
 from flowkern.ops._network import pack
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive_chain import Step, autoregressive_chain
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
+from flowkern.ops.coupling import coupling
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
 from flowkern.ops.masked_mlp import masked_mlp
@@ -16,6 +19,7 @@ __all__ = [
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "coupling",
     "iaf_step",
     "log_det",
     "masked_mlp",

@@ -1,7 +1,7 @@
 """What the three operators on masked networks share: checks, reshaping, the autograd Function.
 
-Their native kernels take (x, weights, biases, addends), pack the weights, and keep the pre-activations for one
-backward kernel each. A backward pass that must itself be differentiated runs through plain PyTorch.
+Their kernels take (x, weights, biases, addends), pack the weights, and keep what the layers computed for one backward
+kernel each. A backward pass that must itself be differentiated runs through plain PyTorch.
 """
 
 from __future__ import annotations
@@ -50,18 +50,43 @@ class Call:
         """Weights, biases, addends."""
         return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
 
-    def native(self, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, save: bool) -> tuple[Tensor, ...]:
-        """Outputs, then the packed weights and the pre-activations for the backward pass (empty unless ``save``)."""
+    def run(
+        self, kernels: str, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Outputs, and what the backward pass needs, which is of no size unless ``keep``."""
+        if kernels == "triton":
+            op = getattr(torch.ops.flowkern_triton, self.name)
+            *outputs, state = op(x, *self.split(tensors), self.plan.key, *self.map, keep)
+            return outputs, state
         op = getattr(torch.ops.flowkern, self.name)
-        return op(x, *self.split(tensors), packed, *self.forward_constants, save)
+        *outputs, packed_now, saved = op(x, *self.split(tensors), packed, *self.forward_constants, keep)
+        return outputs, (packed_now if packed is None else packed, saved)
 
-    def native_backward(
-        self, grads: Sequence[Tensor], x: Tensor, packed: Tensor, saved: Tensor, tensors: Sequence[Tensor], parameters: bool
+    def gradients(
+        self,
+        kernels: str,
+        grads: Sequence[Tensor],
+        x: Tensor,
+        state: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        parameters: bool,
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Cotangents of x, weights, biases, addends; those of weights and biases only where ``parameters``."""
+        parts = self.split(tensors)
+        if kernels == "triton":
+            op = getattr(torch.ops.flowkern_triton, self.name + "_backward")
+            g_x, *flat, g_addends = op(*grads, x, *parts, state, self.plan.key, *self.map, parameters)
+            return g_x, *(_unflatten(g, part) for g, part in zip(flat, parts, strict=False)), g_addends
         op = getattr(torch.ops.flowkern, self.name + "_backward")
-        constants = self.plan.meta, self.plan.mask_bytes
-        return op(*grads, x, packed, saved, *constants, *self.split(tensors), *self.map, parameters)
+        return op(*grads, x, *state, self.plan.meta, self.plan.mask_bytes, *parts, *self.map, parameters)
+
+
+def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of one vector with the shapes of some tensors; none where the vector is empty."""
+    sizes = [t.numel() for t in like]
+    if flat.numel() != sum(sizes):
+        return []
+    return [part.view(t.shape) for part, t in zip(flat.split(sizes), like, strict=True)]
 
 
 def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -88,29 +113,30 @@ def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[T
 
 
 class NetworkFunction(torch.autograd.Function):
-    """Native forward and backward of one call; second derivatives through plain PyTorch."""
+    """Forward and backward kernels of one call; second derivatives through plain PyTorch."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
-        *outputs, packed_now, saved = call.native(x, tensors, packed, True)
-        ctx.call = call
-        packed = packed_now if packed is None else packed
-        ctx.save_for_backward(x, outputs[0] if call.solves else x, packed, saved, *tensors)
+    def forward(ctx: Any, call: Call, kernels: str, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
+        outputs, state = call.run(kernels, x, tensors, packed, True)
+        ctx.call, ctx.kernels, ctx.count = call, kernels, len(tensors)
+        ctx.save_for_backward(x, outputs[0] if call.solves else x, *tensors, *state)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, seen, packed, saved, *tensors = ctx.saved_tensors
-        call, needs = ctx.call, ctx.needs_input_grad[2:]
+        x, seen, *rest = ctx.saved_tensors
+        tensors, state = rest[: ctx.count], rest[ctx.count :]
+        call, needs = ctx.call, ctx.needs_input_grad[3:]
         if wants_plain(grads):
-            plain = lambda x, *rest: call.plain(x, *call.split(rest))  # noqa: E731
-            return None, None, *plain_backward(plain, (x, *tensors), needs, grads)
+            # Under autocast the weights are of lower precision; the oracle takes one dtype.
+            plain = lambda x, *rest: call.plain(x, *call.split([t.to(x.dtype) for t in rest]))  # noqa: E731
+            return None, None, None, *plain_backward(plain, (x, *tensors), needs, grads)
         parameters = any(needs[1 : call.parameters + 1])
-        g_x, *lists = call.native_backward(grads, seen, packed, saved, tensors, parameters)
+        g_x, *lists = call.gradients(ctx.kernels, grads, seen, state, tensors, parameters)
         g_tensors = [g for part in lists for g in part]
         if not parameters:
             g_tensors = [*[None] * call.parameters, *g_tensors]
-        return None, None, g_x, *g_tensors
+        return None, None, None, g_x, *g_tensors
 
 
 def check_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor], plan: AutoregressivePlan) -> None:
@@ -158,45 +184,50 @@ def dispatch(
     name: str = "x",
 ) -> tuple[Tensor, ...]:
     """Checks the arguments, chooses the backend and runs the call; always a tuple."""
-    if torch.is_autocast_enabled(x.device.type) and weights[0].dtype is not torch.float64:
+    chosen = chosen_backend(x, call.name)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and weights[0].dtype is not torch.float64:
         # The products use weights of autocast's dtype, in both directions alike; all else stays as it is.
-        low, dtype = torch.get_autocast_dtype(x.device.type), weights[0].dtype
-        weights = [w.to(low).to(dtype) for w in weights]
+        low, dtype = torch.get_autocast_dtype(device), weights[0].dtype
         x, addends = x.to(dtype), [a.to(dtype) for a in addends]
-        with torch.autocast(x.device.type, enabled=False):
-            return dispatch(call, x, weights, biases, addends, None, name)
+        check_network(x, weights, biases, call.plan, addends, name)
+        weights = [w.to(low) for w in weights]
+        if chosen != "triton":  # which multiplies in that dtype
+            weights = [w.to(dtype) for w in weights]
+        with torch.autocast(device, enabled=False):
+            return _run(call, chosen, x, weights, biases, addends, None)
     check_network(x, weights, biases, call.plan, addends, name)
-    chosen = chosen_backend(x)
-    if chosen == "native":
-        return _run(call, x, weights, biases, addends, packed)
-    outputs = (call.oracle if chosen == "reference" else call.plain)(x, weights, biases, addends)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return _run(call, chosen, x, weights, biases, addends, packed)
 
 
 def _run(
     call: Call,
+    chosen: str,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     addends: Sequence[Tensor],
     packed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Runs a checked call natively: compute dtype, two dimensions, autograd only where something needs it."""
+    """Runs a checked call: compute dtype, two dimensions, autograd only where something needs it."""
+    if chosen not in ("native", "triton"):
+        outputs = (call.oracle if chosen == "reference" else call.plain)(x, weights, biases, addends)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
     dtype = x.dtype
     x, addends, batch = as_rows(x, addends)
     tensors = [*weights, *biases, *addends]
-    if dtype in HALF:  # float32 inside: the packed weights and every sum
+    if chosen == "native" and dtype in HALF:  # float32 inside: the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
     if packed is not None and packed.dtype is not dtype:
         raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        out = NetworkFunction.apply(call, packed, x, *tensors)
+        out = NetworkFunction.apply(call, chosen, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)
     else:
-        outputs = call.native(x, tensors, packed, False)[:-2]
-    if dtype in HALF:
+        outputs, _ = call.run(chosen, x, tensors, packed, False)
+    if outputs[0].dtype is not dtype:
         outputs = tuple(t.to(dtype) for t in outputs)
-    return outputs if len(batch) == 1 else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
+    return tuple(outputs) if len(batch) == 1 else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)
 
 
 def as_rows(x: Tensor, addends: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], torch.Size]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import HALF, check_float, check_like
+from flowkern._checks import check_float, check_like
 from flowkern.backends import chosen_backend
-from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._rows import RowMap, apply_row_map
 from flowkern.univariate import default_constants, resolve
 
 
@@ -68,47 +67,9 @@ def affine(
             f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
         ) from None
     given = default_constants(scale) if constants is None else tuple(constants)
-    named: dict[str, Any] = {"scale": scale, "placement": placement, "constants": given}
-    if chosen_backend(x) != "native":
-        return reference.affine(x, shift, raw, inverse=inverse, **named)
-    dtype = x.dtype
-    raw = shift if raw is None else raw
-    rows = [_rows(t, shape) for t in (x, shift, raw)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in rows):
-        z, log_det = AffineFunction.apply(named, numbers, inverse, *rows)
-    else:
-        z, log_det = torch.ops.flowkern.affine(*rows, inverse, *numbers)
-    return z.reshape(shape).to(dtype), log_det.reshape(shape[:-1]).to(dtype)
-
-
-def _rows(t: Tensor, shape: torch.Size) -> Tensor:
-    """t as a matrix of float32 or float64 rows."""
-    t = t.float() if t.dtype in HALF else t
-    return t if t.shape == shape and t.dim() == 2 else t.expand(shape).reshape(shape[:-1].numel(), shape[-1])
-
-
-class AffineFunction(torch.autograd.Function):
-    """Native forward and backward; second derivatives through the oracle."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        named: dict[str, Any],
-        numbers: tuple[int, int, float, float],
-        inverse: bool,
-        x: Tensor,
-        shift: Tensor,
-        raw: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.map = named, numbers, inverse
-        ctx.save_for_backward(x, shift, raw)
-        return torch.ops.flowkern.affine(x, shift, raw, inverse, *numbers)
-
-    @staticmethod
-    def backward(ctx: Any, g_z: Tensor, g_log_det: Tensor) -> Any:
-        named, numbers, inverse = ctx.map
-        if wants_plain((g_z, g_log_det)):
-            function = partial(reference.affine, inverse=inverse, **named)
-            return None, None, None, *plain_backward(function, ctx.saved_tensors, ctx.needs_input_grad[3:], (g_z, g_log_det))
-        grads = torch.ops.flowkern.affine_backward(g_z, g_log_det, *ctx.saved_tensors, inverse, *numbers)
-        return None, None, None, *grads
+    oracle = partial(reference.affine, scale=scale, placement=placement, constants=given, inverse=inverse)
+    chosen = chosen_backend(x, "affine")
+    if chosen not in ("native", "triton"):
+        return oracle(x, shift, raw)
+    x = x.expand(*x.shape[:-1], shape[-1])
+    return apply_row_map(RowMap(chosen, oracle, numbers, inverse), x, shift, raw, shape[:-1], shape[-1])

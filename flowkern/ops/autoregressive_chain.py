@@ -56,7 +56,7 @@ def autoregressive_chain(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tens
     if (
         torch.is_grad_enabled()
         or x.dtype in HALF
-        or chosen_backend(x) != "native"
+        or chosen_backend(x, "autoregressive") != "native"
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled(x.device.type)
     ):

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import HALF, check_float
+from flowkern._checks import check_float
 from flowkern.backends import chosen_backend
+from flowkern.ops._rows import as_rows, namespace
 
 
 def log_det(log_scale: Tensor) -> Tensor:
     r"""Log-determinant of a diagonal map: the sum of its log-scales over the last dimension.
 
-    The sum is accumulated in double precision in a fixed order, so it does not depend on the number of threads.
+    The sum is taken in a fixed order, on the CPU in double precision, so it does not depend on the number of threads.
 
     Args:
         log_scale: (..., features).
@@ -38,27 +39,27 @@ def log_det(log_scale: Tensor) -> Tensor:
     check_float("log_scale", log_scale)
     if log_scale.dim() == 0:
         raise ValueError("log_scale: expected shape (..., features), got ()")
-    if chosen_backend(log_scale) != "native":
+    chosen = chosen_backend(log_scale, "log_det")
+    if chosen not in ("native", "triton"):
         return reference.log_det(log_scale)
     if torch.is_grad_enabled() and log_scale.requires_grad:
-        return LogDetFunction.apply(log_scale)
-    return _native(log_scale)
+        return LogDetFunction.apply(log_scale, chosen)
+    return _run(log_scale, chosen)
 
 
-def _native(log_scale: Tensor) -> Tensor:
-    rows = log_scale.float() if log_scale.dtype in HALF else log_scale
-    rows = rows.reshape(log_scale.shape[:-1].numel(), log_scale.shape[-1])
-    return torch.ops.flowkern.log_det(rows).reshape(log_scale.shape[:-1]).to(log_scale.dtype)
+def _run(log_scale: Tensor, kernels: str) -> Tensor:
+    rows = as_rows(kernels, log_scale, log_scale.shape)
+    return namespace(kernels).log_det(rows).reshape(log_scale.shape[:-1]).to(log_scale.dtype)
 
 
 class LogDetFunction(torch.autograd.Function):
     """The gradient of a sum is plain PyTorch, so every derivative exists."""
 
     @staticmethod
-    def forward(ctx: Any, log_scale: Tensor) -> Tensor:
+    def forward(ctx: Any, log_scale: Tensor, kernels: str) -> Tensor:
         ctx.shape = log_scale.shape
-        return _native(log_scale)
+        return _run(log_scale, kernels)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g.unsqueeze(-1).expand(ctx.shape)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g.unsqueeze(-1).expand(ctx.shape), None

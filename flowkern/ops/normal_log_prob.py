@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import HALF, check_float, check_like
+from flowkern._checks import check_float, check_like
 from flowkern.backends import chosen_backend
+from flowkern.ops._rows import as_rows, namespace
 
 
 def normal_log_prob(z: Tensor, log_det: Tensor | None = None) -> Tensor:
@@ -40,22 +41,20 @@ def normal_log_prob(z: Tensor, log_det: Tensor | None = None) -> Tensor:
         check_like("log_det", log_det, z, "z")
         if log_det.shape != z.shape[:-1]:
             raise ValueError(f"log_det: expected shape {tuple(z.shape[:-1])}, got {tuple(log_det.shape)}")
-    if chosen_backend(z) != "native":
+    chosen = chosen_backend(z, "normal_log_prob")
+    if chosen not in ("native", "triton"):
         return reference.normal_log_prob(z, log_det)
     if log_det is None:
         log_det = z.new_zeros(()).expand(z.shape[:-1])
     if torch.is_grad_enabled() and (z.requires_grad or log_det.requires_grad):
-        return NormalLogProbFunction.apply(z, log_det)
-    return _native(z, log_det)
+        return NormalLogProbFunction.apply(z, log_det, chosen)
+    return _run(z, log_det, chosen)
 
 
-def _native(z: Tensor, log_det: Tensor) -> Tensor:
+def _run(z: Tensor, log_det: Tensor, kernels: str) -> Tensor:
     dtype, batch = z.dtype, z.shape[:-1]
-    if dtype in HALF:
-        z, log_det = z.float(), log_det.float()
-    if z.dim() != 2:
-        z, log_det = z.reshape(batch.numel(), z.shape[-1]), log_det.reshape(-1)
-    out = torch.ops.flowkern.normal_log_prob(z, log_det)
+    rows = as_rows(kernels, z, z.shape)
+    out = namespace(kernels).normal_log_prob(rows, log_det.to(rows.dtype).reshape(-1))
     return out.reshape(batch).to(dtype) if out.shape != batch or out.dtype != dtype else out
 
 
@@ -63,11 +62,11 @@ class NormalLogProbFunction(torch.autograd.Function):
     """The gradient is plain PyTorch, so every derivative exists."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, log_det: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, log_det: Tensor, kernels: str) -> Tensor:
         ctx.save_for_backward(z)
-        return _native(z, log_det)
+        return _run(z, log_det, kernels)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         (z,) = ctx.saved_tensors
-        return -g.unsqueeze(-1) * z, g
+        return -g.unsqueeze(-1) * z, g, None

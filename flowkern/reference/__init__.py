@@ -4,6 +4,7 @@ from flowkern.reference.affine import affine
 from flowkern.reference.autoregressive import autoregressive
 from flowkern.reference.autoregressive_chain import autoregressive_chain
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
+from flowkern.reference.coupling import coupling
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
 from flowkern.reference.masked_mlp import masked_mlp
@@ -14,6 +15,7 @@ __all__ = [
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "coupling",
     "iaf_step",
     "log_det",
     "masked_mlp",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import check_rule
+from accuracy import KERNELS, check_rule, device_of
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import strided
@@ -21,37 +21,45 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def evaluate(options: dict[str, Any], how: str, case: Case, dtype: torch.dtype, backend: str) -> dict[str, torch.Tensor]:
-    leaves = [strided(t.to(dtype, copy=True), how).requires_grad_() for t in case]
+    leaves = [strided(t.to(device_of(backend), dtype, copy=True), how).requires_grad_() for t in case]
     inputs = leaves[:2] if options["scale"] == "none" else leaves
     with fk.backend(backend):
         z, log_det = fk.ops.affine(*inputs, **options)
     generator = torch.Generator().manual_seed(3)
-    total = (z * torch.randn(z.shape, generator=generator).to(dtype)).sum()
-    total = total + (log_det * torch.randn(log_det.shape, generator=generator).to(dtype)).sum()
+    total = (z * torch.randn(z.shape, generator=generator).to(z)).sum()
+    total = total + (log_det * torch.randn(log_det.shape, generator=generator).to(z)).sum()
     grads = torch.autograd.grad(total, inputs)
     names = ("gradient of x", "gradient of shift", "gradient of raw")
-    return {"z": z.detach(), "log_det": log_det.detach(), **dict(zip(names, grads, strict=False))}
+    found = {"z": z.detach(), "log_det": log_det.detach(), **dict(zip(names, grads, strict=False))}
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def check(
-    options: dict[str, Any], shape: tuple[int, int], dtype: torch.dtype, how: str = "contiguous", most: int = 300
+    options: dict[str, Any],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    how: str = "contiguous",
+    most: int = 300,
+    kernels: str = "native",
 ) -> None:
     def cases() -> Iterator[Case]:
         for seed in range(most):
             generator = torch.Generator().manual_seed(seed)
             yield tuple(torch.randn(3, *shape, generator=generator, dtype=torch.float64).unbind(0))  # type: ignore[misc]
 
-    check_rule(cases(), lambda *a: evaluate(options, how, *a), dtype)
+    check_rule(cases(), lambda *a: evaluate(options, how, *a), dtype, kernels)
 
 
+@KERNELS
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(("scale", "placement"), list(itertools.product(SCALES, PLACEMENTS)))
-def test_every_map(scale: str, placement: str, inverse: bool, dtype: torch.dtype) -> None:
-    check({"scale": scale, "placement": placement, "inverse": inverse}, (40, 19), dtype)
+def test_every_map(scale: str, placement: str, inverse: bool, dtype: torch.dtype, kernels: str) -> None:
+    check({"scale": scale, "placement": placement, "inverse": inverse}, (40, 19), dtype, kernels=kernels)
 
 
+@KERNELS
 @given(data=st.data())
-def test_any_shape_and_stride(data: st.DataObject) -> None:
+def test_any_shape_and_stride(kernels: str, data: st.DataObject) -> None:
     draw = data.draw
     options = {
         "scale": draw(st.sampled_from(SCALES)),
@@ -64,13 +72,15 @@ def test_any_shape_and_stride(data: st.DataObject) -> None:
         shape,
         draw(st.sampled_from([torch.float32, torch.float64])),
         draw(st.sampled_from(["contiguous", "transposed", "sliced"])),
+        kernels=kernels,
     )
 
 
-def test_many_features_and_many_rows(dtype: torch.dtype) -> None:
-    # In float64 a sum of a million terms is no more exact in the oracle than in the kernel: 10,000 there.
-    check({"scale": "exp"}, (1, 1_000_000 if dtype == torch.float32 else 10_000), dtype, most=2)
-    check({"scale": "exp"}, (200_000, 1), dtype)
+@KERNELS
+def test_many_features_and_many_rows(dtype: torch.dtype, kernels: str) -> None:
+    # In float64 a sum of a million terms is no more exact in the oracle than in the kernel: 20,000 there.
+    check({"scale": "exp"}, (1, 1_000_000 if dtype == torch.float32 else 20_000), dtype, most=2, kernels=kernels)
+    check({"scale": "exp"}, (200_000, 1), dtype, kernels=kernels)
 
 
 @pytest.mark.parametrize("scale", SCALES[1:])
@@ -184,9 +194,10 @@ def test_bad_arguments_are_named(make: Any, error: type[Exception], message: str
 def test_opcheck_and_compile() -> None:
     x, shift, raw = (torch.randn(5, 4) for _ in range(3))
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.flowkern.affine, (x, shift, raw, False, 1, 1, 0.0, 0.0), test_utils=checks)
-    backward = (x, torch.randn(5), x, shift, raw, True, 1, 1, 0.0, 0.0)
-    torch.library.opcheck(torch.ops.flowkern.affine_backward, backward, test_utils=checks)
+    for namespace in (torch.ops.flowkern, torch.ops.flowkern_triton):
+        rest = (None, 0, 0, 0, False, 1, 1, 0.0, 0.0)
+        torch.library.opcheck(namespace.coupling, (x, shift, raw, *rest), test_utils=checks)
+        torch.library.opcheck(namespace.coupling_backward, (x, torch.randn(5), x, shift, raw, *rest), test_utils=checks)
     raw.requires_grad_()
 
     def call() -> torch.Tensor:

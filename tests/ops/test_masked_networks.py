@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import check_rule
+from accuracy import check_rule, device_of
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Network, away_from_kinks, network, run
@@ -19,9 +19,14 @@ from flowkern.univariate import PLACEMENTS, SCALES
 
 OPERATORS = ("masked_mlp", "autoregressive", "autoregressive_inverse")
 OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
+# Each operator with each of its kernels.
+TRITON = [pytest.param(name, "triton", marks=pytest.mark.gpu) for name in OPERATORS[:2]]
+KERNELS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS), *TRITON])
 
 
-def check(operator: str, make: Callable[[int], Network], batch: int, dtype: torch.dtype, **options: Any) -> None:
+def check(
+    operator: str, make: Callable[[int], Network], batch: int, dtype: torch.dtype, kernels: str = "native", **options: Any
+) -> None:
     """The rule for networks ``make(seed)``, as many as it takes to pool enough elements."""
 
     def cases() -> Iterator[tuple[Network, torch.Tensor, list[torch.Tensor]]]:
@@ -36,7 +41,7 @@ def check(operator: str, make: Callable[[int], Network], batch: int, dtype: torc
         net, x, added = case
         return run(operator, net, x, dtype, backend, addends=added, **options)
 
-    check_rule(cases(), evaluate, dtype)
+    check_rule(cases(), evaluate, dtype, kernels)
 
 
 STRUCTURES: dict[str, dict[str, Any]] = {
@@ -66,22 +71,22 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
-def test_structures(operator: str, structure: dict[str, Any], dtype: torch.dtype) -> None:
-    check(operator, lambda seed: network(**structure, seed=seed), 75, dtype)
+def test_structures(operator: str, kernels: str, structure: dict[str, Any], dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(**structure, seed=seed), 75, dtype, kernels)
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(operator: str, activation: str, dtype: torch.dtype) -> None:
-    check(operator, lambda seed: network(6, (24, 24), activation=activation, seed=seed), 70, dtype)
+def test_activations(operator: str, kernels: str, activation: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(6, (24, 24), activation=activation, seed=seed), 70, dtype, kernels)
 
 
-@pytest.mark.parametrize("operator", OPERATORS[1:])
+@pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS[1:]), TRITON[1]])
 @pytest.mark.parametrize(("scale", "placement"), list(itertools.product(SCALES, PLACEMENTS)))
-def test_univariate_maps(operator: str, scale: str, placement: str, dtype: torch.dtype) -> None:
-    check(operator, lambda seed: network(6, (24,), scale=scale, placement=placement, seed=seed), 70, dtype)
+def test_univariate_maps(operator: str, kernels: str, scale: str, placement: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(6, (24,), scale=scale, placement=placement, seed=seed), 70, dtype, kernels)
 
 
 @OPERATOR
@@ -91,23 +96,23 @@ def test_batches_with_and_without_gradient(operator: str, batch: int, dtype: tor
         check(operator, lambda seed: network(11, (40, 40), seed=seed), batch, dtype, grads=grads)
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("how", ["transposed", "sliced"])
-def test_strides(operator: str, how: str, dtype: torch.dtype) -> None:
-    check(operator, lambda seed: network(11, (40, 40), seed=seed), 50, dtype, how=how)
+def test_strides(operator: str, kernels: str, how: str, dtype: torch.dtype) -> None:
+    check(operator, lambda seed: network(11, (40, 40), seed=seed), 50, dtype, kernels, how=how)
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("layers", [(0,), (1,), (2,), (2, 0)])
-def test_addends(operator: str, layers: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_addends(operator: str, kernels: str, layers: tuple[int, ...], dtype: torch.dtype) -> None:
     for masks in ("made", "dag"):
-        check(operator, lambda seed, m=masks: network(7, (24, 20), addends=layers, masks=m, seed=seed), 50, dtype)
+        check(operator, lambda seed, m=masks: network(7, (24, 20), addends=layers, masks=m, seed=seed), 50, dtype, kernels)
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize(("gates", "addends"), [((0,), ()), ((1,), (1,)), ((2, 0), (0, 3)), ((2,), (0,))])
 @pytest.mark.parametrize("residual", [False, True])
-def test_gates(operator: str, residual: bool, gates: tuple[int, ...], addends: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_gates(operator: str, kernels: str, residual: bool, gates: tuple[int, ...], addends: tuple[int, ...], dtype: torch.dtype) -> None:
     structure = {"masks": "made" if residual else "dag", "residual": residual, "activation": "silu"}
     for grads in (True, False):
         check(
@@ -115,6 +120,7 @@ def test_gates(operator: str, residual: bool, gates: tuple[int, ...], addends: t
             lambda seed: network(7, (24, 24, 24), gates=gates, addends=addends, seed=seed, **structure),
             37,
             dtype,
+            kernels,
             grads=grads,
         )
 
@@ -133,9 +139,9 @@ def test_second_derivatives_of_gates(operator: str) -> None:
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-@OPERATOR
+@KERNELS
 @given(data=st.data())
-def test_any_network(operator: str, data: st.DataObject) -> None:
+def test_any_network(operator: str, kernels: str, data: st.DataObject) -> None:
     draw = data.draw
     hidden = draw(st.lists(st.integers(1, 40), max_size=3))
     residual = draw(st.booleans()) and len(hidden) == 3 and draw(st.booleans())
@@ -158,7 +164,7 @@ def test_any_network(operator: str, data: st.DataObject) -> None:
     how = draw(st.sampled_from(["contiguous", "transposed", "sliced"]))
     grads = draw(st.booleans())
     first = draw(st.integers(0, 1000))
-    check(operator, lambda seed: network(features, **structure, seed=first + seed), batch, dtype, how=how, grads=grads)
+    check(operator, lambda seed: network(features, **structure, seed=first + seed), batch, dtype, kernels, how=how, grads=grads)
 
 
 @OPERATOR

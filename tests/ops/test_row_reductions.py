@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import check_rule
+from accuracy import KERNELS, check_rule, device_of
 from networks import strided
 
 import flowkern as fk
@@ -20,21 +20,23 @@ def call(name: str, z: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["log_det", "normal_log_prob"])
-@pytest.mark.parametrize("columns", [1, 7, 8, 63, 1000])
+@KERNELS
+@pytest.mark.parametrize("columns", [1, 7, 8, 63, 1000, 20_000])
 @pytest.mark.parametrize("how", ["contiguous", "transposed", "sliced"])
-def test_rows(name: str, columns: int, how: str, dtype: torch.dtype) -> None:
+def test_rows(name: str, columns: int, how: str, dtype: torch.dtype, kernels: str) -> None:
     def cases() -> Iterator[Case]:
         for _ in range(60):
             yield torch.randn(33, columns, dtype=torch.float64), torch.randn(33, dtype=torch.float64)
 
     def evaluate(case: Case, t: torch.dtype, backend: str) -> dict[str, torch.Tensor]:
-        z, log_det = strided(case[0].to(t, copy=True), how).requires_grad_(), case[1].to(t, copy=True).requires_grad_()
+        z, log_det = (c.to(device_of(backend), t, copy=True) for c in case)
+        z, log_det = strided(z, how).requires_grad_(), log_det.requires_grad_()
         with fk.backend(backend):
             out = call(name, z, log_det)
         grads = torch.autograd.grad((out * out.detach().sign()).sum(), (z, log_det), allow_unused=True)
-        return {"out": out.detach(), "gradient": grads[0]}
+        return {"out": out.detach().cpu(), "gradient": grads[0].cpu()}
 
-    check_rule(cases(), evaluate, dtype)
+    check_rule(cases(), evaluate, dtype, kernels)
 
 
 @pytest.mark.parametrize("name", ["log_det", "normal_log_prob"])

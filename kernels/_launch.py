@@ -1,0 +1,64 @@
+"""Launch parameters: a documented heuristic keyed on the features and the dtype, never on the batch."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from flowkern.plan import ACTIVATIONS
+
+INTERPRETED = triton.knobs.runtime.interpret
+_LONGEST_PART = 16384  # columns that one program walks over
+_ELEMENTS = 2048  # of a block of rows: 16 to 32 bytes per thread and load
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a matrix is divided among the programs of a kernel that works row by row."""
+
+    grid: tuple[int, int]
+    parts: int
+    part: int
+    block_r: int
+    block_c: int
+    warps: int
+    acc: Any
+    torch_acc: torch.dtype
+
+
+def rows(count: int, columns: int, dtype: torch.dtype) -> Rows:
+    """Blocks of about 2,048 elements, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split."""
+    double, columns = dtype == torch.float64, max(columns, 1)
+    block_c = min(triton.next_power_of_2(columns), 1024)
+    block_r = max(_ELEMENTS // (2 if double else 1) // block_c, 1)
+    part = min(-(-columns // block_c) * block_c, _LONGEST_PART)
+    parts = -(-columns // part)
+    acc = (tl.float64, torch.float64) if double else (tl.float32, torch.float32)
+    return Rows((-(-count // block_r), parts), parts, part, block_r, block_c, 4, *acc)
+
+
+def on(x: torch.Tensor) -> Any:
+    """Makes the tensor's GPU the current one while a kernel is launched."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def activation(plan: Any) -> int:
+    """The number of a plan's activation."""
+    return ACTIVATIONS.index(plan.activation)
+
+
+def resident_programs(device: torch.device) -> int:
+    """Programs that run at a time when each keeps a scratch tile; the interpreter runs one after another."""
+    if device.type != "cuda":
+        return 2
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products are multiplied: tf32 only where torch's own setting for matrix products allows it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

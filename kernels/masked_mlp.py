@@ -1,0 +1,137 @@
+"""A whole masked network, forward and backward, in one launch each; see _network.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flowkern.kernels import _launch
+from flowkern.kernels._network import (
+    ADDEND,
+    TARGET,
+    UNITS,
+    Network,
+    feature_gradients,
+    gather_features,
+    hidden_backward,
+    hidden_layers,
+    linear_map,
+    pack,
+    put,
+    record,
+    section,
+)
+
+
+@triton.jit
+def masked_mlp_forward(
+    x, packed, biases, addends, out, act, pre, ungated, table, batch, x_row, x_column, addend_rows, addend_columns,
+    width, outputs, depth, feature_blocks, output_blocks, order_at,
+    KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
+    ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    like = tl.zeros([BLOCK_M, BLOCK], ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
+        rows = (i * 0 + tile) * BLOCK_M + i
+        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
+        inside = rows < batch
+        gather_features(x, x_row, x_column, act, table, order_at, rows, inside, home, width, feature_blocks, BLOCK)
+        hidden_layers(
+            act, pre, ungated, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth,
+            like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
+        for n in range(output_blocks):
+            p = linear_map(
+                act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, n, depth,
+                like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+            )  # fmt: skip
+            o = tl.load(table + record(table, depth, UNITS) + n * BLOCK + tl.arange(0, BLOCK))[None, :]
+            tl.store(out + rows * outputs + o, p.to(out.dtype.element_ty), inside & (o >= 0))
+        tl.debug_barrier()  # the scratch tile is written again
+
+
+@triton.jit
+def masked_mlp_backward(
+    g, packed, addends, g_x, g_addends, act, pre, ungated, delta, outer, table, batch, g_row, g_column,
+    addend_rows, addend_columns, g_addend_rows, width, delta_width, features, depth, feature_blocks, output_blocks, order_at,
+    KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
+    ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    like = tl.zeros([BLOCK_M, BLOCK], ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
+        rows = (i * 0 + tile) * BLOCK_M + i
+        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
+        inside = rows < batch
+        target = section(table, depth, TARGET)
+        for n in range(output_blocks):
+            c = n * BLOCK + tl.arange(0, BLOCK)[None, :]
+            o = tl.load(table + record(table, depth, UNITS) + c)
+            there = inside & (o >= 0)
+            v = tl.load(g + rows * g_row + o * g_column, there, 0).to(ACC)
+            if ADDENDS > 0:
+                put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, o, there, v, ADDENDS)
+            tl.store(delta + home * delta_width + target + c, v.to(delta.dtype.element_ty))
+        hidden_backward(
+            act, pre, ungated, width, delta, outer, delta_width, rows, inside, home, rows, packed,
+            addends, addend_rows, addend_columns, g_addends, g_addend_rows, table, depth, like,
+            KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
+        feature_gradients(
+            g_x, delta, delta_width, rows, inside, home, packed, g_x, features, table, order_at, depth, feature_blocks, like,
+            False, SKIP, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
+        tl.debug_barrier()
+
+
+def masked_mlp(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], network: Network, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Parameters (rows, features x parameters), and what the backward pass needs (of no size unless ``keep``)."""
+    host, plan = network.host, network.plan
+    batch, outputs = x.shape[0], plan.features * plan.parameters
+    packed, packed_biases = pack(network.tables, weights, biases)
+    out = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
+    kept = network.kept(batch, keep)
+    if batch:
+        pointers, *strides = network.terms(addends)
+        with _launch.on(x):
+            masked_mlp_forward[(network.programs(batch, keep),)](
+                x, packed, packed_biases, pointers, out, *kept, network.tables.table, batch, *x.stride(), *strides,
+                host.width, outputs, host.depth, *network.blocks, host.order_at[0], KEEP=keep, **network.constants,
+            )  # fmt: skip
+    return out, [packed, packed_biases, *kept] if keep else []
+
+
+def masked_mlp_gradients(
+    g: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    addends: Sequence[Tensor],
+    state: Sequence[Tensor],
+    network: Network,
+    parameters: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""
+    host, plan, batch = network.host, network.plan, g.shape[0]
+    packed, _, act, pre, ungated = state
+    g_x = torch.empty(batch, plan.features, dtype=g.dtype, device=g.device)
+    g_addends = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in addends]
+    delta, outer = network.deltas(batch, parameters)
+    if batch:
+        pointers, *strides = network.terms(addends)
+        g_pointers, g_rows, _ = network.terms(g_addends)
+        with _launch.on(g):
+            masked_mlp_backward[(network.programs(batch, parameters),)](
+                g, packed, pointers, g_x, g_pointers, act, pre, ungated, delta, outer, network.tables.table,
+                batch, *g.stride(), *strides, g_rows, host.width, host.all_width, plan.features,
+                host.depth, *network.blocks, host.order_at[0], KEEP=parameters, **network.constants,
+            )  # fmt: skip
+    return g_x, *network.parameter_gradients(delta, act, weights, biases, parameters), g_addends
