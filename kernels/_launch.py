@@ -13,8 +13,10 @@ import triton.language as tl
 from flowkern.plan import ACTIVATIONS
 
 INTERPRETED = triton.knobs.runtime.interpret
+GPU = "hip" if torch.version.hip else "cuda"
 _LONGEST_PART = 16384  # columns that one program walks over
-_ELEMENTS = 2048  # of a block of rows: 16 to 32 bytes per thread and load
+_WARPS = 4
+_ELEMENTS = 8  # of a block per thread: 16 to 32 bytes of each matrix
 
 
 @dataclass(frozen=True)
@@ -26,25 +28,35 @@ class Rows:
     part: int
     block_r: int
     block_c: int
-    warps: int
     acc: Any
     torch_acc: torch.dtype
+    options: dict[str, int]
 
 
 def rows(count: int, columns: int, dtype: torch.dtype) -> Rows:
-    """Blocks of about 2,048 elements, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split."""
+    """Blocks of eight elements per thread, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split."""
     double, columns = dtype == torch.float64, max(columns, 1)
-    block_c = min(triton.next_power_of_2(columns), 1024)
-    block_r = max(_ELEMENTS // (2 if double else 1) // block_c, 1)
+    elements = _WARPS * (32 if GPU == "cuda" else 64) * _ELEMENTS // (2 if double else 1)
+    block_c = min(triton.next_power_of_2(columns), elements)
+    block_r = elements // block_c
     part = min(-(-columns // block_c) * block_c, _LONGEST_PART)
     parts = -(-columns // part)
     acc = (tl.float64, torch.float64) if double else (tl.float32, torch.float32)
-    return Rows((-(-count // block_r), parts), parts, part, block_r, block_c, 4, *acc)
+    options = {"num_warps": _WARPS, **(registers(128) if double else {})}
+    return Rows((-(-count // block_r), parts), parts, part, block_r, block_c, *acc, options)
 
 
 def on(x: torch.Tensor) -> Any:
     """Makes the tensor's GPU the current one while a kernel is launched."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def registers(most: int) -> dict[str, int]:
+    """Launch options that let a kernel have so many registers per thread.
+
+    Without them ptxas may prefer a few spills to a lower occupancy; AMD's compiler has no such option.
+    """
+    return {"maxnreg": most} if GPU == "cuda" else {}
 
 
 def activation(plan: Any) -> int:

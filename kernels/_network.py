@@ -69,31 +69,44 @@ def pack_kernel(
     i = tl.program_id(0)
     if i < tiles:
         linear = tl.load(table + tile_linear_at + i)
-        e = i.to(tl.int64) * BLOCK * BLOCK + tl.arange(0, BLOCK * BLOCK)
-        from_ = tl.load(gathered + e).to(tl.int64)
-        value = tl.zeros([BLOCK * BLOCK], packed.dtype.element_ty)
-        for j in tl.static_range(LINEARS):
-            if linear == j:
-                at = from_ // widths[j] * weight_rows[j] + from_ % widths[j] * weight_columns[j]
-                value = tl.load(weights[j] + at, from_ >= 0, 0)
-        tl.store(packed + e, value)
+        pack_block(weights, weight_rows, weight_columns, widths, packed, gathered, linear, i, LINEARS, BLOCK * BLOCK)
     else:
         linear = tl.load(table + bias_linear_at + i - tiles)
-        e = (i - tiles) * BLOCK + tl.arange(0, BLOCK)
-        from_ = tl.load(bias_gathered + e)
-        bias = tl.zeros([BLOCK], packed_biases.dtype.element_ty)
-        for j in tl.static_range(LINEARS):
-            if linear == j:
-                bias = tl.load(biases[j] + from_ * bias_steps[j], from_ >= 0, 0)
-        tl.store(packed_biases + e, bias)
+        pack_biases(biases, bias_steps, packed_biases, bias_gathered, linear, i - tiles, LINEARS, BLOCK)
+
+
+@triton.jit
+def pack_block(
+    weights, weight_rows, weight_columns, widths, packed, gathered, linear, i, LINEARS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    e = i.to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    origin = tl.load(gathered + e)
+    value = tl.zeros([SIZE], packed.dtype.element_ty)
+    for j in tl.static_range(LINEARS):
+        if linear == j:
+            at = (origin // widths[j]).to(tl.int64) * weight_rows[j] + origin % widths[j] * weight_columns[j]
+            value = tl.load(weights[j] + at, origin >= 0, 0)
+    tl.store(packed + e, value)
+
+
+@triton.jit
+def pack_biases(biases, bias_steps, packed, gathered, linear, i, LINEARS: tl.constexpr, SIZE: tl.constexpr):
+    e = i * SIZE + tl.arange(0, SIZE)
+    origin = tl.load(gathered + e)
+    value = tl.zeros([SIZE], packed.dtype.element_ty)
+    for j in tl.static_range(LINEARS):
+        if linear == j:
+            value = tl.load(biases[j] + origin * bias_steps[j], origin >= 0, 0)
+    tl.store(packed + e, value)
 
 
 def pack(tables: DeviceTables, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Blocks of masked, sorted weights, and the sorted biases of all layers."""
     host, plan, block = tables.host, tables.host.plan, tables.config.block
     found = iter(biases)
-    # A layer without a bias is given its weight, of which nothing is read.
-    each = [next(found) if has else w for has, w in zip(plan.biases, weights, strict=True)]
+    # A layer without a bias is given another tensor, of which nothing is read.
+    none = biases[0] if biases else weights[0]
+    each = [next(found) if has else none for has in plan.biases]
     packed = weights[0].new_empty(len(host.gathered))
     packed_biases = (biases[0] if biases else weights[0]).new_empty(host.bias_size)
     with _launch.on(packed):
@@ -101,37 +114,40 @@ def pack(tables: DeviceTables, weights: Sequence[Tensor], biases: Sequence[Tenso
             tuple(weights), tuple(w.stride(0) for w in weights), tuple(w.stride(1) for w in weights),
             tuple(max(w.shape[1], 1) for w in weights), tuple(each), tuple(b.stride(0) for b in each), packed, packed_biases,
             tables.table, tables.gathered, tables.bias_gathered, host.tile_linear_at, host.bias_linear_at, host.blocks,
-            len(weights), block,
+            len(weights), block, num_warps=8,
         )  # fmt: skip
     return packed, packed_biases
 
 
 # -- one batch tile ---------------------------------------------------------------------------------------------------
+#
+# Pointers to activations and cotangents point at the tile's first row, and ``i`` [BLOCK_M, 1] counts from there in 32 bits:
+# addresses of 64 bits for every element would take half of the registers. ``rows`` are those of the whole batch.
 
 
 @triton.jit
 def gather_features(
-    x, x_row, x_column, act, table, order_at, rows, inside, home, width, tiles, BLOCK: tl.constexpr
+    x, x_row, x_column, act, table, order_at, rows, inside, i, width, tiles, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Copies the features in sorted order to the first section."""
     for j in range(tiles):
         c = j * BLOCK + tl.arange(0, BLOCK)
         d = tl.load(table + order_at + c)
         value = tl.load(x + rows * x_row + d[None, :] * x_column, inside & (d >= 0)[None, :], 0)
-        tl.store(act + home * width + c[None, :], value.to(act.dtype.element_ty))
+        tl.store(act + i * width + c[None, :], value.to(act.dtype.element_ty))
 
 
 @triton.jit
 def product(
-    acc, act, width, home, packed, table, linear, n, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+    acc, act, width, i, packed, table, linear, n, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     """acc plus row block n of a linear map's weights times its input, as far as the staircase reaches."""
-    i = tl.arange(0, BLOCK)
+    e = tl.arange(0, BLOCK)
     at = record(table, linear, COUNTS) + n
     count = tl.load(table + at)
     base = tl.load(table + at + record(table, linear, ROW_BLOCKS)).to(tl.int64)
-    p_h = act + home * width + section(table, linear, SOURCE) + i[None, :]
-    p_w = packed + base * BLOCK * BLOCK + i[:, None] * BLOCK + i[None, :]
+    p_h = act + i * width + section(table, linear, SOURCE) + e[None, :]
+    p_w = packed + base * BLOCK * BLOCK + e[:, None] * BLOCK + e[None, :]
     for k in range(count):
         h = tl.load(p_h + k * BLOCK)
         w = tl.load(p_w + k * BLOCK * BLOCK)
@@ -141,14 +157,14 @@ def product(
 
 @triton.jit
 def linear_map(
-    act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, linear, n, depth, like,
+    act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, linear, n, depth, like,
     ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Row block n of W h + b plus the addend of the layer, and the direct connection for the outputs."""
-    acc = product(tl.zeros_like(like), act, width, home, packed, table, linear, n, BLOCK, PRECISION, UPCAST)
+    acc = product(tl.zeros_like(like), act, width, i, packed, table, linear, n, BLOCK, PRECISION, UPCAST)
     if SKIP:
         if linear == depth:
-            acc = product(acc, act, width, home, packed, table, linear + 1, n, BLOCK, PRECISION, UPCAST)
+            acc = product(acc, act, width, i, packed, table, linear + 1, n, BLOCK, PRECISION, UPCAST)
     c = n * BLOCK + tl.arange(0, BLOCK)
     acc += tl.load(biases + record(table, linear, BIAS) + c).to(like.dtype)[None, :]
     if ADDENDS > 0:
@@ -160,7 +176,7 @@ def linear_map(
 
 @triton.jit
 def hidden_layers(
-    act, pre, ungated, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+    act, pre, ungated, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
     KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr,
     ADDENDS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -171,23 +187,23 @@ def hidden_layers(
         for n in range(record(table, layer, ROW_BLOCKS)):
             c = n * BLOCK + tl.arange(0, BLOCK)[None, :]
             p = linear_map(
-                act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, layer, n, depth,
+                act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, layer, n, depth,
                 like, ADDENDS, False, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             if GATES:
                 which = record(table, layer, GATE)
                 if which >= 0:
-                    tl.store(ungated + home * width + target + c, p.to(ungated.dtype.element_ty))
+                    tl.store(ungated + i * width + target + c, p.to(ungated.dtype.element_ty))
                     unit = tl.load(table + record(table, layer, UNITS) + c)
                     p *= take(addends, addend_rows, addend_columns, which, rows, unit, inside & (unit >= 0), ADDENDS, like)
             if PRE:
                 source = record(table, layer, RESIDUAL)
                 if source >= 0:
                     place = tl.load(table + record(table, layer, RESIDUAL_UNITS) + c)
-                    p += tl.load(pre + home * width + source + place, inside & (place >= 0), 0).to(like.dtype)
-                tl.store(pre + home * width + target + c, p.to(pre.dtype.element_ty))
+                    p += tl.load(pre + i * width + source + place, inside & (place >= 0), 0).to(like.dtype)
+                tl.store(pre + i * width + target + c, p.to(pre.dtype.element_ty))
             h = p if record(table, layer, ACTIVATED) == 0 else activate(p, KIND, C)
-            tl.store(act + home * width + target + c, h.to(act.dtype.element_ty))
+            tl.store(act + i * width + target + c, h.to(act.dtype.element_ty))
     tl.debug_barrier()
 
 
@@ -211,16 +227,16 @@ def slope_of(act, pre, at, like, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.co
 
 @triton.jit
 def transposed_product(
-    acc, delta, delta_width, home, packed, table, linear, k,
+    acc, delta, delta_width, i, packed, table, linear, k,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """acc plus column block k of the transposed weights times the cotangents of a linear map's result."""
-    i = tl.arange(0, BLOCK)
+    e = tl.arange(0, BLOCK)
     blocks = record(table, linear, ROW_BLOCKS)
     bases = table + record(table, linear, COUNTS) + blocks
     first = tl.load(bases + blocks + k)
-    p_g = delta + home * delta_width + section(table, linear, TARGET) + i[None, :]
-    p_w = packed + (i[:, None] * BLOCK + i[None, :])
+    p_g = delta + i * delta_width + section(table, linear, TARGET) + e[None, :]
+    p_w = packed + (e[:, None] * BLOCK + e[None, :])
     for n in range(first, blocks):
         g = tl.load(p_g + n * BLOCK)
         w = tl.load(p_w + (tl.load(bases + n) + k).to(tl.int64) * BLOCK * BLOCK)
@@ -230,15 +246,14 @@ def transposed_product(
 
 @triton.jit
 def hidden_backward(
-    act, pre, ungated, width, delta, outer, delta_width, rows, inside, home, saved, packed,
+    act, pre, ungated, width, delta, outer, delta_width, rows, inside, i, packed,
     addends, addend_rows, addend_columns, g_addends, g_addend_rows, table, depth, like,
     KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, ADDENDS: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of all hidden layers' linear maps, from the last to the first, given those of the outputs in ``delta``.
 
-    ``home`` are the tile's rows of delta and outer, ``saved`` those of what the forward pass kept. ``outer`` holds the
-    cotangents before a gate, which are those that a residual passes on.
+    ``outer`` holds the cotangents before a gate, which are those that a residual passes on.
     """
     for step in range(depth):
         tl.debug_barrier()
@@ -247,28 +262,28 @@ def hidden_backward(
         for k in range(record(table, layer, ROW_BLOCKS)):
             c = k * BLOCK + tl.arange(0, BLOCK)[None, :]
             g = tl.zeros_like(like)
-            g = transposed_product(g, delta, delta_width, home, packed, table, layer + 1, k, BLOCK, PRECISION, UPCAST)
+            g = transposed_product(g, delta, delta_width, i, packed, table, layer + 1, k, BLOCK, PRECISION, UPCAST)
             if record(table, layer, ACTIVATED) != 0:
-                g *= slope_of(act, pre, saved * width + target + c, like, KIND, C, PRE)
+                g *= slope_of(act, pre, i * width + target + c, like, KIND, C, PRE)
             readers = table + record(table, layer, READERS)
             for j in range(tl.load(readers)):
                 later = tl.load(readers + 1 + 2 * j)
                 place = tl.load(table + tl.load(readers + 2 + 2 * j) + c)
-                g += tl.load(outer + home * delta_width + later + place, place >= 0, 0).to(like.dtype)
+                g += tl.load(outer + i * delta_width + later + place, place >= 0, 0).to(like.dtype)
             g = tl.where(inside, g, 0)
             unit = tl.load(table + record(table, layer, UNITS) + c)
             there = inside & (unit >= 0)
             if PRE:
-                tl.store(outer + home * delta_width + target + c, g.to(outer.dtype.element_ty))
+                tl.store(outer + i * delta_width + target + c, g.to(outer.dtype.element_ty))
             if GATES:
                 which = record(table, layer, GATE)
                 if which >= 0:
-                    u = tl.load(ungated + saved * width + target + c).to(like.dtype)
+                    u = tl.load(ungated + i * width + target + c).to(like.dtype)
                     put(g_addends, g_addend_rows, which, rows, unit, there, g * u, ADDENDS)
                     g *= take(addends, addend_rows, addend_columns, which, rows, unit, there, ADDENDS, like)
             if ADDENDS > 0:
                 put(g_addends, g_addend_rows, record(table, layer, ADDEND), rows, unit, there, g, ADDENDS)
-            tl.store(delta + home * delta_width + target + c, g.to(delta.dtype.element_ty))
+            tl.store(delta + i * delta_width + target + c, g.to(delta.dtype.element_ty))
     tl.debug_barrier()
 
 
@@ -282,16 +297,16 @@ def put(tensors, rows_at, which, rows, columns, inside, value, COUNT: tl.constex
 
 @triton.jit
 def feature_gradients(
-    direct, delta, delta_width, rows, inside, home, packed, g_x, features, table, order_at, depth, tiles, like,
+    direct, delta, delta_width, rows, inside, i, packed, g_x, features, table, order_at, depth, tiles, like,
     DIRECT: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of the features, scattered to their places; plus those that lie in the section ``direct`` already."""
     for k in range(tiles):
         c = k * BLOCK + tl.arange(0, BLOCK)
         g = tl.zeros_like(like)
-        g = transposed_product(g, delta, delta_width, home, packed, table, 0, k, BLOCK, PRECISION, UPCAST)
+        g = transposed_product(g, delta, delta_width, i, packed, table, 0, k, BLOCK, PRECISION, UPCAST)
         if SKIP:
-            g = transposed_product(g, delta, delta_width, home, packed, table, depth + 1, k, BLOCK, PRECISION, UPCAST)
+            g = transposed_product(g, delta, delta_width, i, packed, table, depth + 1, k, BLOCK, PRECISION, UPCAST)
         d = tl.load(table + order_at + c)[None, :]
         there = inside & (d >= 0)
         if DIRECT:
@@ -378,9 +393,9 @@ class Network:
 
     def __init__(self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device) -> None:
         self.plan, self.dtype, self.device = plan, dtype, device
-        self.config = config_of(plan, dtype)
-        self.host = host_tables(plan, self.config.block)
         self.precision = _launch.precision(dtype)
+        self.config = config_of(plan, dtype, self.precision)
+        self.host = host_tables(plan, self.config.block)
         self.acc, self.acc_dtype = (tl.float64, torch.float64) if dtype == torch.float64 else (tl.float32, torch.float32)
         self.upcast = _launch.INTERPRETED and dtype in (torch.bfloat16, torch.float16)
         self.gates = bool(plan.gates)
@@ -460,4 +475,5 @@ class Network:
             "UPCAST": self.upcast,
             "num_warps": self.config.warps,
             "num_stages": self.config.stages,
+            **_launch.registers(255),
         }

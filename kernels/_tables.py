@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkern.kernels import _launch
 from flowkern.plan import AutoregressivePlan
 
 # One record of FIELDS integers per linear map, in this order.
@@ -31,20 +32,23 @@ class Config:
     stages: int
 
 
-def config_of(plan: AutoregressivePlan, dtype: torch.dtype) -> Config:
-    """The launch heuristic: keyed on the widest layer and the dtype of the products.
+def config_of(plan: AutoregressivePlan, dtype: torch.dtype, precision: str) -> Config:
+    """The launch heuristic: keyed on the widest layer and on how products are multiplied.
 
-    Blocks of 64 x 64 weights skip most of what a mask leaves empty from 256 units on; narrow networks take blocks of 32.
-    float32 and float64 tiles hold 32 rows, so that a batch of 4,096 covers the multiprocessors of an H200; half precision
-    takes 64, since its products are over before the weights have come.
+    Blocks of 64 x 64 weights skip most of what a mask leaves empty from 256 units on; narrow networks, and products
+    without matrix instructions, take blocks of 32. Tiles hold 32 rows, so that a batch of 4,096 covers the
+    multiprocessors of an H200, and 64 in half precision, whose products are over before the weights have come; 16 in double.
+    Eight warps, and fewer rows where a context is added, since registers would spill otherwise.
     """
-    widest = max([plan.features, *plan.units])
-    block = 64 if widest >= 256 else 32
     if dtype == torch.float64:
-        return Config(32, 32, 4, 1)
-    if dtype == torch.float32:
-        return Config(32, block, 4, 3)
-    return Config(64, block, 4, 3)
+        return Config(16, 32, 8, 2)
+    if dtype == torch.float32 and precision == "ieee":
+        return Config(16, 32, 8, 2) if plan.addend_widths else Config(32, 32, 8, 2)
+    block_m = 32 if dtype == torch.float32 or plan.addend_widths else 64
+    wide = max([plan.features, *plan.units]) >= 256
+    if _launch.GPU == "hip":  # pipelines hold the next block in registers, and fewer warps have more of these
+        return Config(block_m, 64 if wide else 32, 4, 2)
+    return Config(block_m, 64, 8, 3) if wide else Config(block_m, 32, 4, 3)
 
 
 class Tables:

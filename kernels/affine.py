@@ -110,7 +110,7 @@ def affine(x, shift, raw, place, transformed, inverse, map):
                 x, shift, raw, x if place is None else place, z, partial, rows, columns, begin, count,
                 *x.stride(), *shift.stride(), *raw.stride(),
                 *map, inverse, -1 if place is not None else step,
-                config.acc, config.part, config.block_r, config.block_c, num_warps=config.warps,
+                config.acc, config.part, config.block_r, config.block_c, **config.options,
             )  # fmt: skip
     elif rows:
         partial.zero_()
@@ -133,6 +133,6 @@ def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, inverse,
                 rows, columns, begin, count,
                 *x.stride(), *shift.stride(), *raw.stride(), *g_z.stride(), *g_log_det.stride(),
                 *map, inverse, -1 if place is not None else step,
-                config.acc, config.part, config.block_r, config.block_c, num_warps=config.warps,
+                config.acc, config.part, config.block_r, config.block_c, **config.options,
             )  # fmt: skip
     return g_x, g_shift, g_raw

@@ -34,20 +34,20 @@ from flowkern.kernels._network import (
 
 @triton.jit
 def parameters_of(
-    j, act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+    j, act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
     SCALE: tl.constexpr, ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Shift and raw scale of one block of features."""
     count: tl.constexpr = 1 if SCALE == 0 else 2
     t = linear_map(
-        act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, j * count, depth,
+        act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, j * count, depth,
         like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
     )  # fmt: skip
     a = t
     if SCALE != 0:
         a = linear_map(
-            act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, j * 2 + 1,
+            act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, j * 2 + 1,
             depth, like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
     return t, a
@@ -62,21 +62,22 @@ def autoregressive_forward(
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        rows = (i * 0 + tile) * BLOCK_M + i
-        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
-        inside = rows < batch
-        gather_features(x, x_row, x_column, act, table, order_at, rows, inside, home, width, feature_blocks, BLOCK)
+        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
+        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
+        rows, inside = first + i, first + i < batch
+        act_tile, pre_tile, ungated_tile = act + home * width, pre + home * width, ungated + home * width
+        gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
         hidden_layers(
-            act, pre, ungated, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth,
+            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth,
             like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
-        total = like
+        total = tl.zeros([BLOCK_M, 1], ACC)
         for j in range(feature_blocks):
             t, a = parameters_of(
-                j, act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+                j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
                 SCALE, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             d = tl.load(table + order_at + j * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -84,8 +85,8 @@ def autoregressive_forward(
             u = tl.load(x + rows * x_row + d * x_column, there, 0).to(ACC)  # unrounded, where act is of lower precision
             v, log_slope = map_forward(u, t, a, SCALE, PLACEMENT, C0, C1)
             tl.store(z + rows * features + d, v.to(z.dtype.element_ty), there)
-            total += tl.where(there, log_slope, 0)
-        tl.store(log_det + rows, tl.sum(total, 1, keep_dims=True).to(log_det.dtype.element_ty), inside)
+            total += tl.sum(tl.where(there, log_slope, 0), 1, keep_dims=True)
+        tl.store(log_det + rows, total.to(log_det.dtype.element_ty), inside)
         tl.debug_barrier()  # the scratch tile is written again
 
 
@@ -99,19 +100,21 @@ def autoregressive_backward(
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     count: tl.constexpr = 1 if SCALE == 0 else 2
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        rows = (i * 0 + tile) * BLOCK_M + i
-        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
-        inside = rows < batch
+        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
+        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
+        rows, inside = first + i, first + i < batch
+        act_tile, pre_tile, ungated_tile = act + first * width, pre + first * width, ungated + first * width
+        delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width
         gl = tl.load(g_log_det + rows * g_log_det_row, inside, 0).to(ACC)
         target = section(table, depth, TARGET)
         units = table + record(table, depth, UNITS)
         for j in range(feature_blocks):
             t, a = parameters_of(
-                j, act, width, rows, inside, rows, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+                j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
                 SCALE, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             c = tl.arange(0, BLOCK)[None, :]
@@ -128,14 +131,14 @@ def autoregressive_backward(
                 g = gt if p == 0 else ga
                 if ADDENDS > 0:
                     put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, tl.load(units + n), there, g, ADDENDS)
-                tl.store(delta + home * delta_width + target + n, g.to(delta.dtype.element_ty))
+                tl.store(delta_tile + i * delta_width + target + n, g.to(delta.dtype.element_ty))
         hidden_backward(
-            act, pre, ungated, width, delta, outer, delta_width, rows, inside, home, rows, packed,
+            act_tile, pre_tile, ungated_tile, width, delta_tile, outer_tile, delta_width, rows, inside, i, packed,
             addends, addend_rows, addend_columns, g_addends, g_addend_rows, table, depth, like,
             KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         feature_gradients(
-            direct, delta, delta_width, rows, inside, home, packed, g_x, features, table, order_at, depth, feature_blocks,
+            direct, delta_tile, delta_width, rows, inside, i, packed, g_x, features, table, order_at, depth, feature_blocks,
             like, True, SKIP, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         tl.debug_barrier()

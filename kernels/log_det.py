@@ -44,6 +44,6 @@ def reduce_rows(x, log_det):
         with _launch.on(x):
             row_sum[config.grid](
                 x, log_det if normal else x, out, rows, columns, *x.stride(), log_det.stride(0) if normal else 0,
-                normal, config.acc, config.part, config.block_r, config.block_c, num_warps=config.warps,
+                normal, config.acc, config.part, config.block_r, config.block_c, **config.options,
             )  # fmt: skip
     return reduce_rows(out, None).to(x.dtype) if config.parts > 1 else out.view(rows)

@@ -35,20 +35,21 @@ def masked_mlp_forward(
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        rows = (i * 0 + tile) * BLOCK_M + i
-        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
-        inside = rows < batch
-        gather_features(x, x_row, x_column, act, table, order_at, rows, inside, home, width, feature_blocks, BLOCK)
+        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
+        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
+        rows, inside = first + i, first + i < batch
+        act_tile, pre_tile, ungated_tile = act + home * width, pre + home * width, ungated + home * width
+        gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
         hidden_layers(
-            act, pre, ungated, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth,
+            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth,
             like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         for n in range(output_blocks):
             p = linear_map(
-                act, width, rows, inside, home, packed, biases, addends, addend_rows, addend_columns, table, depth, n, depth,
+                act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, n, depth,
                 like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             o = tl.load(table + record(table, depth, UNITS) + n * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -64,12 +65,14 @@ def masked_mlp_backward(
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    i = tl.arange(0, BLOCK_M).to(tl.int64)[:, None]
+    i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        rows = (i * 0 + tile) * BLOCK_M + i
-        home = rows if KEEP else (i * 0 + tl.program_id(0)) * BLOCK_M + i
-        inside = rows < batch
+        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
+        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
+        rows, inside = first + i, first + i < batch
+        act_tile, pre_tile, ungated_tile = act + first * width, pre + first * width, ungated + first * width
+        delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width
         target = section(table, depth, TARGET)
         for n in range(output_blocks):
             c = n * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -78,14 +81,14 @@ def masked_mlp_backward(
             v = tl.load(g + rows * g_row + o * g_column, there, 0).to(ACC)
             if ADDENDS > 0:
                 put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, o, there, v, ADDENDS)
-            tl.store(delta + home * delta_width + target + c, v.to(delta.dtype.element_ty))
+            tl.store(delta_tile + i * delta_width + target + c, v.to(delta.dtype.element_ty))
         hidden_backward(
-            act, pre, ungated, width, delta, outer, delta_width, rows, inside, home, rows, packed,
+            act_tile, pre_tile, ungated_tile, width, delta_tile, outer_tile, delta_width, rows, inside, i, packed,
             addends, addend_rows, addend_columns, g_addends, g_addend_rows, table, depth, like,
             KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         feature_gradients(
-            g_x, delta, delta_width, rows, inside, home, packed, g_x, features, table, order_at, depth, feature_blocks, like,
+            g_x, delta_tile, delta_width, rows, inside, i, packed, g_x, features, table, order_at, depth, feature_blocks, like,
             False, SKIP, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         tl.debug_barrier()

@@ -1,0 +1,407 @@
+"""Compiles the Triton kernels for GPUs that are not here and reads what the compilers say of them.
+
+``python tests/kernels/compiled.py`` compiles the configurations that docs/kernels.md lists for every architecture and
+prints their resources; ``--write`` puts the tables into that page. ``--cover 2`` takes instead a set of configurations
+in which every pair of choices occurs (what CI does), ``--cover 3`` every triple; ``--json`` prints findings for tests.
+It must run without TRITON_INTERPRET, which would leave nothing to compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch
+import triton
+from allpairspy import AllPairs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import network
+
+from flowkern.kernels import _launch
+from flowkern.kernels._network import Network
+from flowkern.kernels.affine import affine, affine_gradients
+from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
+from flowkern.kernels.log_det import log_det
+from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
+from flowkern.kernels.normal_log_prob import normal_log_prob
+from flowkern.plan import ACTIVATIONS
+from flowkern.univariate import PLACEMENTS, SCALES, resolve
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A GPU to compile for, and what one of its multiprocessors (compute units) holds."""
+
+    name: str
+    target: GPUTarget
+    shared: int  # bytes that one program may have
+    shared_all: int  # bytes in all
+    registers: int = 65536
+    warps: int = 64
+
+
+ARCHITECTURES = (
+    Architecture("sm_80", GPUTarget("cuda", 80, 32), 163 << 10, 164 << 10),
+    Architecture("sm_90", GPUTarget("cuda", 90, 32), 227 << 10, 228 << 10),
+    Architecture("sm_100", GPUTarget("cuda", 100, 32), 227 << 10, 228 << 10),
+    Architecture("sm_120", GPUTarget("cuda", 120, 32), 99 << 10, 100 << 10, warps=48),
+    Architecture("gfx942", GPUTarget("hip", "gfx942", 64), 64 << 10, 64 << 10, 512 * 4 * 64, 32),
+)
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "autocast": torch.bfloat16,  # weights in bfloat16, rows in float32
+}
+
+
+# -- what is compiled -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Launch:
+    """One kernel with the types and constants of one launch."""
+
+    kernel: JITFunction
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+    label: str
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return repr((self.kernel.__name__, self.signature, self.constants, self.attributes, self.options))
+
+
+def record(run: Callable[[], Any], label: str, **facts: str) -> list[Launch]:
+    """The launches that a host function makes; nothing runs."""
+    found: list[Launch] = []
+
+    def remember(self: JITFunction, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        options = {k: named.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in named}
+        bound = dict(zip(self.arg_names, args, strict=False), **named)
+        assert bound.keys() == set(self.arg_names), set(self.arg_names) ^ bound.keys()
+        launch = Launch(self, {}, {}, {}, options, label, {"kernel": self.__name__, **facts})
+        for i, parameter in enumerate(self.params):
+            launch.signature[parameter.name] = describe(launch, (i,), bound[parameter.name], parameter.is_constexpr)
+        columns = self.arg_names.index("columns") if "columns" in self.arg_names else None
+        launch.facts["aligned"] = "yes" if (columns,) in launch.attributes else "no"
+        found.append(launch)
+
+    original = JITFunction.run
+    JITFunction.run = remember
+    try:
+        run()
+    finally:
+        JITFunction.run = original
+    return found
+
+
+_TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_TYPES |= {torch.int32: "i32", torch.int64: "i64"}
+
+
+def describe(launch: Launch, path: tuple[int, ...], value: Any, constexpr: bool) -> Any:
+    """The type of an argument as the launcher would specialise it."""
+    if isinstance(value, tuple) and not constexpr:
+        return tuple(describe(launch, (*path, i), v, False) for i, v in enumerate(value))
+    if constexpr or (isinstance(value, int) and value == 1):
+        launch.constants[path] = value
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        launch.attributes[path] = [["tt.divisibility", 16]]
+        return "*" + _TYPES[value.dtype]
+    if value % 16 == 0:
+        launch.attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if abs(value) < 2**31 else "i64"
+
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "residual": {"residual": True},
+    "skip": {"skip": True},
+    "gates": {"gates": (1,), "addends": (0,)},
+    "context": {"addends": (0, 3)},
+}
+
+
+def network_launches(
+    operator: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
+) -> list[Launch]:
+    """Forward and backward of one masked network."""
+    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
+    net = network(64 if width >= 256 else 8, (width,) * 3, **options)
+    low = DTYPES[dtype]
+    rows = torch.float32 if dtype == "autocast" else low
+    weights = [w.to(low) for w in net.weights]
+    biases = [b.to(rows) for b in net.biases]
+    x = torch.zeros(256, net.plan.features, dtype=rows)
+    addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
+    map = resolve(scale, placement, None)
+
+    def run() -> None:
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        config = Network(net.plan, low, x.device)
+        if operator == "masked_mlp":
+            out, _ = masked_mlp(x, weights, biases, addends, config, keep)
+            _, state = masked_mlp(x, weights, biases, addends, config, True)
+            masked_mlp_gradients(out, weights, biases, addends, state, config, keep)
+        else:
+            autoregressive(x, weights, biases, addends, config, map, keep)
+            _, g, state = autoregressive(x, weights, biases, addends, config, map, True)
+            autoregressive_gradients(x, g, x, weights, biases, addends, state, config, map, keep)
+
+    kind = "" if operator == "masked_mlp" else f", {scale} {placement}"
+    label = f"{dtype}, {net.plan.features} x {width}x3, {structure}, {activation}{kind}{'' if keep else ', nothing kept'}"
+    return record(run, label, dtype=dtype, family="network")
+
+
+FEATURES = {"all": (0, 0), "half": (32, 1), "alternating": (1, 2), "table": (0, 1)}
+
+
+def row_launches(dtype: str, width: int, scale: str, placement: str, inverse: bool, features: str) -> list[Launch]:
+    """Forward and backward of the maps of rows."""
+    t = DTYPES[dtype]
+    begin, step = FEATURES[features]
+    count = width // 2 if step else 0
+    x, part = torch.zeros(64, width, dtype=t), torch.zeros(64, count or width, dtype=t)
+    place = torch.zeros(width, dtype=torch.int64) if features == "table" else None
+    map = resolve(scale, placement, None)
+
+    def run() -> None:
+        z, found = affine(x, part, part, place, (begin, step, count), inverse, map)
+        affine_gradients(z, found, x, part, part, place, (begin, step, count), inverse, map)
+
+    label = f"{dtype}, {width} features, {features}, {scale} {placement}{', inverse' if inverse else ''}"
+    return record(run, label, dtype=dtype, family="rows", gathered="yes" if features in ("alternating", "table") else "no")
+
+
+def reduction_launches(dtype: str, width: int) -> list[Launch]:
+    """The row reductions."""
+    x = torch.zeros(64, width, dtype=DTYPES[dtype])
+
+    def run() -> None:
+        log_det(x)
+        normal_log_prob(x, x[:, 0])
+
+    return record(run, f"{dtype}, {width} features", dtype=dtype, family="rows", gathered="no")
+
+
+NETWORKS = [
+    ("autoregressive", "masked_mlp"),
+    tuple(DTYPES),
+    (48, 256),
+    ACTIVATIONS,
+    SCALES,
+    PLACEMENTS,
+    tuple(STRUCTURES),
+    (True, False),
+]
+ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
+ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
+
+
+Job = tuple[Launch, Architecture]
+
+
+def cover(strength: int) -> Iterator[Job]:
+    """Configurations in which every combination of ``strength`` choices occurs, the architecture being one of them."""
+    for make, choices in ((network_launches, NETWORKS), (row_launches, ROWS), (reduction_launches, ROWS[:2])):
+        for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
+            yield from launched(architecture, make, *case)
+
+
+def launched(architecture: Architecture, make: Callable[..., list[Launch]], *case: Any) -> Iterator[Job]:
+    """The launches of one configuration as an architecture would get them."""
+    _launch.GPU = architecture.target.backend
+    for launch in make(*case):
+        yield launch, architecture
+
+
+def listed() -> Iterator[Job]:
+    """The configurations of docs/kernels.md, each for every architecture."""
+    plain = "relu", "exp", "standardize", "plain"
+    cases: list[tuple[Any, ...]] = [
+        (network_launches, "autoregressive", dtype, width, *plain, True) for dtype in DTYPES for width in (48, 256)
+    ]
+    cases.append((network_launches, "autoregressive", "tf32", 256, *plain, False))
+    cases.append((network_launches, "masked_mlp", "tf32", 256, "silu", "none", "standardize", "residual", True))
+    cases += [(row_launches, dtype, 64, "exp", "standardize", False, "all") for dtype in ROW_DTYPES]
+    cases.append((row_launches, "float32", 64, "sigmoid", "gate", False, "all"))
+    cases += [(row_launches, "float32", 64, "exp", "scale_shift", False, f) for f in ("half", "alternating", "table")]
+    cases += [(row_launches, "float32", 65536, "exp", "standardize", False, "all"), (reduction_launches, "float32", 64)]
+    for case, architecture in product(cases, ARCHITECTURES):
+        yield from launched(architecture, *case)
+
+
+# -- what the compilers say -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Finding:
+    """Resources and instructions of one compiled kernel."""
+
+    label: str
+    facts: dict[str, str]
+    architecture: str
+    registers: int
+    stack: int
+    shared: int
+    shared_limit: int
+    warps: int
+    occupancy: int
+    matrix: dict[str, int]
+    wide: int  # global loads and stores of 16 bytes
+    global_accesses: int
+
+
+MATRIX = r"\b(HGMMA|UTC\w*MMA|HMMA|DMMA|v_mfma\w*)"
+WIDE = r"(?:LDG\.E(?:\.\w+)*\.128|STG\.E(?:\.\w+)*\.128|LDGSTS\.E(?:\.\w+)*\.128|global_(?:load|store)_dwordx4|buffer_(?:load|store)_dwordx4)"
+ANY_GLOBAL = r"(?:LDG\.|STG\.|LDGSTS\.|global_(?:load|store)|buffer_(?:load|store))"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def compile_one(index: int) -> Finding:
+    """Compiles one job of the parent process's list."""
+    launch, architecture = _jobs[index]
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    try:
+        compiled = triton.compile(source, target=architecture.target, options=launch.options)
+    except Exception as error:
+        raise RuntimeError(f"{launch.kernel.__name__} ({launch.label}) on {architecture.name}") from error
+    if architecture.target.backend == "cuda":
+        registers, stack, text = read_cubin(compiled.asm["cubin"])
+    else:
+        text = compiled.asm["amdgcn"]
+        registers = metadata(text, "vgpr_count")
+        stack = metadata(text, "private_segment_fixed_size")  # registers may be kept in accumulation registers at no cost
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    matrix: dict[str, int] = {}
+    for name in re.findall(MATRIX, text):
+        name = "MFMA" if name.startswith("v_") else name
+        matrix[name] = matrix.get(name, 0) + 1
+    return Finding(
+        launch.label, launch.facts, architecture.name, registers, stack, shared, architecture.shared, warps,
+        occupancy(architecture, registers, shared, warps), matrix,
+        len(re.findall(WIDE, text)), len(re.findall(ANY_GLOBAL, text)),
+    )  # fmt: skip
+
+
+def read_cubin(cubin: bytes) -> tuple[int, int, str]:
+    """Registers per thread, bytes of stack, disassembly."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True)
+        sass = subprocess.run([TOOLS / "nvdisasm", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+    assert found, usage.stdout + usage.stderr
+    return int(found[1]), int(found[2]), sass.stdout
+
+
+def metadata(text: str, name: str) -> int:
+    """A number of a kernel's AMD metadata."""
+    found = re.search(rf"\.{name}:\s+(\d+)", text)
+    assert found, name
+    return int(found[1])
+
+
+def occupancy(architecture: Architecture, registers: int, shared: int, warps: int) -> int:
+    """Warps that a multiprocessor holds at a time, as registers and shared memory allow."""
+    lanes = architecture.target.warp_size
+    by_registers = architecture.registers // (max(-(-registers // 8) * 8, 8) * lanes * warps)
+    by_shared = architecture.shared_all // (shared + 1024) if shared else architecture.warps
+    return min(architecture.warps // warps, by_registers, by_shared) * warps
+
+
+_jobs: list[Job] = []
+
+
+def findings(jobs: Iterable[Job]) -> list[Finding]:
+    """What the compilers say of each job; the same kernel of the same types is compiled once."""
+    _jobs[:] = {(launch.key, architecture.name): (launch, architecture) for launch, architecture in jobs}.values()
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(compile_one, range(len(_jobs)), chunksize=4))
+
+
+def faults(finding: Finding) -> list[str]:
+    """What is wrong with a compiled kernel."""
+    found = []
+    if finding.stack:
+        found.append(f"{finding.stack} bytes of stack")
+    if finding.shared > finding.shared_limit:
+        found.append(f"{finding.shared} bytes of shared memory, at most {finding.shared_limit}")
+    low = finding.facts["dtype"] in ("tf32", "bfloat16", "float16", "autocast")
+    product_kernel = finding.facts["family"] == "network" and finding.facts["kernel"] not in ("pack_kernel", "unpack_kernel")
+    if low and product_kernel and not finding.matrix:
+        found.append("no matrix instructions")
+    facts = finding.facts
+    if facts["family"] == "rows" and facts["aligned"] == "yes" and facts["gathered"] == "no" and not finding.wide:
+        found.append("no 16-byte loads and stores")
+    return [f"{finding.facts['kernel']} on {finding.architecture} ({finding.label}): {fault}" for fault in found]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def tables(found: list[Finding]) -> str:
+    """Markdown: one line per kernel and configuration, one column per architecture."""
+    names = [a.name for a in ARCHITECTURES]
+    lines = ["| kernel | configuration | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for f in found:
+        matrix = " ".join(f.matrix) or "-"
+        cell = f"{f.registers} / {f.shared >> 10} / {f.occupancy} / {matrix}"
+        rows.setdefault((f.facts["kernel"], f.label), {})[f.architecture] = cell
+    lines += [f"| {k} | {label} | " + " | ".join(cells[n] for n in names) + " |" for (k, label), cells in rows.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cover", type=int, choices=(2, 3), help="configurations that cover every pair or triple of choices")
+    parser.add_argument("--json", action="store_true", help="print findings and faults as JSON")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    options = parser.parse_args()
+    if _launch.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: there is nothing to compile")
+    found = findings(cover(options.cover) if options.cover else listed())
+    wrong = [fault for f in found for fault in faults(f)]
+    if options.json:
+        print(json.dumps({"compiled": len(found), "faults": wrong, "findings": [asdict(f) for f in found]}))
+        return 0
+    text = tables(found)
+    if options.write:
+        begin, end = "<!-- resources: begin -->\n", "<!-- resources: end -->"
+        page = PAGE.read_text()
+        head, rest = page.split(begin)
+        PAGE.write_text(head + begin + text + "\n" + end + rest.split(end)[1])
+    print(text, *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
