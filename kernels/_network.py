@@ -366,7 +366,8 @@ def weight_gradients(network: Network, delta: Tensor, act: Tensor, bias_dtype: t
     size = len(host.gathered) + host.bias_size
     most = max(_PROGRAMS // host.blocks, 1)
     rows = delta.shape[0]
-    part = max(-(-rows // (most * _GRADIENT_ROWS)), 1) * _GRADIENT_ROWS
+    step = min(tables.config.block_m, _GRADIENT_ROWS)  # rows are whole tiles
+    part = max(-(-rows // (most * step)), 1) * step
     splits = max(-(-rows // part), 1)
     partial = torch.empty(splits, size, dtype=network.acc_dtype, device=act.device)
     weights, count = host.dense_starts[-1], len(host.positions)
@@ -376,7 +377,7 @@ def weight_gradients(network: Network, delta: Tensor, act: Tensor, bias_dtype: t
         weight_gradient_kernel[(host.blocks, splits)](
             delta, delta.shape[1], act, act.shape[1], partial, tables.table,
             host.sources_at, host.targets_at, host.tile_biases_at, host.blocks, rows, part, size,
-            network.acc, _GRADIENT_ROWS, tables.config.block, network.precision, network.upcast,
+            network.acc, step, tables.config.block, network.precision, network.upcast,
             num_warps=tables.config.warps, num_stages=tables.config.stages,
         )  # fmt: skip
         unpack_kernel[(-(-count // 1024),)](partial, tables.positions, out, out_biases, weights, count, splits, size, 1024)
