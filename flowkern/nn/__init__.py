@@ -2,6 +2,7 @@
 
 from flowkern.nn.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.batch_norm import BatchNorm
+from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling
 from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians
 from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_linear import MaskedLinear
@@ -11,6 +12,8 @@ from flowkern.nn.transform import Compose, Transform
 
 __all__ = [
     "MADE",
+    "AdditiveCoupling",
+    "AffineCoupling",
     "BatchNorm",
     "Bernoulli",
     "Categorical",

@@ -26,12 +26,61 @@ def layers() -> dict[str, Any]:
         "masked, random": fnn.MaskedAutoregressive(4, hidden=(12,), order="random", degrees="random", generator=generator),
         "inverse": fnn.InverseAutoregressive(4, hidden=(12, 12), order="reverse", activation="tanh"),
         "inverse, gated": fnn.InverseAutoregressive(4, hidden=(12, 12), gated=True, order=[2, 0, 3, 1]),
+        "coupling": fnn.AffineCoupling(4, hidden=(12,), activation="tanh"),
+        "coupling, alternating": fnn.AffineCoupling(4, hidden=(12,), mask="alternating", swap=True, scale="tanh"),
+        "coupling, any mask": fnn.AffineCoupling(4, hidden=(), mask=torch.tensor([True, False, True, True]), placement="gate"),
+        "coupling, additive": fnn.AdditiveCoupling(4, hidden=(12,)),
         "permutation": fnn.Permutation([2, 0, 3, 1]),
         "reverse": fnn.Reverse(4),
         "standardize": fnn.Standardize(torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 3])),
         "batch norm": trained_norm(),
         "compose": fnn.Compose([fnn.Reverse(4), fnn.MaskedAutoregressive(4, hidden=(12,)), trained_norm()]),
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 1}, "features: expected a whole number of at least 2, got 1"),
+        ({"context": -1}, "context: expected"),
+        ({"mask": "thirds"}, "mask: expected a boolean tensor or one of halves, alternating, got 'thirds'"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask: expected a boolean tensor \(4,\), got torch.bool \(3,\)"),
+        ({"mask": torch.ones(4, dtype=torch.bool)}, "mask: expected some of the 4 features to be transformed, got 4"),
+        ({"hidden": (0,)}, r"hidden: expected positive widths, got \(0,\)"),
+        ({"activation": "sin"}, "activation: expected one of"),
+        ({"scale": "cube"}, "scale: expected one of"),
+    ],
+)
+def test_bad_couplings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fnn.AffineCoupling(**{"features": 4, **options})
+
+
+def test_couplings_take_a_context_and_a_network() -> None:
+    context = torch.randn(3, 1, 2)
+    layer = fnn.AffineCoupling(5, hidden=(8,), context=2)
+    z, log_det = layer(torch.randn(4, 5), context)
+    assert z.shape == (3, 4, 5)
+    assert log_det.shape == (3, 4)
+    with pytest.raises(ValueError, match="context: this layer takes 2 context features, got None"):
+        layer(torch.randn(4, 5))
+    flow = fk.flows.Flow([fnn.AffineCoupling(5, context=2), fnn.AffineCoupling(5, context=2, swap=True)])
+    x, log_prob = flow.rsample_and_log_prob((6,), torch.randn(2))
+    torch.testing.assert_close(flow.log_prob(x, torch.zeros(2)).shape, log_prob.shape)
+    given = fnn.AffineCoupling(5, network=torch.nn.Linear(3, 4))
+    assert given(torch.randn(7, 5))[0].shape == (7, 5)
+    with pytest.raises(ValueError, match=r"shift: expected shape \(\.\.\., 2\)"):
+        fnn.AffineCoupling(5, network=torch.nn.Linear(3, 5))(torch.randn(7, 5))
+
+
+def test_a_state_dict_brings_its_mask_along() -> None:
+    mask = torch.tensor([True, False, True, False, False])
+    source, target = fnn.AffineCoupling(5, mask=mask), fnn.AffineCoupling(5, mask=mask.flip(0))
+    target.load_state_dict(source.state_dict())
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(target(x), source(x))
+    with pytest.raises(ValueError, match="this layer transforms 3 features, the state has 2"):
+        fnn.AffineCoupling(5, mask=~mask).load_state_dict(source.state_dict() | {})
 
 
 def trained_norm() -> fnn.BatchNorm:

@@ -1,0 +1,216 @@
+"""Coupling layers: affine (RealNVP, Glow) and additive (NICE)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkern import ops
+from flowkern._checks import check_features, check_like
+from flowkern.nn.transform import Transform, show_context
+from flowkern.univariate import default_constants, resolve
+
+MASKS = ("halves", "alternating")
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+}
+
+
+class AffineCoupling(Transform):
+    r"""z_d = f(x_d; network of the features that pass) for the transformed features; the others pass as they are.
+
+    Both directions cost one pass. Two layers in a row, the second with ``swap``, transform every feature.
+
+    Args:
+        features: number of features, at least 2.
+        hidden: widths of the hidden layers of the network.
+        context: number of context features, which the network reads too.
+        mask: which features are transformed: ``"halves"`` the second half, ``"alternating"`` every other one from the
+            second on, or a boolean tensor (features,), true where transformed.
+        swap: transform the others instead.
+        activation: of the network, one of :data:`flowkern.plan.ACTIVATIONS`.
+        scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is RealNVP's
+            z = x s + t, with zuko's softly clipped log-scale, which cannot overflow.
+        network: any module in place of the network: from the features that pass (..., n), followed by those of the context,
+            to the parameters (..., 2 m) of the transformed ones, all shifts before all raw scales.
+
+    Raises:
+        ValueError: for impossible sizes, unknown names, or a mask that transforms no feature or all of them.
+
+    Example:
+        >>> import torch
+        >>> t = AffineCoupling(4, hidden=(16,))
+        >>> x = torch.randn(5, 4)
+        >>> z, log_det = t(x)
+        >>> torch.equal(z[:, :2], x[:, :2]), torch.allclose(t.inverse(z)[0], x, atol=1e-6)
+        (True, True)
+
+    References:
+        Density estimation using Real NVP (Dinh et al., 2017), equations 4 to 8.
+    """
+
+    transformed: Tensor
+    place: Tensor
+    passing: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        mask: str | Tensor = "halves",
+        swap: bool = False,
+        activation: str = "relu",
+        scale: str = "soft_clipped_exp",
+        placement: str = "scale_shift",
+        constants: Sequence[float] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        resolve(scale, placement, constants)
+        if not isinstance(features, int) or features < 2:
+            raise ValueError(f"features: expected a whole number of at least 2, got {features!r}")
+        if not isinstance(context, int) or context < 0:
+            raise ValueError(f"context: expected a whole number of at least 0, got {context!r}")
+        self.features, self.context = features, context
+        self.scale, self.placement = scale, placement
+        self.constants = default_constants(scale) if constants is None else tuple(constants)
+        chosen = _transformed(mask, features) ^ swap
+        self.count = int(chosen.sum())
+        if self.count in (0, features):
+            raise ValueError(f"mask: expected some of the {features} features to be transformed, got {self.count}")
+        self.register_buffer("transformed", chosen)  # so that a state dict brings its mask along
+        self._arrange(chosen)
+        outputs = self.count * (1 if scale == "none" else 2)
+        inputs = features - self.count + context
+        self.network = _mlp([inputs, *hidden, outputs], activation) if network is None else network
+
+    def _arrange(self, chosen: Tensor) -> None:
+        """Tables of the mask: the column of each feature's parameters, and the features that pass."""
+        self.slice = _as_slice(chosen)
+        self.register_buffer("place", torch.where(chosen, chosen.cumsum(0) - 1, -1), persistent=False)
+        self.register_buffer("passing", (~chosen).nonzero().flatten(), persistent=False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.transformed.is_meta:
+            device, chosen = self.transformed.device, self.transformed.cpu()
+            if int(chosen.sum()) != self.count:
+                raise ValueError(f"transformed: this layer transforms {self.count} features, the state has {int(chosen.sum())}")
+            self._arrange(chosen)
+            self.place, self.passing = self.place.to(device), self.passing.to(device)
+
+    @property
+    def conditional(self) -> bool:
+        return self.context > 0
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._apply_map("x", x, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._apply_map("z", z, context, inverse=True)
+
+    def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        self._check(name, x)
+        if (context is None) != (self.context == 0):
+            got = "None" if context is None else f"shape {tuple(context.shape)}"
+            takes = f"{self.context} context features" if self.context else "no context"
+            raise ValueError(f"context: this layer takes {takes}, got {got}")
+        seen = x.index_select(-1, self.passing)
+        if context is not None:
+            check_features("context", context, self.context)
+            check_like("context", context, x, name)
+            batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+            seen = torch.cat([seen.expand(*batch, -1), context.expand(*batch, -1)], -1)
+        parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast
+        shift, raw = (parameters, None) if self.scale == "none" else parameters.chunk(2, -1)
+        z, log_det = ops.coupling(
+            x,
+            shift,
+            raw,
+            transformed=self.place if self.slice is None else self.slice,
+            scale=self.scale,
+            placement=self.placement,
+            constants=self.constants,
+            inverse=inverse,
+        )
+        return z, show_context(log_det, context)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, transformed={self.count}, scale={self.scale!r}, placement={self.placement!r}"
+
+
+class AdditiveCoupling(AffineCoupling):
+    r"""z_d = x_d + t_d, with t from the features that pass; the log-determinant is zero.
+
+    Args:
+        features, hidden, context, mask, swap, activation, network: see :class:`AffineCoupling`; the network gives one
+            parameter for each transformed feature.
+
+    Example:
+        >>> import torch
+        >>> t = AdditiveCoupling(4, hidden=(16,), mask="alternating")
+        >>> t(torch.randn(5, 4))[1]
+        tensor([0., 0., 0., 0., 0.], grad_fn=<...>)
+
+    References:
+        NICE: Non-linear Independent Components Estimation (Dinh et al., 2015), equations 8 and 9.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        mask: str | Tensor = "halves",
+        swap: bool = False,
+        activation: str = "relu",
+        network: nn.Module | None = None,
+    ) -> None:
+        super().__init__(features, hidden, context, mask, swap, activation, "none", "scale_shift", None, network)
+
+
+def _transformed(mask: str | Tensor, features: int) -> Tensor:
+    """Which features are transformed, before a swap."""
+    places = torch.arange(features, device="cpu")
+    if isinstance(mask, Tensor):
+        if mask.dtype is not torch.bool or mask.shape != (features,):
+            raise ValueError(f"mask: expected a boolean tensor ({features},), got {mask.dtype} {tuple(mask.shape)}")
+        return mask.cpu()
+    if mask == "halves":
+        return places >= (features + 1) // 2
+    if mask == "alternating":
+        return places % 2 == 1
+    raise ValueError(f"mask: expected a boolean tensor or one of {', '.join(MASKS)}, got {mask!r}")
+
+
+def _as_slice(chosen: Tensor) -> slice | None:
+    """The slice that chooses these features, if there is one: it needs no table."""
+    places = chosen.nonzero().flatten().tolist()
+    step = places[1] - places[0] if len(places) > 1 else 1
+    found = slice(places[0], places[-1] + 1, step)
+    return found if list(range(len(chosen)))[found] == places else None
+
+
+def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers with an activation between each two."""
+    if any(not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"hidden: expected positive widths, got {tuple(sizes[1:-1])}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+        layers += [*([_ACTIVATIONS[activation]()] if i else []), nn.Linear(a, b)]
+    return nn.Sequential(*layers)
