@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 PYTHONS := flowkern kernels tests bench examples setup.py
 
-.PHONY: demo test bench bench-peers test-peers lint format clean
+.PHONY: demo test bench bench-peers test-peers kernels gpu-check gpu-bench lint format clean
 demo: $(VENV)/.peers
 	$(BIN)/flowkern demo $(ARGS)
 
+# One process per processor, each with one thread.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(VENV)/.peers
 	$(BIN)/flowkern bench $(ARGS)
@@ -21,6 +22,23 @@ bench-peers: $(VENV)/.peers
 
 test-peers: $(VENV)/.peers
 	$(BIN)/python tests/run_peers.py $(ARGS)
+
+# Compiles the Triton kernels for GPUs that are not here and writes what they need into docs/kernels.md.
+kernels: $(VENV)/.built
+	$(BIN)/python tests/kernels/compiled.py --write $(ARGS)
+
+# On a machine with a GPU and without a network: the system's Python, with the torch and the pytest that it has.
+.PHONY: gpu-install
+gpu-install:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "$(PYTHON) has no torch that sees a GPU; name another with PYTHON=..."; exit 1; }
+	FLOWKERN_BUILD_EXT=1 $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+
+gpu-check: gpu-install
+	$(PYTHON) -m pytest -m gpu $$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal') $(ARGS)
+
+gpu-bench: gpu-install
+	$(PYTHON) -m flowkern.cli bench --suite gpu --output bench/results $(ARGS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check $(PYTHONS)

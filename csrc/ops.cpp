@@ -546,7 +546,8 @@ std::tuple<Tensor, Tensor> coupling(Tensor x, Tensor shift, Tensor raw, std::opt
     parallel_rows(rows, columns, [&](int64_t first, int64_t last) {
       const Matrix<const T> in[] = {matrix<T>(x), matrix<T>(shift), matrix<T>(raw)};
       if (step == 0)
-        return kernels<T>().affine(map, inverse, in[0], in[1], in[2], columns, data<T>(z), data<T>(log_det), first, last);
+        return kernels<T>().affine(map, inverse, in[0], in[1], in[2], columns, data<T>(z), data<T>(log_det), first,
+                                   last);
       kernels<T>().coupling(map, inverse, in[0], in[1], in[2], {features.data(), count, columns}, data<T>(z),
                             data<T>(log_det), static_cast<T*>(scratch(3 * columns * sizeof(T))), first, last);
     });
@@ -562,11 +563,12 @@ std::tuple<Tensor, Tensor, Tensor> coupling_backward(Tensor g_z, Tensor g_log_de
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
     const int64_t rows = x.size(0), columns = x.size(1), parameters = step ? count : columns;
-    Tensor g_x = empty<T>({rows, columns}), g_shift = empty<T>({rows, parameters}), g_raw = empty<T>({rows, parameters});
+    Tensor g_x = empty<T>({rows, columns}), g_shift = empty<T>({rows, parameters}),
+           g_raw = empty<T>({rows, parameters});
     const auto features = transformed_features(place, begin, step, step ? count : 0, columns);
     parallel_rows(rows, columns, [&](int64_t first, int64_t last) {
-      const Matrix<const T> in[] = {matrix<T>(x),   matrix<T>(shift),     matrix<T>(raw),
-                                    matrix<T>(g_z), matrix<T>(g_log_det)};
+      const Matrix<const T> in[] = {matrix<T>(x), matrix<T>(shift), matrix<T>(raw), matrix<T>(g_z),
+                                    matrix<T>(g_log_det)};
       if (step == 0)
         return kernels<T>().affine_backward(map, inverse, in[0], in[1], in[2], in[3], in[4], columns, data<T>(g_x),
                                             data<T>(g_shift), data<T>(g_raw), first, last);

@@ -94,9 +94,9 @@ def _(z: Tensor, log_det: Tensor) -> Tensor:
 
 
 def _network(plan: str, weight: Tensor) -> Any:
-    from flowkern.kernels._network import Network
+    from flowkern.kernels._network import network_of
 
-    return Network(AutoregressivePlan.find(plan), weight.dtype, weight.device)
+    return network_of(AutoregressivePlan.find(plan), weight.dtype, weight.device)
 
 
 @_define(f"masked_mlp(Tensor x, {_NETWORK}, str plan, bool keep) -> (Tensor, Tensor[])")

@@ -7,6 +7,7 @@ native kernel on the CPU and the Triton kernel on a GPU, and plain PyTorch where
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ def _triton_missing() -> str | None:
         return "Triton is not installed; `pip install triton` mends it"
     if tuple(map(int, version.split(".")[:2])) < _TRITON_LEAST:
         return f"Triton {version} is too old; `pip install 'triton>={'.'.join(map(str, _TRITON_LEAST))}'` mends it"
+    if importlib.util.find_spec("numpy") is None:
+        return "NumPy is not installed; `pip install numpy` mends it"
     return None
 
 

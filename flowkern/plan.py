@@ -172,7 +172,7 @@ class AutoregressivePlan:
         unit_levels = [torch.full((m.shape[0],), -1, device="cpu") for m in self.masks[:depth]]
         feature_levels = torch.full((self.features,), -1, device="cpu")
         new_features = torch.empty(0, dtype=torch.int64, device="cpu")
-        outputs = self._parameter_rows()
+        outputs = self.parameter_rows = self._parameter_rows()
         level = 0
         while (feature_levels < 0).any():
             if level:

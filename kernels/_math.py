@@ -62,22 +62,21 @@ def normal_cdf(x):
 def activate(x, KIND: tl.constexpr, C: tl.constexpr):
     if KIND == 1:
         return tl.where(x < 0, 0, x)
-    elif KIND == 2:
+    if KIND == 2:
         return tl.where(x < 0, C * x, x)
-    elif KIND == 3:
+    if KIND == 3:
         return tl.where(x > 0, x, C * expm1(tl.where(x > 0, 0, x)))
-    elif KIND == 4:
+    if KIND == 4:
         return x * normal_cdf(x)
-    elif KIND == 5:
+    if KIND == 5:
         return x * sigmoid(x)
-    elif KIND == 6:
+    if KIND == 6:
         return tanh(x)
-    elif KIND == 7:
+    if KIND == 7:
         return sigmoid(x)
-    elif KIND == 8:
+    if KIND == 8:
         return softplus(x)
-    else:
-        return x
+    return x
 
 
 @triton.jit
@@ -85,24 +84,23 @@ def activation_slope(x, KIND: tl.constexpr, C: tl.constexpr):
     """The derivative at the pre-activation x."""
     if KIND == 1:
         return tl.where(x > 0, 1.0, 0.0)
-    elif KIND == 2:
+    if KIND == 2:
         return tl.where(x > 0, 1.0, tl.full(x.shape, C, x.dtype))
-    elif KIND == 3:
+    if KIND == 3:
         return tl.where(x > 0, 1.0, C * tl.exp(tl.where(x > 0, 0, x)))
-    elif KIND == 4:
+    if KIND == 4:
         return normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    elif KIND == 5:
+    if KIND == 5:
         s = sigmoid(x)
         return s * (1 + x * (1 - s))
-    elif KIND == 6:
+    if KIND == 6:
         return tanh_slope(x)
-    elif KIND == 7:
+    if KIND == 7:
         s = sigmoid(x)
         return s * (1 - s)
-    elif KIND == 8:
+    if KIND == 8:
         return sigmoid(x)
-    else:
-        return x * 0 + 1
+    return x * 0 + 1
 
 
 @triton.jit
@@ -110,28 +108,26 @@ def scale_of(a, SCALE: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
     """s, log s and d log s / da of a raw scale."""
     if SCALE == 0:
         return a * 0 + 1, a * 0, a * 0
-    elif SCALE == 1:
+    if SCALE == 1:
         return tl.exp(a), a, a * 0 + 1
-    elif SCALE == 2:  # the gradient passes straight through the clamp
+    if SCALE == 2:  # the gradient passes straight through the clamp
         log_s = tl.where(a < C0, C0, tl.where(a > C1, C1, a))
         return tl.exp(log_s), log_s, a * 0 + 1
-    elif SCALE == 3:
+    if SCALE == 3:
         d = 1 / (1 + tl.abs(a / C0))
         return tl.exp(a * d), a * d, d * d
-    elif SCALE == 4:
+    if SCALE == 4:
         s = softplus(a) + C0
         return s, tl.log(s), sigmoid(a) / s
-    elif SCALE == 5:
+    if SCALE == 5:
         b = a + C0
         p, q = sigmoid(b), sigmoid(-b)
         if C1 == 0:
             return p, log_sigmoid(b), q
-        else:
-            s = p + C1
-            return s, tl.log(s), p * q / s
-    else:
-        h = tanh(a * C1)
-        return tl.exp(h * C0), h * C0, C0 * C1 * tanh_slope(a * C1)
+        s = p + C1
+        return s, tl.log(s), p * q / s
+    h = tanh(a * C1)
+    return tl.exp(h * C0), h * C0, C0 * C1 * tanh_slope(a * C1)
 
 
 @triton.jit
@@ -141,12 +137,11 @@ def map_forward(u, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.co
     finite = u - u
     if PLACEMENT == 0:
         return u * s + t, log_s + finite
-    elif PLACEMENT == 1:
+    if PLACEMENT == 1:
         return (u - t) / s, finite - log_s
-    elif PLACEMENT == 2:
+    if PLACEMENT == 2:
         return (u + t) * s, log_s + finite
-    else:
-        return s * u + (1 - s) * t, log_s + finite
+    return s * u + (1 - s) * t, log_s + finite
 
 
 @triton.jit
@@ -156,12 +151,11 @@ def map_inverse(v, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.co
     finite = v - v
     if PLACEMENT == 0:
         return (v - t) / s, finite - log_s
-    elif PLACEMENT == 1:
+    if PLACEMENT == 1:
         return v * s + t, log_s + finite
-    elif PLACEMENT == 2:
+    if PLACEMENT == 2:
         return v / s - t, finite - log_s
-    else:
-        return (v - (1 - s) * t) / s, finite - log_s
+    return (v - (1 - s) * t) / s, finite - log_s
 
 
 @triton.jit
@@ -170,14 +164,13 @@ def map_backward(u, t, a, gv, gl, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, 
     s, _, slope = scale_of(a, SCALE, C0, C1)
     if PLACEMENT == 0:
         return gv * s, gv, (gv * u * s + gl) * slope
-    elif PLACEMENT == 1:
+    if PLACEMENT == 1:
         g = gv / s
         return g, -g, (-g * (u - t) - gl) * slope
-    elif PLACEMENT == 2:
+    if PLACEMENT == 2:
         g = gv * s
         return g, g, (g * (u + t) + gl) * slope
-    else:
-        return gv * s, gv * (1 - s), (gv * (u - t) * s + gl) * slope
+    return gv * s, gv * (1 - s), (gv * (u - t) * s + gl) * slope
 
 
 @triton.jit

@@ -9,6 +9,7 @@ of _tables.py. Index prefixes: c_ columns of a section, n and k row and column b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -215,14 +216,13 @@ def slope_of(act, pre, at, like, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.co
     h = tl.load(act + at).to(like.dtype)
     if KIND == 3:
         return tl.where(h > 0, 1.0, h + C)
-    elif KIND == 6:
+    if KIND == 6:
         return 1 - h * h
-    elif KIND == 7:
+    if KIND == 7:
         return h * (1 - h)
-    elif KIND == 8:
+    if KIND == 8:
         return 1 - tl.exp(-h)
-    else:
-        return activation_slope(h, KIND, C)
+    return activation_slope(h, KIND, C)
 
 
 @triton.jit
@@ -392,9 +392,8 @@ _NEEDS_PRE = {"gelu", "silu"}
 class Network:
     """Constants of the launches for one plan, dtype and device."""
 
-    def __init__(self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device) -> None:
-        self.plan, self.dtype, self.device = plan, dtype, device
-        self.precision = _launch.precision(dtype)
+    def __init__(self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> None:
+        self.plan, self.dtype, self.device, self.precision = plan, dtype, device, precision
         self.config = config_of(plan, dtype, self.precision)
         self.host = host_tables(plan, self.config.block)
         self.acc, self.acc_dtype = (tl.float64, torch.float64) if dtype == torch.float64 else (tl.float32, torch.float32)
@@ -405,7 +404,7 @@ class Network:
         self.pre = residual or self.gates or negative or plan.activation in _NEEDS_PRE
         self.kind = _launch.activation(plan)
 
-    @property
+    @cached_property
     def tables(self) -> DeviceTables:
         """The index tables on the device; never asked for while a graph is traced."""
         return device_tables(self.plan, self.config, self.device)
@@ -440,7 +439,7 @@ class Network:
         rows = (self.rows(batch) if keep else self.programs(batch, False) * self.config.block_m) if batch else 0
         return [torch.empty(rows if use else 0, width, dtype=self.dtype, device=self.device) for use in used]
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[int, int]:
         """Numbers of feature and of output blocks."""
         features = len(self.host.orders[0]) // self.config.block
@@ -459,7 +458,7 @@ class Network:
             return weight_gradients(self, delta, act, dtype)
         return act.new_empty(0), act.new_empty(0, dtype=dtype)
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Arguments that every kernel of a tile takes by name."""
         return {
@@ -478,3 +477,9 @@ class Network:
             "num_stages": self.config.stages,
             **_launch.registers(255),
         }
+
+
+def network_of(plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device) -> Network:
+    """The launches' constants; the first call makes them."""
+    key = ("triton", dtype, device, _launch.precision(dtype))
+    return plan.calls.get(key) or plan.remember(key, Network(plan, *key[1:]))

@@ -13,12 +13,15 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from flowkern.kernels import _launch
 from flowkern.plan import AutoregressivePlan
 
 # One record of FIELDS integers per linear map, in this order.
-SOURCE, TARGET, ROW_BLOCKS, COLUMN_BLOCKS, COUNTS, BIAS, ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE, UNITS, READERS = range(13)
+SOURCE, TARGET, ROW_BLOCKS, COLUMN_BLOCKS, COUNTS, BIAS, ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE, UNITS, READERS = (
+    range(13)
+)
 FIELDS = 16
 
 
@@ -66,7 +69,7 @@ class Tables:
         self.starts = np.concatenate([[0], np.cumsum([len(o) for o in self.orders])]).tolist()
         self.width = int(self.starts[-1])
         features, parameters = self.orders[0], plan.parameters
-        rows = plan._parameter_rows().numpy()
+        rows = plan.parameter_rows.numpy()
         outputs = np.where(features[:, None] >= 0, rows[features], -1)  # [place, parameter]
         self.outputs = outputs.reshape(-1, block, parameters).transpose(0, 2, 1).reshape(-1)
         self.all_width = self.width + len(self.outputs)
@@ -137,9 +140,7 @@ class Tables:
         self.sources_at, self.targets_at = self._put(np.array(sources)), self._put(np.array(targets))
         self.tile_biases_at = self._put(np.array(tile_biases))
         self.tile_linear_at = self._put(np.array(self.tile_linear))
-        self.bias_linear_at = self._put(
-            np.concatenate([np.full(len(b) // block, i) for i, b in enumerate(bias_gathered)])
-        )
+        self.bias_linear_at = self._put(np.concatenate([np.full(len(b) // block, i) for i, b in enumerate(bias_gathered)]))
 
     def _hidden(self, layer: int) -> list[int]:
         """ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE."""
@@ -194,7 +195,11 @@ class DeviceTables:
 def host_tables(plan: AutoregressivePlan, block: int) -> Tables:
     """The tables of a plan for one block size; the first call makes them."""
     key = ("triton", block)
-    return plan.calls.get(key) or plan.remember(key, Tables(plan, block))
+    found = plan.calls.get(key)
+    if found is None:
+        with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
+            found = plan.remember(key, Tables(plan, block))
+    return found
 
 
 def device_tables(plan: AutoregressivePlan, config: Config, device: torch.device) -> DeviceTables:

@@ -23,12 +23,11 @@ def parameter_columns(c, columns, place, begin, count, STEP: tl.constexpr):
     inside = c < columns
     if STEP == 0:
         return c, inside
-    elif STEP > 0:
+    if STEP > 0:
         p = (c - begin) // STEP
         return p, inside & (c >= begin) & (p < count) & ((c - begin) % STEP == 0)
-    else:
-        p = tl.load(place + c, inside, -1)
-        return p, inside & (p >= 0) & (p < count)
+    p = tl.load(place + c, inside, -1)
+    return p, inside & (p >= 0) & (p < count)
 
 
 @triton.jit

@@ -68,11 +68,12 @@ def autoregressive_forward(
         first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
         home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
         rows, inside = first + i, first + i < batch
-        act_tile, pre_tile, ungated_tile = act + home * width, pre + home * width, ungated + home * width
+        at = home * width
+        act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
         hidden_layers(
-            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth,
-            like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
+            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns,
+            table, depth, like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         total = tl.zeros([BLOCK_M, 1], ACC)
         for j in range(feature_blocks):
@@ -107,7 +108,8 @@ def autoregressive_backward(
         first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
         home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
         rows, inside = first + i, first + i < batch
-        act_tile, pre_tile, ungated_tile = act + first * width, pre + first * width, ungated + first * width
+        at = first * width
+        act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width
         gl = tl.load(g_log_det + rows * g_log_det_row, inside, 0).to(ACC)
         target = section(table, depth, TARGET)

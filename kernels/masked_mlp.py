@@ -41,11 +41,12 @@ def masked_mlp_forward(
         first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
         home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
         rows, inside = first + i, first + i < batch
-        act_tile, pre_tile, ungated_tile = act + home * width, pre + home * width, ungated + home * width
+        at = home * width
+        act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
         hidden_layers(
-            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth,
-            like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
+            act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns,
+            table, depth, like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
         for n in range(output_blocks):
             p = linear_map(
@@ -71,7 +72,8 @@ def masked_mlp_backward(
         first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
         home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
         rows, inside = first + i, first + i < batch
-        act_tile, pre_tile, ungated_tile = act + first * width, pre + first * width, ungated + first * width
+        at = first * width
+        act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width
         target = section(table, depth, TARGET)
         for n in range(output_blocks):

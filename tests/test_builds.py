@@ -21,6 +21,7 @@ SELECTION = (
     "or (every_map and softplus) or (test_rows and (63 or 8-)) or no_rows or strides or beyond_the_batch "
     "or parameters_of_any_stride"
 )
+SELECTED = ["-m", "not gpu", "-k", SELECTION]
 
 
 def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
@@ -44,7 +45,7 @@ def test_kernels_of_other_instruction_sets(isa: str) -> None:
     ask = "import flowkern._library as l; print(l._C.instruction_set())"
     if run([sys.executable, "-c", ask], FLOWKERN_ISA=isa).strip() != isa:
         pytest.skip(f"this processor does not run {isa}")
-    run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", SELECTION, *KERNEL_TESTS], FLOWKERN_ISA=isa)
+    run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *SELECTED, *KERNEL_TESTS], FLOWKERN_ISA=isa)
 
 
 def test_no_code_of_a_wide_instruction_set_is_shared() -> None:
@@ -91,7 +92,7 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     ask = "import flowkern._library as l; print(l._C.build_info()['sanitizers'])"
     assert run([sys.executable, "-c", ask], tmp_path, **environment).strip() == "address,undefined"
     pytest_command = [sys.executable, "-P", "-m", "pytest", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    run([*pytest_command, "--rootdir", str(ROOT), "-k", SELECTION, *KERNEL_TESTS], tmp_path, **environment)
+    run([*pytest_command, "--rootdir", str(ROOT), *SELECTED, *KERNEL_TESTS], tmp_path, **environment)
 
 
 HIDE = "import sys; sys.modules['flowkern._C'] = None\n"

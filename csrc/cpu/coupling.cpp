@@ -54,11 +54,11 @@ void coupling_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                                              \
-  template void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,                \
-                         const Transformed&, T*, T*, T*, int64_t, int64_t);                                            \
-  template void coupling_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,       \
-                                  Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t,       \
+#define FK_INSTANTIATE(T)                                                                                        \
+  template void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,          \
+                         const Transformed&, T*, T*, T*, int64_t, int64_t);                                      \
+  template void coupling_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, \
+                                  Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t, \
                                   int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

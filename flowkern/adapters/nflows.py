@@ -121,7 +121,7 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
 METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already"
 SPLINE = "splines have no operator yet; they will go here"
-COUPLING = "coupling layers have no operator yet: they cost one pass both ways"
+COUPLING = "coupling layers cost one pass both ways already; flowkern.ops.coupling will go here"
 NORM = "one elementwise pass already"
 
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import flowkern
 from flowkern.cli.errors import CommandError, output_folder, require
 
 # Suite: its files in bench/, and the implementation that the others are compared with.
-SUITES = {"own": (("bench_training.py", "bench_sampling.py"), "zuko"), "peers": (("bench_peers.py",), "peer")}
+SUITES = {
+    "own": (("bench_training.py", "bench_sampling.py"), "zuko"),
+    "peers": (("bench_peers.py",), "peer"),
+    "gpu": (("bench_gpu.py",), "zuko"),
+}
 
 
 def add_command(commands: Any) -> None:
     """Adds the command to the parser."""
     parser: argparse.ArgumentParser = commands.add_parser("bench", help="run the benchmarks; write JSON, a table and a chart")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
-    parser.add_argument("--suite", choices=SUITES, default="own", help="flowkern's own models, or accelerated ones of peers")
+    parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated ones of peers, or a GPU")
     parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
     parser.set_defaults(run=run)
 
@@ -36,7 +46,11 @@ def run(options: argparse.Namespace) -> int:
         )
     folder = output_folder(options.output)
     files, baseline = SUITES[options.suite]
-    name = "benchmarks" if options.suite == "own" else options.suite
+    name, clock = {"own": "benchmarks"}.get(options.suite, options.suite), []
+    if options.suite == "gpu":
+        if not torch.cuda.is_available():
+            raise CommandError("torch sees no GPU; `flowkern doctor` says what it sees")
+        name, clock = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower(), ["--benchmark-timer=cuda_timer.now"]
     report = folder / f"{name}.json"
     command = [
         sys.executable,
@@ -46,11 +60,13 @@ def run(options: argparse.Namespace) -> int:
         "-c",
         str(suites / "pytest.ini"),
         "-q",
+        *clock,
         f"--benchmark-json={report}",
         "-k",
         options.k,
     ]
-    status = subprocess.run(command, check=False).returncode
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(suites), os.environ.get("PYTHONPATH", "")])}
+    status = subprocess.run(command, check=False, env=environment).returncode
     if status != 0:
         raise CommandError(f"pytest ended with status {status}; nothing was summarised", status=1)
     from flowkern.cli import pictures
@@ -77,6 +93,11 @@ def summarise(benchmarks: list[dict[str, Any]], baseline: str) -> list[dict[str,
         info, median = b["extra_info"], b["stats"]["median"]
         base = medians.get((b["group"], baseline))
         rate = 2e-9 * info["multiply_adds"] / median if "multiply_adds" in info else None
+        copy = medians.get((b["group"], "copy"))
+        bandwidth = 1e-9 * info["bytes"] / median if "bytes" in info else None
+        if bandwidth and copy:
+            copied = next(o["extra_info"]["bytes"] for o in benchmarks if o["extra_info"]["implementation"] == "copy")
+            info["of_copy"] = bandwidth / (1e-9 * copied / copy)
         rows.append(
             {
                 "group": b["group"],
@@ -86,6 +107,8 @@ def summarise(benchmarks: list[dict[str, Any]], baseline: str) -> list[dict[str,
                 "gflops": rate,
                 "of_mm": rate / mm if rate and mm else None,
                 "memory": info.get("peak_memory_mb"),
+                "gb": bandwidth,
+                "of_copy": info.get("of_copy"),
             }
         )
     return rows
@@ -93,16 +116,19 @@ def summarise(benchmarks: list[dict[str, Any]], baseline: str) -> list[dict[str,
 
 def markdown(rows: list[dict[str, Any]], baseline: str) -> str:
     """The rows as a Markdown table, with what they were measured on."""
-    import torch
 
     def show(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
+    gpu = any(row["gb"] for row in rows)
+    third, head = ("gb", "of_copy"), "GB/s | of a copy"
+    if not gpu:
+        third, head = ("gflops", "of_mm"), "GFLOP/s | of torch.mm"
     lines = [
-        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32. Medians; ratios to {baseline} "
-        "in the same run. GFLOP/s count unmasked weights only; `of torch.mm` is their fraction of torch.mm's rate.",
+        f"{_machine(gpu)}. Medians; ratios to {baseline} in the same run. "
+        + ("GB/s count the bytes that must move." if gpu else "GFLOP/s count unmasked weights only; also against torch.mm."),
         "",
-        f"| work | implementation | ms | times {baseline} | GFLOP/s | of torch.mm | peak MB |",
+        f"| work | implementation | ms | times {baseline} | {head} | peak MB |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -111,12 +137,20 @@ def markdown(rows: list[dict[str, Any]], baseline: str) -> str:
             row["implementation"],
             show(row["milliseconds"], ",.3f"),
             show(row["ratio"], ",.2f"),
-            show(row["gflops"], ",.1f"),
-            show(row["of_mm"], ".2f"),
+            show(row[third[0]], ",.1f"),
+            show(row[third[1]], ".2f"),
             show(row["memory"], ",.1f"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _machine(gpu: bool) -> str:
+    """What a table was measured on."""
+    if gpu:
+        versions = f"torch {torch.__version__}, Triton {importlib.metadata.version('triton')}"
+        return f"{torch.cuda.get_device_name()}, {versions}, {datetime.date.today()}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
 
 
 def _processor() -> str:

@@ -47,9 +47,11 @@ def report() -> Iterator[tuple[str, str]]:
         yield "CPU kernels", f"no: {_library.BUILD_ERROR}; a C++20 compiler and `{backends.REBUILD}` mend it"
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        yield "GPU", f"{', '.join(sorted(names))}: used through plain PyTorch, the sweep level by level"
+        yield "GPU", f"{', '.join(sorted(names))}; inverses there run in plain PyTorch, level by level"
     else:
         yield "GPU", "none that torch can see"
+    reason = backends.triton_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"), "autoregressive")
+    yield "Triton kernels", f"yes, Triton {importlib.metadata.version('triton')}" if reason is None else f"no: {reason}"
     yield "backend", f"{backends._current} (FLOWKERN_BACKEND or flowkern.backend)"
     for package, mend in _MENDS.items():
         try:

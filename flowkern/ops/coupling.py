@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,8 +72,8 @@ def coupling(
             raise ValueError(f"{name}: expected shape (..., {count}) for the transformed features, got {tuple(t.shape)}")
     batch = broadcast_batch(x, parts, "shift, raw")
     given = default_constants(scale) if constants is None else tuple(constants)
-    options = {"scale": scale, "placement": placement, "constants": given, "inverse": inverse}
-    oracle = partial(reference.coupling, transformed=transformed, **options)
+    options: dict[str, Any] = {"scale": scale, "placement": placement, "constants": given, "inverse": inverse}
+    oracle: Callable[..., tuple[Tensor, Tensor]] = partial(reference.coupling, transformed=transformed, **options)
     chosen = chosen_backend(x, "coupling")
     if chosen not in ("native", "triton"):
         return oracle(x, shift, raw)

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import network
 
 from flowkern.kernels import _launch
-from flowkern.kernels._network import Network
+from flowkern.kernels._network import network_of
 from flowkern.kernels.affine import affine, affine_gradients
 from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
 from flowkern.kernels.log_det import log_det
@@ -164,7 +164,7 @@ def network_launches(
 
     def run() -> None:
         torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        config = Network(net.plan, low, x.device)
+        config = network_of(net.plan, low, x.device)
         if operator == "masked_mlp":
             out, _ = masked_mlp(x, weights, biases, addends, config, keep)
             _, state = masked_mlp(x, weights, biases, addends, config, True)
@@ -279,8 +279,9 @@ class Finding:
 
 
 MATRIX = r"\b(HGMMA|UTC\w*MMA|HMMA|DMMA|v_mfma\w*)"
-WIDE = r"(?:LDG\.E(?:\.\w+)*\.128|STG\.E(?:\.\w+)*\.128|LDGSTS\.E(?:\.\w+)*\.128|global_(?:load|store)_dwordx4|buffer_(?:load|store)_dwordx4)"
-ANY_GLOBAL = r"(?:LDG\.|STG\.|LDGSTS\.|global_(?:load|store)|buffer_(?:load|store))"
+CUDA_GLOBAL, AMD_GLOBAL = r"(?:LDG|STG|LDGSTS)\.E", r"(?:global|buffer)_(?:load|store)_"
+WIDE = rf"(?:{CUDA_GLOBAL}(?:\.\w+)*\.128|{AMD_GLOBAL}dwordx4)"
+ANY_GLOBAL = rf"(?:{CUDA_GLOBAL}|{AMD_GLOBAL})"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -380,6 +381,58 @@ def tables(found: list[Finding]) -> str:
     return "\n".join(lines)
 
 
+# Bytes per second of a device copy and operations per second of matrix products: the H200's measured (docs/measured.md)
+# but for tf32, the others' from their data sheets.
+CARDS = {
+    "H200": {"bytes": 4.3e12, "tf32": 495e12, "bfloat16": 790e12},
+    "A100": {"bytes": 2.0e12, "tf32": 156e12, "bfloat16": 312e12},
+    "L4": {"bytes": 0.3e12, "tf32": 60e12, "bfloat16": 121e12},
+}
+FLOWS = [(64, 512, 4096, "tf32"), (64, 512, 65536, "bfloat16"), (8, 128, 1024, "tf32")]
+
+
+def floors() -> str:
+    """Markdown: bytes that must move, operations, and the least time that they take on some cards."""
+    lines = [
+        "| work | kernel | MB | GFLOP | " + " | ".join(f"{card}, us" for card in CARDS) + " |",
+        "|---|---|---:|---:|" + "---:|" * len(CARDS),
+    ]
+    for work, kernel, size, operations, rate in counted():
+        times = [1e6 * max(size / card["bytes"], operations / card[rate]) for card in CARDS.values()]
+        cells = [work, kernel, f"{size / 1e6:,.1f}", f"{operations / 1e9:,.2f}", *(f"{t:,.1f}" for t in times)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def counted() -> Iterator[tuple[str, str, float, float, str]]:
+    """Work, kernel, bytes, operations and the kind of its products."""
+    for features, width, batch, dtype in FLOWS:
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+        plan = network(features, (width, width)).plan
+        config = network_of(plan, DTYPES[dtype], torch.device("cpu"))
+        host, e = config.host, DTYPES[dtype].itemsize
+        products = 2.0 * batch * host.blocks * config.config.block**2
+        ends = batch * (2 * features + 1) * 4  # x, z and log_det in float32
+        kept, deltas, weights = batch * host.width * e, batch * host.all_width * e, len(host.gathered) * e
+        work = f"one transform, D={features}, {width}x2, B={batch}, {dtype}"
+        yield work, "forward, nothing kept", ends + weights, products, dtype
+        yield work, "forward", ends + kept + weights, products, dtype
+        yield work, "backward, rows", 2 * ends + kept + deltas + weights, products, dtype
+        yield work, "backward, weights", kept + deltas + weights, products, dtype
+    matrix = (256 << 20) / 3  # three float32 inputs of 256 MB together
+    for operator, forward, backward in (("affine, iaf_step", 4, 7), ("coupling of one half", 3, 5)):
+        yield f"{operator}, 256 MB of inputs", "forward", forward * matrix, 0, "tf32"
+        yield f"{operator}, 256 MB of inputs", "backward", backward * matrix, 0, "tf32"
+    yield "log_det, normal_log_prob, 256 MB", "forward", 256 << 20, 0, "tf32"
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with a marked part replaced."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    head, rest = page.split(begin)
+    return head + begin + text + "\n" + end + rest.split(end)[1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cover", type=int, choices=(2, 3), help="configurations that cover every pair or triple of choices")
@@ -395,10 +448,7 @@ def main() -> int:
         return 0
     text = tables(found)
     if options.write:
-        begin, end = "<!-- resources: begin -->\n", "<!-- resources: end -->"
-        page = PAGE.read_text()
-        head, rest = page.split(begin)
-        PAGE.write_text(head + begin + text + "\n" + end + rest.split(end)[1])
+        PAGE.write_text(put(put(PAGE.read_text(), "resources", text), "floors", floors()))
     print(text, *wrong, sep="\n")
     return 1 if wrong else 0
 

@@ -42,4 +42,6 @@ def check_faults(finding: dict) -> int:
     program = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import json, compiled; " + (
         "print(len(compiled.faults(compiled.Finding(**json.load(sys.stdin)))))"
     )
-    return int(subprocess.run([sys.executable, "-c", program], input=json.dumps(finding), capture_output=True, text=True).stdout)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program]
+    return int(subprocess.run(command, input=json.dumps(finding), env=environment, capture_output=True, text=True).stdout)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from accuracy import KERNELS, check_rule, device_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import strided
 
@@ -57,10 +57,19 @@ def test_every_map(scale: str, placement: str, inverse: bool, dtype: torch.dtype
     check({"scale": scale, "placement": placement, "inverse": inverse}, (40, 19), dtype, kernels=kernels)
 
 
-@KERNELS
 @given(data=st.data())
-def test_any_shape_and_stride(kernels: str, data: st.DataObject) -> None:
-    draw = data.draw
+def test_any_shape_and_stride(data: st.DataObject) -> None:
+    any_shape_and_stride("native", data.draw)
+
+
+@pytest.mark.gpu
+@settings(max_examples=20)
+@given(data=st.data())
+def test_any_shape_and_stride_on_a_gpu(data: st.DataObject) -> None:
+    any_shape_and_stride("triton", data.draw)
+
+
+def any_shape_and_stride(kernels: str, draw: Callable[..., Any]) -> None:
     options = {
         "scale": draw(st.sampled_from(SCALES)),
         "placement": draw(st.sampled_from(PLACEMENTS)),

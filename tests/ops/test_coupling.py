@@ -15,7 +15,13 @@ import flowkern as fk
 from flowkern.univariate import PLACEMENTS, SCALES
 
 TABLE = torch.tensor([3, -1, 0, -1, -1, 2, 1, -1, 4])
-TRANSFORMED = {"half": slice(5, None), "alternating": slice(1, None, 2), "none": slice(9, None), "all": slice(None), "table": TABLE}
+TRANSFORMED = {
+    "half": slice(5, None),
+    "alternating": slice(1, None, 2),
+    "none": slice(9, None),
+    "all": slice(None),
+    "table": TABLE,
+}
 Case = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -145,7 +151,7 @@ def test_broadcasting_round_trip_and_half_precision() -> None:
         ({"x": torch.tensor(1.0)}, ValueError, r"x: expected shape \(..., features\), got \(\)"),
         ({"raw": None}, ValueError, "raw: the scale map 'exp' takes a raw scale"),
         ({"scale": "none"}, ValueError, "raw: the scale map 'none' takes no raw scale"),
-        ({"shift": torch.ones(2, 5)}, ValueError, r"shift: expected shape \(..., 4\) for the transformed features, got \(2, 5\)"),
+        ({"shift": torch.ones(2, 5)}, ValueError, r"shift: expected shape \(..., 4\) for the transformed features, got"),
         ({"raw": torch.ones(2, 4).double()}, TypeError, r"raw: expected dtype torch.float32 like x"),
         ({"raw": torch.ones(3, 4)}, ValueError, "shift, raw: expected batch shapes that broadcast"),
         ({"transformed": slice(None, None, -1)}, ValueError, "transformed: expected a slice with a positive step"),
@@ -153,7 +159,7 @@ def test_broadcasting_round_trip_and_half_precision() -> None:
         ({"transformed": TABLE[:8]}, ValueError, r"an int64 tensor \(9,\), got torch.int64 \(8,\)"),
         ({"transformed": torch.tensor([0, 1, 2, 3, 3, -1, -1, -1, -1])}, RuntimeError, "expected each column from 0 to 3 once"),
         ({"transformed": torch.tensor([0, 1, 2, 4, -1, -1, -1, -1, -1])}, RuntimeError, "got 4 for feature 3"),
-        ({"transformed": torch.tensor([0, 1, 2, -1, -1, -1, -1, -1, -1])}, RuntimeError, "expected 4 features with a column, got 3"),
+        ({"transformed": torch.tensor([0, 1, 2, -1, -1, -1, -1, -1, -1])}, RuntimeError, "expected 4 features with a column"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:

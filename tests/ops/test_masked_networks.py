@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import check_rule, device_of
-from hypothesis import given
+from accuracy import Pool, check_rule, device_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Network, away_from_kinks, network, run
 
@@ -22,6 +22,7 @@ OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
 # Each operator with each of its kernels.
 TRITON = [pytest.param(name, "triton", marks=pytest.mark.gpu) for name in OPERATORS[:2]]
 KERNELS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS), *TRITON])
+TRANSFORMS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS[1:]), TRITON[1]])
 
 
 def check(
@@ -83,7 +84,7 @@ def test_activations(operator: str, kernels: str, activation: str, dtype: torch.
     check(operator, lambda seed: network(6, (24, 24), activation=activation, seed=seed), 70, dtype, kernels)
 
 
-@pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS[1:]), TRITON[1]])
+@TRANSFORMS
 @pytest.mark.parametrize(("scale", "placement"), list(itertools.product(SCALES, PLACEMENTS)))
 def test_univariate_maps(operator: str, kernels: str, scale: str, placement: str, dtype: torch.dtype) -> None:
     check(operator, lambda seed: network(6, (24,), scale=scale, placement=placement, seed=seed), 70, dtype, kernels)
@@ -112,7 +113,9 @@ def test_addends(operator: str, kernels: str, layers: tuple[int, ...], dtype: to
 @KERNELS
 @pytest.mark.parametrize(("gates", "addends"), [((0,), ()), ((1,), (1,)), ((2, 0), (0, 3)), ((2,), (0,))])
 @pytest.mark.parametrize("residual", [False, True])
-def test_gates(operator: str, kernels: str, residual: bool, gates: tuple[int, ...], addends: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_gates(
+    operator: str, kernels: str, residual: bool, gates: tuple[int, ...], addends: tuple[int, ...], dtype: torch.dtype
+) -> None:
     structure = {"masks": "made" if residual else "dag", "residual": residual, "activation": "silu"}
     for grads in (True, False):
         check(
@@ -139,10 +142,21 @@ def test_second_derivatives_of_gates(operator: str) -> None:
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-@KERNELS
+@OPERATOR
 @given(data=st.data())
-def test_any_network(operator: str, kernels: str, data: st.DataObject) -> None:
-    draw = data.draw
+def test_any_network(operator: str, data: st.DataObject) -> None:
+    any_network(operator, "native", data.draw)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operator", OPERATORS[:2])
+@settings(max_examples=12)  # each costs compilations on a GPU, and time in the interpreter
+@given(data=st.data())
+def test_any_network_on_a_gpu(operator: str, data: st.DataObject) -> None:
+    any_network(operator, "triton", data.draw)
+
+
+def any_network(operator: str, kernels: str, draw: Callable[..., Any]) -> None:
     hidden = draw(st.lists(st.integers(1, 40), max_size=3))
     residual = draw(st.booleans()) and len(hidden) == 3 and draw(st.booleans())
     masks = draw(st.sampled_from(["made", "dag"]))
@@ -180,14 +194,16 @@ def test_half_precision_rounds_only_inputs_and_outputs(operator: str, low: torch
         assert ((half[name].double() - value).abs() <= bound).all(), name
 
 
-@OPERATOR
-def test_no_rows(operator: str, dtype: torch.dtype) -> None:
+@KERNELS
+def test_no_rows(operator: str, kernels: str, dtype: torch.dtype) -> None:
     net = network()
-    found = run(operator, net, torch.randn(0, 5), dtype, "native")
+    found = run(operator, net, torch.randn(0, 5), dtype, kernels)
     assert found["value"].shape[0] == 0
-    weights, biases = net.leaves(dtype)
+    weights, biases = net.leaves(dtype, device_of(kernels))
     options = {} if operator == "masked_mlp" else net.map
-    out = getattr(fk.ops, operator)(torch.randn(0, 5, dtype=dtype), weights, biases, net.plan, **options)
+    with fk.backend(kernels):
+        x = torch.randn(0, 5, dtype=dtype, device=device_of(kernels))
+        out = getattr(fk.ops, operator)(x, weights, biases, net.plan, **options)
     first = out if isinstance(out, torch.Tensor) else out[0]
     first.sum().backward()
     assert all((w.grad == 0).all() for w in weights)
@@ -215,16 +231,19 @@ def test_leading_dimensions(operator: str, dtype: torch.dtype) -> None:
 # -- derivatives ----------------------------------------------------------------------------------------------------
 
 
-def differentiable(operator: str, net: Network) -> tuple[Any, tuple[torch.Tensor, ...]]:
+def differentiable(operator: str, net: Network, kernels: str = "native") -> tuple[Any, tuple[torch.Tensor, ...]]:
     """The operator as a function of x, all weights, all biases and the addend."""
-    weights, biases = net.leaves(torch.float64)
-    x = torch.randn(3, net.plan.features, dtype=torch.float64, requires_grad=True)
-    addends = [torch.randn(3, w, dtype=torch.float64, requires_grad=True) for w in net.plan.addend_widths]
+    device = device_of(kernels)
+    weights, biases = net.leaves(torch.float64, device)
+    like: Any = {"dtype": torch.float64, "device": device, "requires_grad": True}
+    x = torch.randn(3, net.plan.features, **like)
+    addends = [torch.randn(3, w, **like) for w in net.plan.addend_widths]
     options = {} if operator == "masked_mlp" else net.map
     n, m = len(weights), len(weights) + len(biases)
 
     def function(x: torch.Tensor, *rest: torch.Tensor) -> Any:
-        return getattr(fk.ops, operator)(x, rest[:n], rest[n:m], net.plan, addends=rest[m:], **options)
+        with fk.backend(kernels):
+            return getattr(fk.ops, operator)(x, rest[:n], rest[n:m], net.plan, addends=rest[m:], **options)
 
     return function, (x, *weights, *biases, *addends)
 
@@ -239,12 +258,13 @@ SMOOTH: list[dict[str, Any]] = [
 ]
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("options", SMOOTH, ids=lambda o: o["activation"])
-def test_gradcheck_and_gradgradcheck(operator: str, options: dict[str, Any]) -> None:
-    function, inputs = differentiable(operator, network(**{"features": 3, "hidden": (5, 4), **options}))
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+def test_gradcheck_and_gradgradcheck(operator: str, kernels: str, options: dict[str, Any]) -> None:
+    function, inputs = differentiable(operator, network(**{"features": 3, "hidden": (5, 4), **options}), kernels)
+    fast = kernels == "triton"  # random directions instead of every entry: the interpreter is slow
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast)
 
 
 @OPERATOR
@@ -266,9 +286,9 @@ def test_third_derivatives_are_those_of_the_oracle(operator: str) -> None:
     torch.testing.assert_close(third("native"), third("reference"))
 
 
-@OPERATOR
-def test_gradients_where_only_some_inputs_need_them(operator: str) -> None:
-    function, inputs = differentiable(operator, network(4, (6, 5), addends=(1,)))
+@KERNELS
+def test_gradients_where_only_some_inputs_need_them(operator: str, kernels: str) -> None:
+    function, inputs = differentiable(operator, network(4, (6, 5), addends=(1,)), kernels)
 
     def gradients(needed: list[int]) -> list[torch.Tensor]:
         leaves = [t.detach().requires_grad_(i in needed) for i, t in enumerate(inputs)]
@@ -319,30 +339,33 @@ def test_torch_func_transforms() -> None:
 # -- numbers that are not finite ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operator", OPERATORS[1:])
+@TRANSFORMS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("grads", [False, True])
 @pytest.mark.parametrize("batch", [5, 40])
-def test_a_row_that_is_not_finite_shows_it_and_touches_no_other(operator: str, bad: float, grads: bool, batch: int) -> None:
+def test_a_row_that_is_not_finite_shows_it_and_touches_no_other(
+    operator: str, kernels: str, bad: float, grads: bool, batch: int
+) -> None:
     net = network(6, (20, 20))
     x = torch.randn(batch, 6)
-    clean = run(operator, net, x, torch.float32, "native", grads=grads)
+    clean = run(operator, net, x, torch.float32, kernels, grads=grads)
     for feature in range(6):
         dirty = x.clone()
         dirty[2, feature] = bad
-        found = run(operator, net, dirty, torch.float32, "native", grads=False)
+        found = run(operator, net, dirty, torch.float32, kernels, grads=False)
         others = torch.arange(batch) != 2
         assert not torch.isfinite(found["log_det"][2])
         torch.testing.assert_close(found["log_det"][others], clean["log_det"][others], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found["value"][others], clean["value"][others], rtol=1e-5, atol=1e-5)
 
 
-def test_masked_weights_may_hold_anything() -> None:
+@pytest.mark.parametrize("kernels", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
+def test_masked_weights_may_hold_anything(kernels: str) -> None:
     net = network(5, (16, 16))
     x = torch.randn(40, 5)
-    before = run("autoregressive", net, x, torch.float32, "native")
+    before = run("autoregressive", net, x, torch.float32, kernels)
     net.weights = [torch.where(m, w, torch.nan) for m, w in zip(net.plan.masks, net.weights, strict=True)]
-    after = run("autoregressive", net, x, torch.float32, "native")
+    after = run("autoregressive", net, x, torch.float32, kernels)
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
 
@@ -453,12 +476,14 @@ def test_autocast_uses_the_same_weights_both_ways() -> None:
     assert 1e-4 < (z - exact).abs().max() < 0.1  # the weights were rounded
 
 
-@OPERATOR
+@KERNELS
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_without_graph_breaks(operator: str, compiler: str) -> None:
-    net = network(6, (24, 24), addends=(0,))
-    weights, biases = net.leaves(torch.float32)
-    x, addend = torch.randn(40, 6, requires_grad=True), torch.randn(40, 24, requires_grad=True)
+def test_compiled_without_graph_breaks(operator: str, kernels: str, compiler: str) -> None:
+    if kernels == "triton" and compiler == "inductor" and device_of(kernels).type == "cpu":
+        pytest.skip("the interpreter cannot run inside Inductor's code")
+    net, device = network(6, (24, 24), addends=(0,)), device_of(kernels)
+    weights, biases = net.leaves(torch.float32, device)
+    x, addend = (torch.randn(40, n, device=device, requires_grad=True) for n in (6, 24))
     options = {} if operator == "masked_mlp" else net.map
 
     def call(x: torch.Tensor) -> torch.Tensor:
@@ -466,10 +491,78 @@ def test_compiled_without_graph_breaks(operator: str, compiler: str) -> None:
         return out.square().mean() if isinstance(out, torch.Tensor) else out[0].square().mean() + out[1].mean()
 
     leaves = [x, addend, *weights, *biases]
-    expected, eager = call(x), torch.autograd.grad(call(x), leaves)
-    compiled = torch.compile(call, fullgraph=True, backend=compiler)
-    torch.testing.assert_close(compiled(x), expected)
-    torch.testing.assert_close(torch.autograd.grad(compiled(x), leaves), eager)
+    with fk.backend(kernels):
+        expected, eager = call(x), torch.autograd.grad(call(x), leaves)
+        compiled = torch.compile(call, fullgraph=True, backend=compiler)
+        torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x), leaves), eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operator", OPERATORS[:2])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "structure", [{}, {"hidden": (24, 24, 24), "residual": True}, {"gates": (1,), "addends": (0,)}], ids=str
+)
+def test_low_precision_is_as_exact_as_its_oracle(operator: str, low: torch.dtype, structure: dict[str, Any]) -> None:
+    """Triton multiplies in the low precision itself, so the rule compares with an oracle of that precision."""
+    pools: dict[str, Pool] = {}
+    for seed in range(3 if device_of("triton").type == "cpu" else 60):
+        net = network(6, **{"hidden": (24, 24), "activation": "tanh", "gain": 0.5, "seed": seed, **structure})
+        net.weights, net.biases = ([t.to(low).double() for t in part] for part in (net.weights, net.biases))
+        x = torch.randn(50, 6).to(low).double()
+        added = [(0.5 * torch.randn(50, w)).to(low).double() for w in net.plan.addend_widths]
+        found = (run(operator, net, x, *how, addends=added) for how in ((low, "triton"), (low, "reference")))
+        kernel, oracle = found
+        exact = run(operator, net, x, torch.float64, "reference", addends=added)
+        for name, value in exact.items():
+            pools.setdefault(name, Pool()).add(kernel[name], oracle[name], value)
+    for name, pool in pools.items():
+        bound = 2 * pool.oracle + 4 * torch.finfo(low).eps * pool.largest
+        assert pool.kernel <= bound, f"{name}: error {pool.kernel:.3g}, bound {bound:.3g}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [fk.flows.MAF, fk.flows.IAF])
+def test_the_first_call_of_a_flow_may_be_a_compiled_one(kind: type[fk.flows.Flow]) -> None:
+    device = device_of("triton")
+    flow, x = kind(5, 2, (16, 16)).to(device), torch.randn(7, 5, device=device)
+
+    def call(rows: torch.Tensor) -> torch.Tensor:
+        return flow.log_prob(rows) if kind is fk.flows.MAF else flow.transform.inverse(rows)[0]
+
+    with fk.backend("triton"):
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(compiled, call(x))
+        compiled.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operator", OPERATORS[:2])
+def test_autocast_multiplies_in_its_dtype_and_keeps_the_maps_exact(operator: str) -> None:
+    device = device_of("triton")
+    net = network(6, (24, 24), addends=(0,), activation="tanh")
+    x = torch.randn(50, 6, device=device, requires_grad=True)
+    addend = torch.randn(50, 24, device=device, requires_grad=True)
+    options = {} if operator == "masked_mlp" else net.map
+    found = {}
+    for backend in ("triton", "reference"):
+        weights, biases = net.leaves(torch.float32, device)
+        with fk.backend(backend), torch.autocast(device.type, torch.bfloat16):
+            out = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=[addend], **options)
+        outputs = out if isinstance(out, tuple) else (out,)
+        assert all(o.dtype == torch.float32 for o in outputs)
+        grads = torch.autograd.grad(sum(o.sin().sum() for o in outputs), [x, addend, *weights, *biases])
+        assert all(g.dtype == torch.float32 for g in grads)
+        found[backend] = [*outputs, *grads]
+    for kernel, oracle in zip(found["triton"], found["reference"], strict=True):
+        torch.testing.assert_close(kernel, oracle, rtol=0.05, atol=0.02 * float(oracle.detach().abs().max()))
+    weights, biases = net.leaves(torch.float32, device)
+    with fk.backend("triton"), torch.autocast(device.type, torch.bfloat16):
+        out = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=[addend], **options)
+    first = out[0] if isinstance(out, tuple) else out
+    (second,) = torch.autograd.grad(first.sin().sum(), x, create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(second.square().sum(), x)[0]).all()
 
 
 # -- what a review found once ---------------------------------------------------------------------------------------
@@ -491,16 +584,18 @@ def test_parameters_of_any_stride(operator: str) -> None:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("operator", OPERATORS[1:])
-def test_lanes_beyond_the_batch_stay_out_of_the_gradients(operator: str, placement: str) -> None:
+@TRANSFORMS
+def test_lanes_beyond_the_batch_stay_out_of_the_gradients(operator: str, kernels: str, placement: str) -> None:
     """A map that is harmless at the data and overflows at zero, where an empty lane might stand."""
     masks = [torch.tensor([[0, 0], [0, 0], [0, 0], [1, 0]])]
     sign = 1.0 if placement == "standardize" else -1.0
-    weights = [torch.tensor([[0.0, 0], [0, 0], [0, 0], [sign, 0]], dtype=torch.float64).requires_grad_()]
-    biases = [torch.tensor([0.0, 0, 0, -1000 * sign], dtype=torch.float64).requires_grad_()]
+    like: Any = {"dtype": torch.float64, "device": device_of(kernels)}
+    weights = [torch.tensor([[0.0, 0], [0, 0], [0, 0], [sign, 0]], **like).requires_grad_()]
+    biases = [torch.tensor([0.0, 0, 0, -1000 * sign], **like).requires_grad_()]
     plan = fk.AutoregressivePlan(masks)
-    x = torch.randn(9, 2, dtype=torch.float64) + torch.tensor([1000.0, 0])
-    z, log_det = getattr(fk.ops, operator)(x, weights, biases, plan, placement=placement)
+    x = torch.randn(9, 2, **like) + torch.tensor([1000.0, 0], **like)
+    with fk.backend(kernels):
+        z, log_det = getattr(fk.ops, operator)(x, weights, biases, plan, placement=placement)
     (z.sum() + log_det.sum()).backward()
     assert torch.isfinite(z).all()
     assert all(torch.isfinite(t.grad).all() for t in (*weights, *biases))

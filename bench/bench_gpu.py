@@ -1,0 +1,223 @@
+"""Throughput on a GPU: flowkern eager and in a CUDA graph, its oracle, zuko and nflows eager and compiled.
+
+A speed is recorded only after the implementations of a group gave the same numbers. ``flowkern bench --suite gpu`` times
+them with CUDA events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import flowkern as fk
+from flowkern.cli.timing import zuko_twin
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+Work = Callable[[], Any]
+COPY_BYTES = 256 << 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tf32() -> Any:
+    """tf32 on all sides."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def graphed(work: Work) -> Work:
+    """The work captured in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def compiled(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+    """The function under torch.compile with CUDA graphs, or a skip with the reason where it does not compile."""
+    torch._dynamo.reset()
+    wrapped = torch.compile(function, mode="reduce-overhead")
+    try:
+        wrapped(*example)
+    except Exception as error:
+        pytest.skip(f"does not compile: {str(error).splitlines()[0][:200]}")
+    return wrapped
+
+
+def record(benchmark: Any, work: Work, group: str, implementation: str, **facts: float) -> None:
+    """Times the work and notes its peak memory."""
+    work()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    benchmark.group = group
+    benchmark.extra_info.update(implementation=implementation, **facts)
+    benchmark.extra_info["peak_memory_mb"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    benchmark(work)
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+SIZES = {"wide": (64, (512, 512), 4096), "narrow": (8, (128, 128), 1024), "large batch": (64, (512, 512), 65536)}
+IMPLEMENTATIONS = ("flowkern", "flowkern graph", "oracle", "oracle compiled", "zuko", "zuko compiled")
+
+
+class Models:
+    """A MAF, zuko's twin with the same parameters, and a batch; checked against each other."""
+
+    def __init__(self, size: str) -> None:
+        torch.manual_seed(0)
+        features, hidden, batch = SIZES[size]
+        self.flow = fk.flows.MAF(features, 5, hidden, placement="scale_shift")
+        self.zuko = zuko_twin(self.flow)
+        self.flow = self.flow.cuda()
+        self.x = torch.randn(batch, features, device="cuda")
+        self.text = f"5 transforms, D={features}, hidden {hidden[0]}x{len(hidden)}, B={batch}"
+        with torch.no_grad():
+            expected = self.flow.double().log_prob(self.x[:512].double())
+            self.flow.float()
+            tolerance = {"rtol": 1e-2, "atol": 1e-2 * float(expected.abs().max())}
+            torch.testing.assert_close(self.flow.log_prob(self.x[:512]).double(), expected, **tolerance)
+            if self.zuko is not None:
+                self.zuko = self.zuko.cuda()
+                torch.testing.assert_close(self.zuko().log_prob(self.x[:512]).double(), expected, **tolerance)
+
+
+_models: dict[str, Models] = {}
+
+
+def density(size: str, implementation: str) -> tuple[Models, torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """The models, the one at work, and its log_prob."""
+    found = _models.get(size) or _models.setdefault(size, Models(size))
+    if implementation.startswith("zuko"):
+        if found.zuko is None:
+            pytest.skip("zuko is not installed: pip install 'flowkern[peers]'")
+        function: Any = lambda x: found.zuko().log_prob(x)  # noqa: E731
+        return found, found.zuko, compiled(function, found.x) if "compiled" in implementation else function
+    if implementation.startswith("oracle"):
+
+        def function(x: torch.Tensor) -> torch.Tensor:
+            with fk.backend("reference"):
+                return found.flow.log_prob(x)
+
+        return found, found.flow, compiled(function, found.x) if "compiled" in implementation else function
+    return found, found.flow, found.flow.log_prob
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_training_step(benchmark: Any, size: str, implementation: str, precision: str) -> None:
+    found, model, log_prob = density(size, implementation)
+
+    def work() -> None:
+        for p in model.parameters():
+            p.grad = None
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = -log_prob(found.x).mean()
+        loss.backward()
+
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"log_prob forward + backward, {precision}: {found.text}", implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_density(benchmark: Any, size: str, implementation: str) -> None:
+    found, _, log_prob = density(size, implementation)
+
+    def work() -> None:
+        with torch.no_grad():
+            log_prob(found.x)
+
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"log_prob without gradient, tf32: {found.text}", implementation)
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "oracle", "oracle compiled"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_iaf_samples(benchmark: Any, gated: bool, implementation: str) -> None:
+    torch.manual_seed(0)
+    flow = fk.flows.IAF(64, 5, (512, 512), gated=gated).cuda()
+    noise = torch.randn(4096, 64, device="cuda")
+
+    def sample(z: torch.Tensor) -> torch.Tensor:
+        return flow.transform.inverse(z)[0]
+
+    def oracle(z: torch.Tensor) -> torch.Tensor:
+        with fk.backend("reference"):
+            return sample(z)
+
+    torch.testing.assert_close(sample(noise), oracle(noise), rtol=1e-2, atol=2e-2)
+    function: Any = oracle if "oracle" in implementation else sample
+    function = compiled(function, noise) if "compiled" in implementation else function
+
+    def work() -> None:
+        flow.zero_grad()
+        function(noise).square().mean().backward()
+
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"IAF sample + backward, {'gated' if gated else 'affine'}: D=64, 512x2, B=4096", implementation)
+
+
+@pytest.mark.parametrize("implementation", ["nflows", "nflows accelerated"])
+def test_nflows_training_step(benchmark: Any, implementation: str) -> None:
+    autoregressive = pytest.importorskip("nflows.flows.autoregressive")
+    torch.manual_seed(0)
+    model = autoregressive.MaskedAutoregressiveFlow(64, 512, 5, 1, use_residual_blocks=False).cuda()
+    x = torch.randn(4096, 64, device="cuda")
+    expected = model.log_prob(x).detach()
+    if "accelerated" in implementation:
+        fk.accelerate(model)
+        torch.testing.assert_close(model.log_prob(x).detach(), expected, rtol=1e-2, atol=1e-1)
+
+    def work() -> None:
+        model.zero_grad()
+        (-model.log_prob(x).mean()).backward()
+
+    record(benchmark, work, "nflows MAF forward + backward: 5 x D=64, hidden 512x2, B=4096", implementation)
+
+
+# -- memory-bound operators against a copy ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward + backward"])
+@pytest.mark.parametrize("operator", ["copy", "affine", "iaf_step", "coupling"])
+def test_bandwidth(benchmark: Any, operator: str, direction: str) -> None:
+    """256 MB of inputs; the bytes that must move are counted, and their rate compared with that of a copy."""
+    rows, columns = COPY_BYTES // 4 // 3 // 64, 64
+    x, t, a = (torch.randn(rows, columns, device="cuda", requires_grad=direction != "forward") for _ in range(3))
+    out = torch.empty_like(x)
+    size = x.numel() * 4
+    bytes_moved = {"copy": 2 * size, "affine": 4 * size, "iaf_step": 4 * size, "coupling": 3 * size}[operator]
+    functions: dict[str, Callable[[], Any]] = {
+        "affine": lambda: fk.ops.affine(x, t, a),
+        "iaf_step": lambda: fk.ops.iaf_step(x, t, a, bias=2.0),
+        "coupling": lambda: fk.ops.coupling(x, t[:, :32], a[:, :32], transformed=slice(32, None)),
+    }
+    if operator == "copy":
+        record(benchmark, lambda: out.copy_(x.detach()), f"bandwidth, {direction}", operator, bytes=bytes_moved)
+        return
+    call = functions[operator]
+    with torch.no_grad():
+        found = call()[0]
+        with fk.backend("reference"):
+            torch.testing.assert_close(found, call()[0], rtol=1e-4, atol=1e-4)
+    grad = torch.randn_like(found), torch.randn(rows, device="cuda")
+    work: Work = call
+    if direction != "forward":
+        # Backward reads the inputs and the cotangent and writes as many gradients as there are inputs.
+        bytes_moved += {"affine": 7, "iaf_step": 7, "coupling": 5}[operator] * size
+        work = lambda: torch.autograd.grad(call(), (x, t, a), grad)  # noqa: E731
+    record(benchmark, work, f"bandwidth, {direction}", operator, bytes=bytes_moved)

@@ -1,0 +1,215 @@
+"""What only a GPU can show: real sizes, CUDA graphs, no synchronisation, compiled flows, determinism, races.
+
+``make gpu-check`` runs this and every test of a kernel that is marked ``gpu``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accuracy import Pool
+from networks import network, run
+
+import flowkern as fk
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICE = torch.device("cuda")
+
+
+def flow(kind: Any = fk.flows.MAF, features: int = 64, hidden: tuple[int, ...] = (512, 512)) -> Any:
+    torch.manual_seed(0)
+    return kind(features, transforms=5, hidden=hidden).to(DEVICE)
+
+
+SIZES = [(64, (512, 512), 4096), (784, (1024, 1024), 1024), (8, (128, 128), 65536)]
+
+
+def step(model: Any, loss: Callable[[Any], torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of all parameters."""
+    return list(torch.autograd.grad(loss(model), list(model.parameters())))
+
+
+@pytest.fixture
+def tf32() -> Any:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("operator", ["masked_mlp", "autoregressive"])
+@pytest.mark.parametrize(("features", "hidden", "batch"), SIZES)
+def test_real_sizes(operator: str, features: int, hidden: tuple[int, ...], batch: int) -> None:
+    net = network(features, hidden, activation="tanh")
+    x = torch.randn(batch, features, dtype=torch.float64)
+    kernel, oracle = (run(operator, net, x, torch.float32, backend) for backend in ("triton", "reference"))
+    exact = run(operator, net, x, torch.float64, "reference")
+    for name, value in exact.items():
+        pool = Pool()
+        pool.add(kernel[name], oracle[name], value)
+        pool.check(name, torch.float32)
+
+
+def test_tf32_is_used_where_torch_allows_it(tf32: None) -> None:
+    net, x = network(64, (512, 512)), torch.randn(512, 64, dtype=torch.float64)
+    found = run("masked_mlp", net, x, torch.float32, "triton", grads=False)
+    exact = run("masked_mlp", net, x, torch.float64, "reference", grads=False)
+    error = (found["value"] - exact["value"]).norm() / exact["value"].norm()
+    assert 1e-6 < error < 2e-3
+
+
+@pytest.mark.parametrize("kind", [fk.flows.MAF, fk.flows.IAF])
+def test_a_training_step_is_captured_in_a_cuda_graph(kind: type[fk.flows.Flow]) -> None:
+    model = flow(kind, 16, (64, 64))
+    x, noise = torch.randn(256, 16, device=DEVICE), torch.randn(256, 16, device=DEVICE)
+
+    def loss(m: Any) -> torch.Tensor:
+        if kind is fk.flows.MAF:
+            return -m.log_prob(x).mean()
+        y, log_det = m.transform.inverse(noise)
+        return (y.square().sum(-1) - log_det).mean()
+
+    expected = step(model, loss)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(model, loss)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(model, loss)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)  # the graph packs the weights that it finds
+    graph.replay()
+    torch.cuda.synchronize()
+    for found, now in zip(captured, step(model, loss), strict=True):
+        torch.testing.assert_close(found, now)
+    assert not torch.equal(captured[0], expected[0])
+
+
+def test_nothing_waits_for_the_gpu() -> None:
+    model, x = flow(features=16, hidden=(64, 64)), torch.randn(256, 16, device=DEVICE)
+    iaf, noise = flow(fk.flows.IAF, 16, (64, 64)), torch.randn(256, 16, device=DEVICE)
+    coupling = fk.nn.AffineCoupling(16).to(DEVICE)
+
+    def work() -> None:
+        step(model, lambda m: m.log_prob(x).mean())
+        step(iaf, lambda m: m.transform.inverse(noise)[0].mean())
+        step(coupling, lambda m: m(x)[0].sum() + m(x)[1].sum())
+
+    work()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_flows(mode: str) -> None:
+    model, x = flow(features=16, hidden=(64, 64)), torch.randn(256, 16, device=DEVICE)
+    compiled = torch.compile(lambda rows: model.log_prob(rows), fullgraph=True, mode=mode)
+    for _ in range(3):
+        found = step(model, lambda m: compiled(x).mean())
+    for a, b in zip(found, step(model, lambda m: m.log_prob(x).mean()), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_two_runs_agree_bit_for_bit(tf32: None) -> None:
+    model, x = flow(), torch.randn(4096, 64, device=DEVICE)
+    first, second = (step(model, lambda m: m.log_prob(x).mean()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    rows = model.log_prob(x)
+    assert torch.equal(model.log_prob(x[:100]), rows[:100])  # a row does not depend on its batch
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    rows, columns = 36_000, 60_001
+    x = torch.randn(rows, columns, dtype=torch.bfloat16, device=DEVICE)
+    t = torch.full((columns,), 0.5, dtype=torch.bfloat16, device=DEVICE)
+    z, log_det = fk.ops.affine(x, t, t, placement="scale_shift")
+    torch.testing.assert_close(z[-1].float(), x[-1].float() * math.exp(0.5) + 0.5, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(log_det.float(), torch.full((rows,), columns * 0.5, device=DEVICE), rtol=0.01, atol=0)
+
+
+def test_memory_of_a_training_step_is_at_most_half_of_zukos() -> None:
+    zuko = pytest.importorskip("zuko")
+    peer = zuko.flows.MAF(64, transforms=5, hidden_features=(512, 512)).to(DEVICE)
+    model, x = flow(), torch.randn(4096, 64, device=DEVICE)
+    peaks = []
+    for loss in (lambda: model.log_prob(x).mean(), lambda: peer().log_prob(x).mean()):
+        loss().backward()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[0] <= peaks[1] / 2, peaks
+
+
+@pytest.mark.parametrize("library", ["zuko", "nflows"])
+def test_accelerated_models(library: str) -> None:
+    pytest.importorskip(library)
+    if library == "zuko":
+        import zuko
+
+        model: Any = zuko.flows.MAF(6, transforms=2, hidden_features=(32, 32)).to(DEVICE)
+        log_prob = lambda m, x: m().log_prob(x)  # noqa: E731
+    else:
+        from nflows.flows.autoregressive import MaskedAutoregressiveFlow
+
+        model = MaskedAutoregressiveFlow(6, 32, 2, 2).to(DEVICE)
+        log_prob = lambda m, x: m.log_prob(x)  # noqa: E731
+    twin, x = copy.deepcopy(model), torch.randn(50, 6, device=DEVICE)
+    fk.accelerate(model)
+    torch.testing.assert_close(log_prob(model, x), log_prob(twin, x), rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_on_two_devices_are_named() -> None:
+    x = torch.randn(3, 4, device=DEVICE)
+    with pytest.raises(ValueError, match="shift: expected device cuda:0 like x, got cpu"):
+        fk.ops.affine(x, torch.zeros(4), torch.zeros(4))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_that_is_not_the_current_one() -> None:
+    x = torch.randn(5, 6)
+    model = fk.flows.MAF(6, 2, (16,))
+    expected = model.log_prob(x)
+    torch.testing.assert_close(model.to("cuda:1").log_prob(x.to("cuda:1")).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+PROGRAM = """
+import torch, flowkern as fk
+flow = fk.flows.MAF(9, 2, (40, 40)).cuda()
+x = torch.randn(70, 9, device="cuda", requires_grad=True)
+flow.log_prob(x).sum().backward()
+fk.ops.coupling(x, x[:, :4], x[:, :4], transformed=slice(5, None))[0].sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    only = ["--error-exitcode", "9", "--kernel-regex", "kns=autoregressive"]
+    only = ["--error-exitcode", "9", "--kernel-regex", "kns=autoregressive"]
+    command = [sanitizer, "--tool", tool, *only, sys.executable, "-c", PROGRAM]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "Device not supported" in found.stdout or "not supported" in found.stderr:
+        pytest.skip(found.stdout[-200:])
+    assert found.returncode == 0, found.stdout[-3000:]
