@@ -62,21 +62,22 @@ def normal_cdf(x):
 def activate(x, KIND: tl.constexpr, C: tl.constexpr):
     if KIND == 1:
         return tl.where(x < 0, 0, x)
-    if KIND == 2:
+    elif KIND == 2:
         return tl.where(x < 0, C * x, x)
-    if KIND == 3:
+    elif KIND == 3:
         return tl.where(x > 0, x, C * expm1(tl.where(x > 0, 0, x)))
-    if KIND == 4:
+    elif KIND == 4:
         return x * normal_cdf(x)
-    if KIND == 5:
+    elif KIND == 5:
         return x * sigmoid(x)
-    if KIND == 6:
+    elif KIND == 6:
         return tanh(x)
-    if KIND == 7:
+    elif KIND == 7:
         return sigmoid(x)
-    if KIND == 8:
+    elif KIND == 8:
         return softplus(x)
-    return x
+    else:
+        return x
 
 
 @triton.jit
@@ -84,23 +85,24 @@ def activation_slope(x, KIND: tl.constexpr, C: tl.constexpr):
     """The derivative at the pre-activation x."""
     if KIND == 1:
         return tl.where(x > 0, 1.0, 0.0)
-    if KIND == 2:
+    elif KIND == 2:
         return tl.where(x > 0, 1.0, tl.full(x.shape, C, x.dtype))
-    if KIND == 3:
+    elif KIND == 3:
         return tl.where(x > 0, 1.0, C * tl.exp(tl.where(x > 0, 0, x)))
-    if KIND == 4:
+    elif KIND == 4:
         return normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    if KIND == 5:
+    elif KIND == 5:
         s = sigmoid(x)
         return s * (1 + x * (1 - s))
-    if KIND == 6:
+    elif KIND == 6:
         return tanh_slope(x)
-    if KIND == 7:
+    elif KIND == 7:
         s = sigmoid(x)
         return s * (1 - s)
-    if KIND == 8:
+    elif KIND == 8:
         return sigmoid(x)
-    return x * 0 + 1
+    else:
+        return x * 0 + 1
 
 
 @triton.jit
@@ -108,26 +110,28 @@ def scale_of(a, SCALE: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
     """s, log s and d log s / da of a raw scale."""
     if SCALE == 0:
         return a * 0 + 1, a * 0, a * 0
-    if SCALE == 1:
+    elif SCALE == 1:
         return tl.exp(a), a, a * 0 + 1
-    if SCALE == 2:  # the gradient passes straight through the clamp
+    elif SCALE == 2:  # the gradient passes straight through the clamp
         log_s = tl.where(a < C0, C0, tl.where(a > C1, C1, a))
         return tl.exp(log_s), log_s, a * 0 + 1
-    if SCALE == 3:
+    elif SCALE == 3:
         d = 1 / (1 + tl.abs(a / C0))
         return tl.exp(a * d), a * d, d * d
-    if SCALE == 4:
+    elif SCALE == 4:
         s = softplus(a) + C0
         return s, tl.log(s), sigmoid(a) / s
-    if SCALE == 5:
+    elif SCALE == 5:
         b = a + C0
         p, q = sigmoid(b), sigmoid(-b)
         if C1 == 0:
             return p, log_sigmoid(b), q
-        s = p + C1
-        return s, tl.log(s), p * q / s
-    h = tanh(a * C1)
-    return tl.exp(h * C0), h * C0, C0 * C1 * tanh_slope(a * C1)
+        else:
+            s = p + C1
+            return s, tl.log(s), p * q / s
+    else:
+        h = tanh(a * C1)
+        return tl.exp(h * C0), h * C0, C0 * C1 * tanh_slope(a * C1)
 
 
 @triton.jit
@@ -137,11 +141,12 @@ def map_forward(u, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.co
     finite = u - u
     if PLACEMENT == 0:
         return u * s + t, log_s + finite
-    if PLACEMENT == 1:
+    elif PLACEMENT == 1:
         return (u - t) / s, finite - log_s
-    if PLACEMENT == 2:
+    elif PLACEMENT == 2:
         return (u + t) * s, log_s + finite
-    return s * u + (1 - s) * t, log_s + finite
+    else:
+        return s * u + (1 - s) * t, log_s + finite
 
 
 @triton.jit
@@ -151,11 +156,12 @@ def map_inverse(v, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.co
     finite = v - v
     if PLACEMENT == 0:
         return (v - t) / s, finite - log_s
-    if PLACEMENT == 1:
+    elif PLACEMENT == 1:
         return v * s + t, log_s + finite
-    if PLACEMENT == 2:
+    elif PLACEMENT == 2:
         return v / s - t, finite - log_s
-    return (v - (1 - s) * t) / s, finite - log_s
+    else:
+        return (v - (1 - s) * t) / s, finite - log_s
 
 
 @triton.jit
@@ -164,13 +170,14 @@ def map_backward(u, t, a, gv, gl, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, 
     s, _, slope = scale_of(a, SCALE, C0, C1)
     if PLACEMENT == 0:
         return gv * s, gv, (gv * u * s + gl) * slope
-    if PLACEMENT == 1:
+    elif PLACEMENT == 1:
         g = gv / s
         return g, -g, (-g * (u - t) - gl) * slope
-    if PLACEMENT == 2:
+    elif PLACEMENT == 2:
         g = gv * s
         return g, g, (g * (u + t) + gl) * slope
-    return gv * s, gv * (1 - s), (gv * (u - t) * s + gl) * slope
+    else:
+        return gv * s, gv * (1 - s), (gv * (u - t) * s + gl) * slope
 
 
 @triton.jit

@@ -216,13 +216,14 @@ def slope_of(act, pre, at, like, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.co
     h = tl.load(act + at).to(like.dtype)
     if KIND == 3:
         return tl.where(h > 0, 1.0, h + C)
-    if KIND == 6:
+    elif KIND == 6:
         return 1 - h * h
-    if KIND == 7:
+    elif KIND == 7:
         return h * (1 - h)
-    if KIND == 8:
+    elif KIND == 8:
         return 1 - tl.exp(-h)
-    return activation_slope(h, KIND, C)
+    else:
+        return activation_slope(h, KIND, C)
 
 
 @triton.jit

@@ -23,11 +23,12 @@ def parameter_columns(c, columns, place, begin, count, STEP: tl.constexpr):
     inside = c < columns
     if STEP == 0:
         return c, inside
-    if STEP > 0:
+    elif STEP > 0:
         p = (c - begin) // STEP
         return p, inside & (c >= begin) & (p < count) & ((c - begin) % STEP == 0)
-    p = tl.load(place + c, inside, -1)
-    return p, inside & (p >= 0) & (p < count)
+    else:
+        p = tl.load(place + c, inside, -1)
+        return p, inside & (p >= 0) & (p < count)
 
 
 @triton.jit
