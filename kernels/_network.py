@@ -204,7 +204,8 @@ def hidden_layers(
                     p += tl.load(pre + i * width + source + place, inside & (place >= 0), 0).to(like.dtype)
                 tl.store(pre + i * width + target + c, p.to(pre.dtype.element_ty))
             h = p if record(table, layer, ACTIVATED) == 0 else activate(p, KIND, C)
-            tl.store(act + i * width + target + c, h.to(act.dtype.element_ty))
+            # Rows beyond the batch are zero: their cotangents are, and the product of both must be.
+            tl.store(act + i * width + target + c, tl.where(inside, h, 0).to(act.dtype.element_ty))
     tl.debug_barrier()
 
 

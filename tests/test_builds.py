@@ -132,12 +132,12 @@ raise SystemExit(0 if main(["doctor"]) == 1 else "doctor")
 
 
 def test_environment_variable_forces_a_backend() -> None:
-    ask = "import flowkern.backends as b, torch; print(b.chosen_backend(torch.ones(1)))"
+    ask = "import flowkern.backends as b, torch; print(b.chosen_backend(torch.ones(1), 'affine'))"
     assert run([sys.executable, "-c", ask], FLOWKERN_BACKEND="reference").strip() == "reference"
     done = subprocess.run(
         [sys.executable, "-c", ask], env={**os.environ, "FLOWKERN_BACKEND": "fast"}, capture_output=True, text=True, check=False
     )
-    assert "FLOWKERN_BACKEND: expected one of auto, native, reference, got 'fast'" in done.stderr
+    assert "FLOWKERN_BACKEND: expected one of auto, native, triton, reference, got 'fast'" in done.stderr
 
 
 def test_backends_by_name_and_device() -> None:
@@ -148,13 +148,13 @@ def test_backends_by_name_and_device() -> None:
     with pytest.raises(ValueError, match="backend: expected one of"), backend("gpu"):
         pass
     with backend("native"), pytest.raises(RuntimeError, match="no native kernel for device 'meta'"):
-        chosen_backend(torch.ones(1, device="meta"))
+        chosen_backend(torch.ones(1, device="meta"), "affine")
     with backend("reference"):
-        assert chosen_backend(torch.ones(1)) == "reference"
+        assert chosen_backend(torch.ones(1), "affine") == "reference"
         with backend("auto"):
-            assert chosen_backend(torch.ones(1)) == "native"
-        assert chosen_backend(torch.ones(1)) == "reference"
-    assert chosen_backend(torch.ones(1)) == "native"
+            assert chosen_backend(torch.ones(1), "affine") == "native"
+        assert chosen_backend(torch.ones(1), "affine") == "reference"
+    assert chosen_backend(torch.ones(1), "affine") == "native"
 
 
 def test_the_source_distribution_builds_from_what_it_carries(tmp_path: Path) -> None:

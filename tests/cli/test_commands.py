@@ -164,7 +164,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
 def test_ctrl_c_leaves_what_was_made(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flowkern.cli", "demo", "--epochs", "100000", "--output", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest-xdist's workers ignore it
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "flow.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
