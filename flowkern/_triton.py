@@ -17,7 +17,9 @@ from flowkern.plan import AutoregressivePlan
 _library = torch.library.Library("flowkern_triton", "DEF")
 _MAP = "int scale, int placement, float c0, float c1"
 _ROWS = f"Tensor? place, int begin, int step, int count, bool inverse, {_MAP}"
+# How float32 products are multiplied is an argument: forward and backward must agree on the blocks that it leads to.
 _NETWORK = "Tensor[] weights, Tensor[] biases, Tensor[] addends"
+_PLAN = "str plan, str precision"
 
 
 def _define(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -93,36 +95,36 @@ def _(z: Tensor, log_det: Tensor) -> Tensor:
 # -- masked networks --------------------------------------------------------------------------------------------------
 
 
-def _network(plan: str, weight: Tensor) -> Any:
+def _network(plan: str, precision: str, weight: Tensor) -> Any:
     from flowkern.kernels._network import network_of
 
-    return network_of(AutoregressivePlan.find(plan), weight.dtype, weight.device)
+    return network_of(AutoregressivePlan.find(plan), weight.dtype, weight.device, precision)
 
 
-@_define(f"masked_mlp(Tensor x, {_NETWORK}, str plan, bool keep) -> (Tensor, Tensor[])")
-def _masked_mlp(x, weights, biases, addends, plan, keep):  # type: ignore[no-untyped-def]
+@_define(f"masked_mlp(Tensor x, {_NETWORK}, {_PLAN}, bool keep) -> (Tensor, Tensor[])")
+def _masked_mlp(x, weights, biases, addends, plan, precision, keep):  # type: ignore[no-untyped-def]
     from flowkern.kernels.masked_mlp import masked_mlp
 
-    return masked_mlp(x, weights, biases, addends, _network(plan, weights[0]), keep)
+    return masked_mlp(x, weights, biases, addends, _network(plan, precision, weights[0]), keep)
 
 
 @_fake("masked_mlp")
-def _(x, weights, biases, addends, plan, keep):  # type: ignore[no-untyped-def]
-    network = _network(plan, weights[0])
+def _(x, weights, biases, addends, plan, precision, keep):  # type: ignore[no-untyped-def]
+    network = _network(plan, precision, weights[0])
     outputs = network.plan.features * network.plan.parameters
     return x.new_empty(x.shape[0], outputs), network.state_like(x, weights, biases, keep)
 
 
-@_define(f"autoregressive(Tensor x, {_NETWORK}, str plan, {_MAP}, bool keep) -> (Tensor, Tensor, Tensor[])")
-def _autoregressive(x, weights, biases, addends, plan, scale, placement, c0, c1, keep):  # type: ignore[no-untyped-def]
+@_define(f"autoregressive(Tensor x, {_NETWORK}, {_PLAN}, {_MAP}, bool keep) -> (Tensor, Tensor, Tensor[])")
+def _autoregressive(x, weights, biases, addends, plan, precision, scale, placement, c0, c1, keep):  # type: ignore[no-untyped-def]
     from flowkern.kernels.autoregressive import autoregressive
 
-    return autoregressive(x, weights, biases, addends, _network(plan, weights[0]), (scale, placement, c0, c1), keep)
+    return autoregressive(x, weights, biases, addends, _network(plan, precision, weights[0]), (scale, placement, c0, c1), keep)
 
 
 @_fake("autoregressive")
-def _(x, weights, biases, addends, plan, scale, placement, c0, c1, keep):  # type: ignore[no-untyped-def]
-    state = _network(plan, weights[0]).state_like(x, weights, biases, keep)
+def _(x, weights, biases, addends, plan, precision, scale, placement, c0, c1, keep):  # type: ignore[no-untyped-def]
+    state = _network(plan, precision, weights[0]).state_like(x, weights, biases, keep)
     return x.new_empty(x.shape), x.new_empty(x.shape[0]), state
 
 
@@ -133,35 +135,35 @@ def _gradients_like(x, weights, biases, addends, parameters):  # type: ignore[no
 
 
 @_define(
-    f"masked_mlp_backward(Tensor g, Tensor x, {_NETWORK}, Tensor[] state, str plan, bool parameters) -> "
+    f"masked_mlp_backward(Tensor g, Tensor x, {_NETWORK}, Tensor[] state, {_PLAN}, bool parameters) -> "
     "(Tensor, Tensor, Tensor, Tensor[])"
 )
-def _masked_mlp_backward(g, x, weights, biases, addends, state, plan, parameters):  # type: ignore[no-untyped-def]
+def _masked_mlp_backward(g, x, weights, biases, addends, state, plan, precision, parameters):  # type: ignore[no-untyped-def]
     from flowkern.kernels.masked_mlp import masked_mlp_gradients
 
-    return masked_mlp_gradients(g, weights, biases, addends, state, _network(plan, weights[0]), parameters)
+    return masked_mlp_gradients(g, weights, biases, addends, state, _network(plan, precision, weights[0]), parameters)
 
 
 @_fake("masked_mlp_backward")
-def _(g, x, weights, biases, addends, state, plan, parameters):  # type: ignore[no-untyped-def]
+def _(g, x, weights, biases, addends, state, plan, precision, parameters):  # type: ignore[no-untyped-def]
     return _gradients_like(x, weights, biases, addends, parameters)
 
 
 @_define(
-    f"autoregressive_backward(Tensor g_z, Tensor g_log_det, Tensor x, {_NETWORK}, Tensor[] state, str plan, {_MAP}, "
+    f"autoregressive_backward(Tensor g_z, Tensor g_log_det, Tensor x, {_NETWORK}, Tensor[] state, {_PLAN}, {_MAP}, "
     "bool parameters) -> (Tensor, Tensor, Tensor, Tensor[])"
 )
 def _autoregressive_backward(  # type: ignore[no-untyped-def]
-    g_z, g_log_det, x, weights, biases, addends, state, plan, scale, placement, c0, c1, parameters
+    g_z, g_log_det, x, weights, biases, addends, state, plan, precision, scale, placement, c0, c1, parameters
 ):
     from flowkern.kernels.autoregressive import autoregressive_gradients
 
-    network, map = _network(plan, weights[0]), (scale, placement, c0, c1)
+    network, map = _network(plan, precision, weights[0]), (scale, placement, c0, c1)
     return autoregressive_gradients(g_z, g_log_det, x, weights, biases, addends, state, network, map, parameters)
 
 
 @_fake("autoregressive_backward")
 def _(  # type: ignore[no-untyped-def]
-    g_z, g_log_det, x, weights, biases, addends, state, plan, scale, placement, c0, c1, parameters
+    g_z, g_log_det, x, weights, biases, addends, state, plan, precision, scale, placement, c0, c1, parameters
 ):
     return _gradients_like(x, weights, biases, addends, parameters)

@@ -87,10 +87,19 @@ def triton_obstacle(x: Tensor, operator: str) -> str | None:
     return _architecture_obstacle(x.device.index or 0)
 
 
+def triton_version() -> str | None:
+    """Of the package that brings Triton: PyTorch's wheels for AMD have their own."""
+    for name in ("triton", "triton-rocm", "pytorch-triton-rocm"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def _triton_missing() -> str | None:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+    version = triton_version()
+    if version is None:
         return "Triton is not installed; `pip install triton` mends it"
     if tuple(map(int, version.split(".")[:2])) < _TRITON_LEAST:
         return f"Triton {version} is too old; `pip install 'triton>={'.'.join(map(str, _TRITON_LEAST))}'` mends it"
@@ -129,6 +138,12 @@ def chosen_backend(x: Tensor, operator: str) -> str:
     if x.device.type == "cpu" or (x.device.type == "cuda" and operator in TRITON_OPERATORS):
         _warn_once(reason)  # something is missing here; otherwise there is nothing that anyone could mend
     return "torch"
+
+
+@torch.compiler.assume_constant_result
+def product_precision() -> str:
+    """How a GPU multiplies float32 matrices: tf32 only where torch's own setting allows it. A compiled graph keeps it."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _transformed() -> bool:

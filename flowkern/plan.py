@@ -103,6 +103,7 @@ class AutoregressivePlan:
         self.addends, self.gates = tuple(addends), tuple(gates)
         self.biases = tuple([True] * (depth + 1) + [False] * skip if biases is None else map(bool, biases))
         self.calls: dict[Any, Any] = {}
+        self.tables: dict[Any, Any] = {}  # what GPU kernels made of it; apart, since torch.compile guards the keys of calls
         self._check()
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
@@ -260,7 +261,7 @@ class AutoregressivePlan:
         _known.setdefault(self.key, weakref.WeakSet()).add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "calls": {}}
+        return {**self.__dict__, "calls": {}, "tables": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

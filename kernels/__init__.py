@@ -1,4 +1,4 @@
 """Triton kernels, one file per operator; installed as flowkern.kernels.
 
-``launch`` modules of other packages import these files lazily: nothing here is loaded where Triton is missing.
+flowkern/_triton.py imports these files at the first call: nothing here is loaded where Triton is missing.
 """

@@ -71,6 +71,6 @@ def resident_programs(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 products are multiplied: tf32 only where torch's own setting for matrix products allows it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def near(t: torch.Tensor) -> torch.Tensor:
+    """A matrix whose columns are so close that the kernels can count from one to another in 32 bits."""
+    return t.contiguous() if t.stride(1) * t.shape[1] >= 2**31 else t

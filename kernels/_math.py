@@ -109,7 +109,7 @@ def activation_slope(x, KIND: tl.constexpr, C: tl.constexpr):
 def scale_of(a, SCALE: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
     """s, log s and d log s / da of a raw scale."""
     if SCALE == 0:
-        return a * 0 + 1, a * 0, a * 0
+        return tl.full(a.shape, 1, a.dtype), tl.zeros_like(a), tl.zeros_like(a)  # a is the shift: it may be infinite
     elif SCALE == 1:
         return tl.exp(a), a, a * 0 + 1
     elif SCALE == 2:  # the gradient passes straight through the clamp

@@ -321,7 +321,7 @@ def feature_gradients(
 
 @triton.jit
 def weight_gradient_kernel(
-    delta, delta_width, act, width, partial, table, sources_at, targets_at, tile_biases_at, tiles, rows, part, size,
+    delta, delta_width, act, width, partial, table, sources_at, targets_at, tile_biases_at, biases_at, rows, part, size,
     ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Program (block, part) sums one block of weight gradients, and of bias gradients, over one part of the rows."""
@@ -343,7 +343,7 @@ def weight_gradient_kernel(
     e = tl.arange(0, BLOCK)
     tl.store(out + tile.to(tl.int64) * BLOCK * BLOCK + e[:, None] * BLOCK + e[None, :], acc)
     if bias >= 0:
-        tl.store(out + tiles.to(tl.int64) * BLOCK * BLOCK + bias + e, bias_acc)
+        tl.store(out + biases_at + bias + e, bias_acc)
 
 
 @triton.jit
@@ -378,7 +378,7 @@ def weight_gradients(network: Network, delta: Tensor, act: Tensor, bias_dtype: t
     with _launch.on(act):
         weight_gradient_kernel[(host.blocks, splits)](
             delta, delta.shape[1], act, act.shape[1], partial, tables.table,
-            host.sources_at, host.targets_at, host.tile_biases_at, host.blocks, rows, part, size,
+            host.sources_at, host.targets_at, host.tile_biases_at, len(host.gathered), rows, part, size,
             network.acc, step, tables.config.block, network.precision, network.upcast,
             num_warps=tables.config.warps, num_stages=tables.config.stages,
         )  # fmt: skip
@@ -408,11 +408,13 @@ class Network:
 
     @cached_property
     def tables(self) -> DeviceTables:
-        """The index tables on the device; never asked for while a graph is traced."""
+        """The index tables on the device."""
         return device_tables(self.plan, self.config, self.device)
 
     def state_like(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool) -> list[Tensor]:
-        """The shapes of what a forward pass keeps."""
+        """The shapes of what a forward pass keeps. Traced calls begin here: now is the time to bring tables to a device."""
+        if self.device.type != "meta":
+            _ = self.tables
         if not keep:
             return []
         packed = weights[0].new_empty(len(self.host.gathered))
@@ -449,6 +451,7 @@ class Network:
 
     def terms(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
         """Addends and gates as the kernels take them: tensors, row and column strides."""
+        tensors = [_launch.near(t) for t in tensors]
         return tuple(tensors), tuple(t.stride(0) for t in tensors), tuple(t.stride(1) for t in tensors)
 
     def parameter_gradients(
@@ -481,7 +484,9 @@ class Network:
         }
 
 
-def network_of(plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device) -> Network:
+def network_of(plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> Network:
     """The launches' constants; the first call makes them."""
-    key = ("triton", dtype, device, _launch.precision(dtype))
-    return plan.calls.get(key) or plan.remember(key, Network(plan, *key[1:]))
+    key = dtype, device, precision
+    if key not in plan.tables:
+        plan.tables[key] = Network(plan, *key)
+    return plan.tables[key]

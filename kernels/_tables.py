@@ -194,21 +194,19 @@ class DeviceTables:
 
 def host_tables(plan: AutoregressivePlan, block: int) -> Tables:
     """The tables of a plan for one block size; the first call makes them."""
-    key = ("triton", block)
-    found = plan.calls.get(key)
-    if found is None:
+    if block not in plan.tables:
         with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
-            found = plan.remember(key, Tables(plan, block))
-    return found
+            plan.tables[block] = Tables(plan, block)
+    return plan.tables[block]
 
 
 def device_tables(plan: AutoregressivePlan, config: Config, device: torch.device) -> DeviceTables:
     """The same on a device."""
-    key = ("triton", config, device)
-    found = plan.calls.get(key)
-    if found is None:
+    key = config, device
+    if key not in plan.tables:
         host = host_tables(plan, config.block)
         arrays = (host.table, host.gathered, host.bias_gathered, host.positions)
-        tensors = [torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays]
-        found = plan.remember(key, DeviceTables(host, config, *tensors))
-    return found
+        with _disable_current_modes():
+            tensors = [torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays]
+        plan.tables[key] = DeviceTables(host, config, *tensors)
+    return plan.tables[key]

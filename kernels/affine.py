@@ -123,8 +123,9 @@ def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, inverse,
     begin, step, count = transformed
     count = columns if step == 0 else count
     g_x = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    g_shift = torch.empty(rows, count, dtype=x.dtype, device=x.device)
-    g_raw = torch.empty(0 if map[0] == 0 else rows, count, dtype=x.dtype, device=x.device)
+    make = torch.empty if place is None else torch.zeros  # a table may leave out columns
+    g_shift = make(rows, count, dtype=x.dtype, device=x.device)
+    g_raw = make(0 if map[0] == 0 else rows, count, dtype=x.dtype, device=x.device)
     config = _launch.rows(rows, columns, x.dtype)
     if rows and columns:
         with _launch.on(x):

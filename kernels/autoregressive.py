@@ -156,7 +156,7 @@ def autoregressive(
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """z, log_det and what the backward pass needs (empty unless ``keep``)."""
-    host, batch = network.host, x.shape[0]
+    host, x, batch = network.host, _launch.near(x), x.shape[0]
     packed, packed_biases = pack(network.tables, weights, biases)
     z, log_det = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(batch, dtype=x.dtype, device=x.device)
     kept = network.kept(batch, keep)
@@ -186,6 +186,7 @@ def autoregressive_gradients(
     """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""
     host, features, batch = network.host, network.plan.features, x.shape[0]
     packed, packed_biases, act, pre, ungated = state
+    x, g_z = _launch.near(x), _launch.near(g_z)
     g_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     direct = torch.empty(x.shape, dtype=network.acc_dtype, device=x.device)
     g_addends = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in addends]

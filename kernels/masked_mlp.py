@@ -100,7 +100,7 @@ def masked_mlp(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], network: Network, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Parameters (rows, features x parameters), and what the backward pass needs (of no size unless ``keep``)."""
-    host, plan = network.host, network.plan
+    host, plan, x = network.host, network.plan, _launch.near(x)
     batch, outputs = x.shape[0], plan.features * plan.parameters
     packed, packed_biases = pack(network.tables, weights, biases)
     out = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
@@ -125,7 +125,7 @@ def masked_mlp_gradients(
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""
-    host, plan, batch = network.host, network.plan, g.shape[0]
+    host, plan, g, batch = network.host, network.plan, _launch.near(g), g.shape[0]
     packed, _, act, pre, ungated = state
     g_x = torch.empty(batch, plan.features, dtype=g.dtype, device=g.device)
     g_addends = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in addends]

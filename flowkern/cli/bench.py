@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 import flowkern
+from flowkern.backends import triton_version
 from flowkern.cli.errors import CommandError, output_folder, require
 
 # Suite: its files in bench/, and the implementation that the others are compared with.
@@ -148,7 +148,7 @@ def markdown(rows: list[dict[str, Any]], baseline: str) -> str:
 def _machine(gpu: bool) -> str:
     """What a table was measured on."""
     if gpu:
-        versions = f"torch {torch.__version__}, Triton {importlib.metadata.version('triton')}"
+        versions = f"torch {torch.__version__}, Triton {triton_version()}"
         return f"{torch.cuda.get_device_name()}, {versions}, {datetime.date.today()}"
     return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
 

@@ -51,7 +51,7 @@ def report() -> Iterator[tuple[str, str]]:
     else:
         yield "GPU", "none that torch can see"
     reason = backends.triton_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"), "autoregressive")
-    yield "Triton kernels", f"yes, Triton {importlib.metadata.version('triton')}" if reason is None else f"no: {reason}"
+    yield "Triton kernels", f"yes, Triton {backends.triton_version()}" if reason is None else f"no: {reason}"
     yield "backend", f"{backends._current} (FLOWKERN_BACKEND or flowkern.backend)"
     for package, mend in _MENDS.items():
         try:

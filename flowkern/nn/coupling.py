@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import check_features, check_like
+from flowkern._checks import broadcast_batch, check_features, check_like
+from flowkern.nn.made import version
 from flowkern.nn.transform import Transform, show_context
 from flowkern.univariate import default_constants, resolve
 
@@ -91,26 +92,35 @@ class AffineCoupling(Transform):
         self.count = int(chosen.sum())
         if self.count in (0, features):
             raise ValueError(f"mask: expected some of the {features} features to be transformed, got {self.count}")
-        self.register_buffer("transformed", chosen)  # so that a state dict brings its mask along
-        self._arrange(chosen)
+        device = torch.get_default_device()
+        # A buffer, so that a state dict brings its mask along.
+        self.register_buffer("transformed", chosen if device.type == "meta" else chosen.to(device))
+        self._arrange()
         outputs = self.count * (1 if scale == "none" else 2)
         inputs = features - self.count + context
         self.network = _mlp([inputs, *hidden, outputs], activation) if network is None else network
 
-    def _arrange(self, chosen: Tensor) -> None:
+    def _arrange(self) -> None:
         """Tables of the mask: the column of each feature's parameters, and the features that pass."""
+        chosen, device = self.transformed.cpu(), self.transformed.device
+        self._version = version(self.transformed)
         self.slice = _as_slice(chosen)
-        self.register_buffer("place", torch.where(chosen, chosen.cumsum(0) - 1, -1), persistent=False)
-        self.register_buffer("passing", (~chosen).nonzero().flatten(), persistent=False)
+        self.register_buffer("place", torch.where(chosen, chosen.cumsum(0) - 1, -1).to(device), persistent=False)
+        self.register_buffer("passing", (~chosen).nonzero().flatten().to(device), persistent=False)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _follow(self) -> None:
+        """New tables where the mask was changed in place. Only eager code looks: the check would break a graph."""
+        if not torch.compiler.is_compiling() and self._version != version(self.transformed):
+            self._arrange()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(prefix + "transformed")
+        if given is not None and given.shape == self.transformed.shape and int(given.sum()) != self.count:
+            args[-1].append(f"{prefix}transformed: this layer transforms {self.count} features, the state {int(given.sum())}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
         if not self.transformed.is_meta:
-            device, chosen = self.transformed.device, self.transformed.cpu()
-            if int(chosen.sum()) != self.count:
-                raise ValueError(f"transformed: this layer transforms {self.count} features, the state has {int(chosen.sum())}")
-            self._arrange(chosen)
-            self.place, self.passing = self.place.to(device), self.passing.to(device)
+            self._arrange()
 
     @property
     def conditional(self) -> bool:
@@ -124,6 +134,7 @@ class AffineCoupling(Transform):
 
     def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check(name, x)
+        self._follow()
         if (context is None) != (self.context == 0):
             got = "None" if context is None else f"shape {tuple(context.shape)}"
             takes = f"{self.context} context features" if self.context else "no context"
@@ -131,10 +142,12 @@ class AffineCoupling(Transform):
         seen = x.index_select(-1, self.passing)
         if context is not None:
             check_features("context", context, self.context)
-            check_like("context", context, x, name)
-            batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-            seen = torch.cat([seen.expand(*batch, -1), context.expand(*batch, -1)], -1)
+            if not torch.is_autocast_enabled(context.device.type):
+                check_like("context", context, x, name)
+            batch = broadcast_batch(x, [context], "context")
+            seen = torch.cat([seen.expand(*batch, -1), context.to(x.dtype).expand(*batch, -1)], -1)
         parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast
+        check_features("network: its result", parameters, self.count * (1 if self.scale == "none" else 2))
         shift, raw = (parameters, None) if self.scale == "none" else parameters.chunk(2, -1)
         z, log_det = ops.coupling(
             x,

@@ -40,7 +40,7 @@ def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torc
     return positions
 
 
-def _version(t: Tensor) -> int:
+def version(t: Tensor) -> int:
     """Counts the changes in place; inference tensors do not count theirs."""
     return 0 if t.is_inference() else t._version
 
@@ -147,7 +147,7 @@ class MADE(nn.Module):
         change that PyTorch does not record (``.data``) is not.
         """
         self._planned = self.degrees.detach().cpu().clone()
-        self._version = _version(self.degrees)
+        self._version = version(self.degrees)
         self._packed: list[Tensor | None] = [None] * self.masks
         self.plans = [self._plan(list(row.split(self._split))) for row in self._planned]
 
@@ -170,8 +170,8 @@ class MADE(nn.Module):
 
     def _follow(self) -> None:
         """New plans where the degrees were changed in place. Only eager code looks: the check would break a graph."""
-        if not torch.compiler.is_compiling() and self._version != _version(self.degrees):
-            self._version = _version(self.degrees)
+        if not torch.compiler.is_compiling() and self._version != version(self.degrees):
+            self._version = version(self.degrees)
             if not self.degrees.is_meta and not torch.equal(self.degrees.cpu(), self._planned):
                 self.replan()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowkern._checks import HALF, broadcast_batch, check_features, check_float, check_like, check_shapes
-from flowkern.backends import chosen_backend, obstacle
+from flowkern.backends import chosen_backend, obstacle, product_precision
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.plan import AutoregressivePlan
 
@@ -51,12 +51,15 @@ class Call:
         return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
 
     def run(
-        self, kernels: str, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
+        self, precision: str | None, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Outputs, and what the backward pass needs, which is of no size unless ``keep``."""
-        if kernels == "triton":
+        """Outputs, and what the backward pass needs, which is of no size unless ``keep``.
+
+        ``precision`` is that of Triton's products, None for the native kernels.
+        """
+        if precision is not None:
             op = getattr(torch.ops.flowkern_triton, self.name)
-            *outputs, state = op(x, *self.split(tensors), self.plan.key, *self.map, keep)
+            *outputs, state = op(x, *self.split(tensors), self.plan.key, precision, *self.map, keep)
             return outputs, state
         op = getattr(torch.ops.flowkern, self.name)
         *outputs, packed_now, saved = op(x, *self.split(tensors), packed, *self.forward_constants, keep)
@@ -64,7 +67,7 @@ class Call:
 
     def gradients(
         self,
-        kernels: str,
+        precision: str | None,
         grads: Sequence[Tensor],
         x: Tensor,
         state: Sequence[Tensor],
@@ -73,9 +76,9 @@ class Call:
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Cotangents of x, weights, biases, addends; those of weights and biases only where ``parameters``."""
         parts = self.split(tensors)
-        if kernels == "triton":
+        if precision is not None:
             op = getattr(torch.ops.flowkern_triton, self.name + "_backward")
-            g_x, *flat, g_addends = op(*grads, x, *parts, state, self.plan.key, *self.map, parameters)
+            g_x, *flat, g_addends = op(*grads, x, *parts, state, self.plan.key, precision, *self.map, parameters)
             return g_x, *(_unflatten(g, part) for g, part in zip(flat, parts, strict=False)), g_addends
         op = getattr(torch.ops.flowkern, self.name + "_backward")
         return op(*grads, x, *state, self.plan.meta, self.plan.mask_bytes, *parts, *self.map, parameters)
@@ -116,9 +119,9 @@ class NetworkFunction(torch.autograd.Function):
     """Forward and backward kernels of one call; second derivatives through plain PyTorch."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, kernels: str, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
-        outputs, state = call.run(kernels, x, tensors, packed, True)
-        ctx.call, ctx.kernels, ctx.count = call, kernels, len(tensors)
+    def forward(ctx: Any, call: Call, precision: str | None, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
+        outputs, state = call.run(precision, x, tensors, packed, True)
+        ctx.call, ctx.precision, ctx.count = call, precision, len(tensors)
         ctx.save_for_backward(x, outputs[0] if call.solves else x, *tensors, *state)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -132,7 +135,7 @@ class NetworkFunction(torch.autograd.Function):
             plain = lambda x, *rest: call.plain(x, *call.split([t.to(x.dtype) for t in rest]))  # noqa: E731
             return None, None, None, *plain_backward(plain, (x, *tensors), needs, grads)
         parameters = any(needs[1 : call.parameters + 1])
-        g_x, *lists = call.gradients(ctx.kernels, grads, seen, state, tensors, parameters)
+        g_x, *lists = call.gradients(ctx.precision, grads, seen, state, tensors, parameters)
         g_tensors = [g for part in lists for g in part]
         if not parameters:
             g_tensors = [*[None] * call.parameters, *g_tensors]
@@ -220,11 +223,12 @@ def _run(
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
     if packed is not None and packed.dtype is not dtype:
         raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
+    precision = product_precision() if chosen == "triton" else None
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        out = NetworkFunction.apply(call, chosen, packed, x, *tensors)
+        out = NetworkFunction.apply(call, precision, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)
     else:
-        outputs, _ = call.run(chosen, x, tensors, packed, False)
+        outputs, _ = call.run(precision, x, tensors, packed, False)
     if outputs[0].dtype is not dtype:
         outputs = tuple(t.to(dtype) for t in outputs)
     return tuple(outputs) if len(batch) == 1 else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)

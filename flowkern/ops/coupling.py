@@ -45,8 +45,9 @@ def coupling(
         z (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit each other. That a table on a GPU holds each column once is not
-            checked, which would wait for the GPU.
+        TypeError, ValueError: for arguments that do not fit each other.
+        RuntimeError: from the CPU kernel, for a table that does not hold each column once. On a GPU this is not checked, since
+            it would wait for the GPU.
 
     Example:
         >>> import torch

@@ -152,8 +152,9 @@ def network_launches(
     operator: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
 ) -> list[Launch]:
     """Forward and backward of one masked network."""
+    structure = structure if width or structure == "skip" else "plain"
     options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
-    net = network(64 if width >= 256 else 8, (width,) * 3, **options)
+    net = network(64 if width >= 256 else 8, (width,) * 3 if width else (), **options)
     low = DTYPES[dtype]
     rows = torch.float32 if dtype == "autocast" else low
     weights = [w.to(low) for w in net.weights]
@@ -163,8 +164,7 @@ def network_launches(
     map = resolve(scale, placement, None)
 
     def run() -> None:
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        config = network_of(net.plan, low, x.device)
+        config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
         if operator == "masked_mlp":
             out, _ = masked_mlp(x, weights, biases, addends, config, keep)
             _, state = masked_mlp(x, weights, biases, addends, config, True)
@@ -213,7 +213,7 @@ def reduction_launches(dtype: str, width: int) -> list[Launch]:
 NETWORKS = [
     ("autoregressive", "masked_mlp"),
     tuple(DTYPES),
-    (48, 256),
+    (0, 48, 256),
     ACTIVATIONS,
     SCALES,
     PLACEMENTS,
@@ -407,9 +407,8 @@ def floors() -> str:
 def counted() -> Iterator[tuple[str, str, float, float, str]]:
     """Work, kernel, bytes, operations and the kind of its products."""
     for features, width, batch, dtype in FLOWS:
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
         plan = network(features, (width, width)).plan
-        config = network_of(plan, DTYPES[dtype], torch.device("cpu"))
+        config = network_of(plan, DTYPES[dtype], torch.device("cpu"), "tf32" if dtype == "tf32" else "ieee")
         host, e = config.host, DTYPES[dtype].itemsize
         products = 2.0 * batch * host.blocks * config.config.block**2
         ends = batch * (2 * features + 1) * 4  # x, z and log_det in float32

@@ -69,7 +69,7 @@ def test_couplings_take_a_context_and_a_network() -> None:
     torch.testing.assert_close(flow.log_prob(x, torch.zeros(2)).shape, log_prob.shape)
     given = fnn.AffineCoupling(5, network=torch.nn.Linear(3, 4))
     assert given(torch.randn(7, 5))[0].shape == (7, 5)
-    with pytest.raises(ValueError, match=r"shift: expected shape \(\.\.\., 2\)"):
+    with pytest.raises(ValueError, match=r"network: its result: expected shape \(\.\.\., 4\), got \(7, 5\)"):
         fnn.AffineCoupling(5, network=torch.nn.Linear(3, 5))(torch.randn(7, 5))
 
 
@@ -79,8 +79,24 @@ def test_a_state_dict_brings_its_mask_along() -> None:
     target.load_state_dict(source.state_dict())
     x = torch.randn(3, 5)
     torch.testing.assert_close(target(x), source(x))
-    with pytest.raises(ValueError, match="this layer transforms 3 features, the state has 2"):
-        fnn.AffineCoupling(5, mask=~mask).load_state_dict(source.state_dict() | {})
+    other = fnn.AffineCoupling(5, mask=~mask)
+    with pytest.raises(RuntimeError, match="transformed: this layer transforms 3 features, the state 2"):
+        other.load_state_dict(source.state_dict())
+    assert torch.equal(other.transformed, ~mask)
+    with torch.no_grad():
+        for a, b in zip(other.buffers(), fnn.AffineCoupling(5, swap=False, mask=~mask.flip(0)).buffers(), strict=True):
+            a.copy_(b)  # as DistributedDataParallel does
+    z, _ = other(x)
+    torch.testing.assert_close(other.inverse(z)[0], x)
+    assert torch.equal(z[:, mask.flip(0)], x[:, mask.flip(0)])
+
+
+def test_a_coupling_takes_the_context_of_an_embedding_under_autocast() -> None:
+    flow = fk.flows.Flow([fnn.AffineCoupling(5, context=2)], embedding=torch.nn.Linear(3, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flow.log_prob(torch.randn(4, 5), torch.randn(4, 3)).dtype == torch.float32
+    with pytest.raises(ValueError, match="context: expected batch shapes that broadcast"):
+        fnn.AffineCoupling(5, context=2)(torch.randn(4, 5), torch.randn(3, 2))
 
 
 def trained_norm() -> fnn.BatchNorm:
