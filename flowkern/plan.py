@@ -245,7 +245,7 @@ class AutoregressivePlan:
 
     def masks_like(self, weight: Tensor) -> list[Tensor]:
         """The masks on the device of ``weight``."""
-        return [m.to(weight.device) for m in self.masks]
+        return self.masks if weight.device.type == "cpu" else [m.to(weight.device) for m in self.masks]
 
     def remember(self, key: Any, call: Any) -> Any:
         """Keeps what an operator prepared for its calls on this plan; small flows live by it."""
