@@ -1,7 +1,7 @@
 """Throughput on a GPU: flowkern eager and in a CUDA graph, its oracle, zuko and nflows eager and compiled.
 
-The oracle is as plain as it reads: it brings its masks to the GPU at every eager call. A speed is recorded only after the implementations of a group gave the same numbers. ``flowkern bench --suite gpu`` times
-them with CUDA events.
+The oracle is as plain as it reads: it brings its masks to the GPU at every eager call. A speed is recorded only after the
+implementations of a group gave the same numbers. ``flowkern bench --suite gpu`` times them with CUDA events.
 """
 
 from __future__ import annotations
