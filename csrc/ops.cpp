@@ -557,8 +557,8 @@ std::tuple<Tensor, Tensor> coupling(Tensor x, Tensor shift, Tensor raw, std::opt
 
 std::tuple<Tensor, Tensor, Tensor> coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw,
                                                      std::optional<Tensor> place, int64_t begin, int64_t step,
-                                                     int64_t count, bool inverse, int64_t scale, int64_t placement,
-                                                     double c0, double c1) {
+                                                     int64_t count, bool rebuild, bool inverse, int64_t scale,
+                                                     int64_t placement, double c0, double c1) {
   const UnivariateMap map = univariate_map(scale, placement, c0, c1);
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
@@ -570,10 +570,10 @@ std::tuple<Tensor, Tensor, Tensor> coupling_backward(Tensor g_z, Tensor g_log_de
       const Matrix<const T> in[] = {matrix<T>(x), matrix<T>(shift), matrix<T>(raw), matrix<T>(g_z),
                                     matrix<T>(g_log_det)};
       if (step == 0)
-        return kernels<T>().affine_backward(map, inverse, in[0], in[1], in[2], in[3], in[4], columns, data<T>(g_x),
-                                            data<T>(g_shift), data<T>(g_raw), first, last);
-      kernels<T>().coupling_backward(map, inverse, in[0], in[1], in[2], in[3], in[4], {features.data(), count, columns},
-                                     data<T>(g_x), data<T>(g_shift), data<T>(g_raw),
+        return kernels<T>().affine_backward(map, rebuild, inverse, in[0], in[1], in[2], in[3], in[4], columns,
+                                            data<T>(g_x), data<T>(g_shift), data<T>(g_raw), first, last);
+      kernels<T>().coupling_backward(map, rebuild, inverse, in[0], in[1], in[2], in[3], in[4],
+                                     {features.data(), count, columns}, data<T>(g_x), data<T>(g_shift), data<T>(g_raw),
                                      static_cast<T*>(scratch(3 * columns * sizeof(T))), first, last);
     });
     return {g_x, g_shift, g_raw};
@@ -609,7 +609,7 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 
 #define FK_NETWORK "Tensor[] weights, Tensor[] biases, Tensor[] addends, Tensor? packed, Tensor plan, Tensor mask"
 #define FK_MAP "int scale, int placement, float c0, float c1"
-#define FK_FEATURES "Tensor? place, int begin, int step, int count, bool inverse"
+#define FK_FEATURES "Tensor? place, int begin, int step, int count"
 #define FK_GRADIENTS "(Tensor, Tensor[], Tensor[], Tensor[])"
 
 // Sizes that only torch.compile needs, which cannot read the plan, are arguments: packed_size, saved_rows, outputs.
@@ -638,9 +638,9 @@ STABLE_TORCH_LIBRARY(flowkern, m) {
       "autoregressive_inverse_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, "
       "Tensor plan, Tensor mask, Tensor[] weights, Tensor[] biases, Tensor[] addends, " FK_MAP
       ", bool parameters) -> " FK_GRADIENTS);
-  m.def("coupling(Tensor x, Tensor shift, Tensor raw, " FK_FEATURES ", " FK_MAP ") -> (Tensor, Tensor)");
-  m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, " FK_FEATURES ", " FK_MAP
-        ") -> (Tensor, Tensor, Tensor)");
+  m.def("coupling(Tensor x, Tensor shift, Tensor raw, " FK_FEATURES ", bool inverse, " FK_MAP ") -> (Tensor, Tensor)");
+  m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, " FK_FEATURES
+        ", bool rebuild, bool inverse, " FK_MAP ") -> (Tensor, Tensor, Tensor)");
   m.def("log_det(Tensor log_scale) -> Tensor");
   m.def("normal_log_prob(Tensor z, Tensor log_det) -> Tensor");
 }

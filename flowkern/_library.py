@@ -75,7 +75,7 @@ def _register_fakes() -> None:
         return x.new_empty(x.shape), x.new_empty(x.shape[0])
 
     @fake("flowkern::coupling_backward")
-    def _(g_z, g_log_det, x, shift, raw, place, begin, step, count, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
+    def _(g_z, g_log_det, x, shift, raw, place, begin, step, count, rebuild, inverse, scale, placement, c0, c1):  # type: ignore[no-untyped-def]
         parameters = x.shape[0], count if step else x.shape[1]
         return x.new_empty(x.shape), x.new_empty(parameters), x.new_empty(parameters)
 

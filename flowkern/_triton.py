@@ -54,16 +54,17 @@ def _(x, shift, raw, place, begin, step, count, inverse, *map):  # type: ignore[
 
 
 @_define(
-    f"coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, {_ROWS}) -> (Tensor, Tensor, Tensor)"
+    "coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, Tensor? place, int begin, int step, "
+    f"int count, bool rebuild, bool inverse, {_MAP}) -> (Tensor, Tensor, Tensor)"
 )
-def _coupling_backward(g_z, g_log_det, x, shift, raw, place, begin, step, count, inverse, *map):  # type: ignore[no-untyped-def]
+def _coupling_backward(g_z, g_log_det, x, shift, raw, place, begin, step, count, rebuild, inverse, *map):  # type: ignore[no-untyped-def]
     from flowkern.kernels.coupling import coupling_gradients
 
-    return coupling_gradients(g_z, g_log_det, x, shift, raw, place, (begin, step, count), inverse, map)
+    return coupling_gradients(g_z, g_log_det, x, shift, raw, place, (begin, step, count), rebuild, inverse, map)
 
 
 @_fake("coupling_backward")
-def _(g_z, g_log_det, x, shift, raw, place, begin, step, count, inverse, scale, *map):  # type: ignore[no-untyped-def]
+def _(g_z, g_log_det, x, shift, raw, place, begin, step, count, rebuild, inverse, scale, *map):  # type: ignore[no-untyped-def]
     width = count if step else x.shape[1]
     return x.new_empty(x.shape), x.new_empty(x.shape[0], width), x.new_empty(x.shape[0] if scale else 0, width)
 

@@ -64,8 +64,9 @@ def affine_forward(
 def affine_backward(
     x, shift, raw, place, g_z, g_log_det, g_x, g_shift, g_raw, rows, columns, begin, count,
     x_row, x_column, shift_row, shift_column, raw_row, raw_column, g_row, g_column, g_log_det_row,
-    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, INVERSE: tl.constexpr,
-    STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, REBUILD: tl.constexpr,
+    INVERSE: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     first = tl.program_id(1).to(tl.int64) * PART
@@ -79,6 +80,11 @@ def affine_backward(
         g = tl.load(g_z + r[:, None] * g_row + c[None, :] * g_column, inside, 0).to(ACC)
         t = tl.load(shift + r[:, None] * shift_row + p[None, :] * shift_column, moved, 0).to(ACC)
         a = t if SCALE == 0 else tl.load(raw + r[:, None] * raw_row + p[None, :] * raw_column, moved, 0).to(ACC)
+        if REBUILD:  # x holds z
+            if INVERSE:
+                v, _ = map_forward(v, t, a, SCALE, PLACEMENT, C0, C1)
+            else:
+                v, _ = map_inverse(v, t, a, SCALE, PLACEMENT, C0, C1)
         if INVERSE:  # implicit differentiation of v = f(u; t, a) at u = f^-1(v)
             w = g / map_slope(a, SCALE, PLACEMENT, C0, C1)
             u, _ = map_inverse(v, t, a, SCALE, PLACEMENT, C0, C1)
@@ -117,8 +123,11 @@ def affine(x, shift, raw, place, transformed, inverse, map):
     return z, log_det(partial).to(x.dtype) if config.parts > 1 else partial.view(rows)
 
 
-def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, inverse, map):
-    """Cotangents of x, shift and raw, contiguous; that of raw is empty where there is no scale."""
+def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, rebuild, inverse, map):
+    """Cotangents of x, shift and raw, contiguous; that of raw is empty where there is no scale.
+
+    With ``rebuild``, ``x`` holds z, and the input is found from it.
+    """
     rows, columns = x.shape
     begin, step, count = transformed
     count = columns if step == 0 else count
@@ -133,7 +142,7 @@ def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, inverse,
                 x, shift, raw, x if place is None else place, g_z, g_log_det, g_x, g_shift, g_raw,
                 rows, columns, begin, count,
                 *x.stride(), *shift.stride(), *raw.stride(), *g_z.stride(), *g_log_det.stride(),
-                *map, inverse, -1 if place is not None else step,
+                *map, rebuild, inverse, -1 if place is not None else step,
                 config.acc, config.part, config.block_r, config.block_c, **config.options,
             )  # fmt: skip
     return g_x, g_shift, g_raw

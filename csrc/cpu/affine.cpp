@@ -63,7 +63,7 @@ void affine(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<co
 }
 
 template <class T>
-void affine_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+void affine_backward(const UnivariateMap& map, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
                      Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns, T* g_x,
                      T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end) {
   using X = decltype(get(x, 0, 0, 0));
@@ -71,7 +71,9 @@ void affine_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x, 
     const X gl = X{} + static_cast<double>(g_log_det(r, 0));
     for (int64_t c = 0; c < columns; c += kStep<T>) {
       const int64_t n = columns - c < kStep<T> ? columns - c : kStep<T>, at = r * columns + c;
-      const X v = get(x, r, c, n), t = get(shift, r, c, n), a = get(raw, r, c, n), g = get(g_z, r, c, n);
+      X v = get(x, r, c, n);
+      const X t = get(shift, r, c, n), a = get(raw, r, c, n), g = get(g_z, r, c, n);
+      if (rebuild) v = inverse ? map_forward(map, v, t, a).v : map_inverse(map, v, t, a).v;
       if (inverse) {  // implicit differentiation of v = f(u; t, a) at u = f^-1(v)
         const X w = g / map_slope(map, a);
         const auto d = map_backward(map, map_inverse(map, v, t, a).v, t, a, -w, -gl);
@@ -87,7 +89,7 @@ void affine_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x, 
 #define FK_INSTANTIATE(T)                                                                                              \
   template void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, \
                        int64_t, int64_t);                                                                              \
-  template void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,         \
+  template void affine_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,   \
                                 Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -8,8 +8,8 @@ template <class T>
 void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, int64_t,
             int64_t);
 template <class T>
-void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, Matrix<const T>,
-                     Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
+void affine_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,
+                     Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 
 template <class T>
 Matrix<const T> row(Matrix<const T> m, int64_t r) {
@@ -35,7 +35,7 @@ void coupling(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<
 }
 
 template <class T>
-void coupling_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+void coupling_backward(const UnivariateMap& map, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
                        Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det,
                        const Transformed& transformed, T* g_x, T* g_shift, T* g_raw, T* scratch, int64_t row_begin,
                        int64_t row_end) {
@@ -48,17 +48,17 @@ void coupling_backward(const UnivariateMap& map, bool inverse, Matrix<const T> x
       u[j] = x(r, features[j]);
       g[j] = out[features[j]];
     }
-    affine_backward<T>(map, inverse, {u, 0, 1}, row(shift, r), row(raw, r), {g, 0, 1}, row(g_log_det, r), count, g_u,
-                       g_shift + r * count, g_raw + r * count, 0, 1);
+    affine_backward<T>(map, rebuild, inverse, {u, 0, 1}, row(shift, r), row(raw, r), {g, 0, 1}, row(g_log_det, r),
+                       count, g_u, g_shift + r * count, g_raw + r * count, 0, 1);
     for (int64_t j = 0; j < count; ++j) out[features[j]] = g_u[j];
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                                        \
-  template void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,          \
-                         const Transformed&, T*, T*, T*, int64_t, int64_t);                                      \
-  template void coupling_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, \
-                                  Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t, \
+#define FK_INSTANTIATE(T)                                                                                              \
+  template void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,                \
+                         const Transformed&, T*, T*, T*, int64_t, int64_t);                                            \
+  template void coupling_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, \
+                                  Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t,       \
                                   int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

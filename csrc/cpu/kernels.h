@@ -83,13 +83,14 @@ struct Kernels {
 
   void (*affine)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
                  int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end);
-  void (*affine_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+  // `rebuild`: x holds the output of the map, from which the input is found.
+  void (*affine_backward)(const UnivariateMap&, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
                           Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns, T* g_x,
                           T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
   // `scratch` holds three rows.
   void (*coupling)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
                    const Transformed&, T* z, T* log_det, T* scratch, int64_t row_begin, int64_t row_end);
-  void (*coupling_backward)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift,
+  void (*coupling_backward)(const UnivariateMap&, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
                             Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, const Transformed&,
                             T* g_x, T* g_shift, T* g_raw, T* scratch, int64_t row_begin, int64_t row_end);
   void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);

@@ -24,14 +24,14 @@ template <class T>
 void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, int64_t,
             int64_t);
 template <class T>
-void affine_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, Matrix<const T>,
-                     Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
+void affine_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,
+                     Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 template <class T>
 void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*,
               T*, int64_t, int64_t);
 template <class T>
-void coupling_backward(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, Matrix<const T>,
-                       Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t, int64_t);
+void coupling_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,
+                       Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*, T*, T*, int64_t, int64_t);
 template <class T>
 void log_det(Matrix<const T>, int64_t, T*, int64_t, int64_t);
 template <class T>

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowkern._checks import HALF
 from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.univariate import PLACEMENTS
 
 
 def namespace(kernels: str) -> Any:
@@ -43,9 +44,22 @@ class RowMap:
         op = namespace(self.kernels).coupling
         return op(x, shift, raw, self.place, *self.features, self.inverse, *self.numbers)
 
+    @property
+    def needs(self) -> str:
+        """What the gradients depend on besides the raw scale.
+
+        ``"input"`` where z = x s + t or x / s - t, ``"output"`` where z = (x - t) / s or (x + t) s: there the shift, which
+        nothing else may hold, need not be kept. ``"all"`` for the gate.
+        """
+        placement = PLACEMENTS[self.numbers[1]]
+        if placement == "gate":
+            return "all"
+        return "input" if (placement == "scale_shift") != self.inverse else "output"
+
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, shift: Tensor, raw: Tensor) -> tuple[Tensor | None, ...]:
-        op = namespace(self.kernels).coupling_backward
-        g_x, g_shift, g_raw = op(*grads, x, shift, raw, self.place, *self.features, self.inverse, *self.numbers)
+        """Cotangents of x, shift and raw. In place of x stands z where that is what they need."""
+        op, rebuild = namespace(self.kernels).coupling_backward, self.needs == "output"
+        g_x, g_shift, g_raw = op(*grads, x, shift, raw, self.place, *self.features, rebuild, self.inverse, *self.numbers)
         return g_x, g_shift, g_raw if self.numbers[0] else None
 
 
@@ -70,11 +84,21 @@ class RowMapFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, map: RowMap, x: Tensor, shift: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         ctx.map = map
-        ctx.save_for_backward(x, shift, raw)
-        return map(x, shift, raw)
+        z, log_det = map(x, shift, raw)
+        kept = {"input": (x, raw), "output": (z, raw), "all": (x, raw, shift)}[map.needs]
+        ctx.save_for_backward(*kept)
+        return z, log_det
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        map: RowMap = ctx.map
+        x, raw, *rest = ctx.saved_tensors
+        # Where the shift was not kept, the gradients are those of the map without one.
+        shift = rest[0] if rest else raw.new_zeros(1, 1).expand_as(raw)
         if wants_plain(grads):
-            return None, *plain_backward(ctx.map.oracle, ctx.saved_tensors, ctx.needs_input_grad[1:], grads)
-        return None, *ctx.map.gradients(grads, *ctx.saved_tensors)
+            with torch.enable_grad():
+                if map.needs == "output":
+                    x, _ = map.oracle(x, shift, raw, inverse=not map.inverse)
+                shift = shift if rest else shift.detach().requires_grad_()
+            return None, *plain_backward(map.oracle, (x, shift, raw), ctx.needs_input_grad[1:], grads)
+        return None, *map.gradients(grads, x, shift, raw)

@@ -41,6 +41,7 @@ from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradi
 from flowkern.kernels.log_det import log_det
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
+from flowkern.ops._rows import RowMap
 from flowkern.plan import ACTIVATIONS
 from flowkern.univariate import PLACEMENTS, SCALES, resolve
 
@@ -190,10 +191,11 @@ def row_launches(dtype: str, width: int, scale: str, placement: str, inverse: bo
     x, part = torch.zeros(64, width, dtype=t), torch.zeros(64, count or width, dtype=t)
     place = torch.zeros(width, dtype=torch.int64) if features == "table" else None
     map = resolve(scale, placement, None)
+    rebuild = RowMap("triton", affine, map, inverse).needs == "output"
 
     def run() -> None:
         z, found = affine(x, part, part, place, (begin, step, count), inverse, map)
-        affine_gradients(z, found, x, part, part, place, (begin, step, count), inverse, map)
+        affine_gradients(z, found, x, part, part, place, (begin, step, count), rebuild, inverse, map)
 
     label = f"{dtype}, {width} features, {features}, {scale} {placement}{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="rows", gathered="yes" if features in ("alternating", "table") else "no")

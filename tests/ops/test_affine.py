@@ -209,7 +209,8 @@ def test_opcheck_and_compile() -> None:
     for namespace in namespaces:
         rest = (None, 0, 0, 0, False, 1, 1, 0.0, 0.0)
         torch.library.opcheck(namespace.coupling, (x, shift, raw, *rest), test_utils=checks)
-        torch.library.opcheck(namespace.coupling_backward, (x, torch.randn(5), x, shift, raw, *rest), test_utils=checks)
+        backward = (x, torch.randn(5), x, shift, raw, *rest[:4], True, *rest[4:])
+        torch.library.opcheck(namespace.coupling_backward, backward, test_utils=checks)
     raw.requires_grad_()
 
     def call() -> torch.Tensor:

@@ -178,7 +178,8 @@ def test_opcheck_and_compile() -> None:
     for namespace in namespaces:
         for rest in ((TABLE, 0, 1, 5, False, 1, 0, 0.0, 0.0), (None, 4, 1, 5, True, 1, 0, 0.0, 0.0)):
             torch.library.opcheck(namespace.coupling, (x, shift, raw, *rest), test_utils=checks)
-            torch.library.opcheck(namespace.coupling_backward, (x, torch.randn(5), x, shift, raw, *rest), test_utils=checks)
+            backward = (x, torch.randn(5), x, shift, raw, *rest[:4], True, *rest[4:])
+            torch.library.opcheck(namespace.coupling_backward, backward, test_utils=checks)
     leaves = [t.requires_grad_() for t in (x, shift, raw)]
     for backend, transformed in itertools.product(("native", "triton"), (TABLE, slice(4, None))):
         if backend == "triton" and device_of("triton").type != "cpu":
