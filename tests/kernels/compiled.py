@@ -390,17 +390,17 @@ CARDS = {
     "A100": {"bytes": 2.0e12, "tf32": 156e12, "bfloat16": 312e12},
     "L4": {"bytes": 0.3e12, "tf32": 60e12, "bfloat16": 121e12},
 }
+LAUNCH = 3.0  # microseconds
 FLOWS = [(64, 512, 4096, "tf32"), (64, 512, 65536, "bfloat16"), (8, 128, 1024, "tf32")]
 
 
 def floors() -> str:
-    """Markdown: bytes that must move, operations, and the least time that they take on some cards."""
-    lines = [
-        "| work | kernel | MB | GFLOP | " + " | ".join(f"{card}, us" for card in CARDS) + " |",
-        "|---|---|---:|---:|" + "---:|" * len(CARDS),
-    ]
+    """Markdown: bytes that must move, operations, the least time that they take on some cards, and what to expect of one."""
+    heads = [*(f"{card}, us" for card in CARDS), "H200 expected, us"]
+    lines = ["| work | kernel | MB | GFLOP | " + " | ".join(heads) + " |", "|---|---|---:|---:|" + "---:|" * len(heads)]
     for work, kernel, size, operations, rate in counted():
         times = [1e6 * max(size / card["bytes"], operations / card[rate]) for card in CARDS.values()]
+        times.append(times[0] / (0.5 if operations else 0.85) + LAUNCH)
         cells = [work, kernel, f"{size / 1e6:,.1f}", f"{operations / 1e9:,.2f}", *(f"{t:,.1f}" for t in times)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
