@@ -285,7 +285,7 @@ def _starts(levels: Tensor, count: int) -> Tensor:
     )
 
 
-def _block_levels(plan: AutoregressivePlan) -> list[int]:
+def block_levels(plan: AutoregressivePlan) -> list[int]:
     """First level of each block, and the number of levels.
 
     A block is as many levels as give every layer a few full panels: enough that most of the work is dense products
@@ -339,7 +339,7 @@ class _Encoder:
         header = torch.zeros(18, dtype=torch.int64, device="cpu")
         self.put(header)
         depth = len(plan.units)
-        self.blocks = _block_levels(plan)
+        self.blocks = block_levels(plan)
         self.features_at = self.put(plan.feature_order)
         self.orders_at = [self.put(o) for o in plan.unit_orders]
         linears = [self._linear(i) for i in range(len(plan.masks))]

@@ -1,4 +1,5 @@
 // An affine univariate map and its log-determinant from given parameters: one read, one write, one reduction.
+#include "cpu/affine.h"
 #include "cpu/row_sum.h"
 #include "flowkern/univariate.h"
 

@@ -1,15 +1,7 @@
 // A coupling layer's map: the transformed features of a row are gathered, mapped as in affine.cpp, and scattered.
-#include "cpu/kernels.h"
-#include "flowkern/simd.h"
+#include "cpu/affine.h"
 
 namespace flowkern::FK_ISA {
-
-template <class T>
-void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, int64_t,
-            int64_t);
-template <class T>
-void affine_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,
-                     Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 
 template <class T>
 Matrix<const T> row(Matrix<const T> m, int64_t r) {

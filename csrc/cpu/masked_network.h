@@ -11,6 +11,14 @@
 
 namespace flowkern::FK_ISA {
 
+// out = act(in) for n elements; `in` may be `out`.
+template <class T>
+void activate(Activation kind, double constant, const T* in, T* out, int64_t n) {
+  with_activation(kind, [=](auto tag) {
+    map_elements(in, out, n, [=](Vec<T> x) { return activation<decltype(tag)::value, T>(x, constant); });
+  });
+}
+
 // p[i] += sum_k w[k][i] a[k] for N rows i of a panel, one row of the batch per lane.
 template <class T, int N>
 FK_INLINE void panel_rows(const T* w, const T* a, int64_t columns, T* p) {

@@ -34,6 +34,17 @@ FK_INLINE void panel_transposed(const LinearView& map, const T* packed, int64_t 
   }
 }
 
+// g *= act'(p) for n elements, a multiple of the tile's rows, hence of the lanes.
+template <class T>
+void activation_backward(Activation kind, double constant, const T* p, T* g, int64_t n) {
+  with_activation(kind, [=](auto tag) {
+    constexpr Activation Kind = decltype(tag)::value;
+    if constexpr (Kind != Activation::identity)
+      for (int64_t i = 0; i < n; i += kLanes<T>)
+        store(g + i, load<Vec<T>>(g + i) * activation_slope<Kind, T>(load<Vec<T>>(p + i), constant));
+  });
+}
+
 template <class T>
 class TileGradient {
  public:

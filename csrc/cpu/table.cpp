@@ -1,6 +1,5 @@
 // The kernel table of one instruction set.
-#include "cpu/kernels.h"
-#include "flowkern/simd.h"
+#include "cpu/affine.h"
 
 namespace flowkern::FK_ISA {
 
@@ -20,12 +19,6 @@ template <class T>
 void autoregressive_inverse_backward(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t, T*);
 template <class T>
 void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
-template <class T>
-void affine(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, int64_t, T*, T*, int64_t,
-            int64_t);
-template <class T>
-void affine_backward(const UnivariateMap&, bool, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>,
-                     Matrix<const T>, Matrix<const T>, int64_t, T*, T*, T*, int64_t, int64_t);
 template <class T>
 void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*,
               T*, int64_t, int64_t);

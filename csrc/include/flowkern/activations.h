@@ -1,4 +1,4 @@
-// Activations of the hidden units and their derivatives, on contiguous elements.
+// Activations of the hidden units and their derivatives.
 #pragma once
 
 #include "flowkern/math.h"
@@ -8,88 +8,82 @@ namespace flowkern::FK_ISA {
 // The order of flowkern/plan.py's ACTIVATIONS.
 enum class Activation { identity, relu, leaky_relu, elu, gelu, silu, tanh, sigmoid, softplus };
 
-// out = act(in); `constant` is leaky_relu's negative slope or elu's alpha. `in` may be `out`.
-template <class T>
-void activate(Activation kind, double constant, const T* in, T* out, int64_t n) {
-  using V = Vec<T>;
-  const T c = static_cast<T>(constant);
+template <Activation Kind>
+struct ActivationTag {
+  static constexpr Activation value = Kind;
+};
+
+// Calls f with the tag of an activation.
+template <class F>
+FK_INLINE auto with_activation(Activation kind, F f) {
   switch (kind) {
-    case Activation::identity: return map_elements(in, out, n, [](V x) { return x; });
-    case Activation::relu: return map_elements(in, out, n, [](V x) { return x < 0 ? V{} : x; });
-    case Activation::leaky_relu: return map_elements(in, out, n, [=](V x) { return x < 0 ? c * x : x; });
-    case Activation::elu:
-      return map_elements(in, out, n, [=](V x) {
-        const auto f = [=](auto a) { return constant * expm1(a); };
-        return x > 0 ? x : apply(f, x > 0 ? V{} : x);
-      });
-    case Activation::gelu:
-      return map_elements(in, out, n, [](V x) { return apply([](auto a) { return a * normal_cdf(a); }, x); });
-    case Activation::silu:
-      return map_elements(in, out, n, [](V x) { return apply([](auto a) { return a * sigmoid(a); }, x); });
-    case Activation::tanh:
-      return map_elements(in, out, n, [](V x) { return apply([](auto a) { return tanh(a); }, x); });
-    case Activation::sigmoid:
-      return map_elements(in, out, n, [](V x) { return apply([](auto a) { return sigmoid(a); }, x); });
-    case Activation::softplus:
-      return map_elements(in, out, n, [](V x) { return apply([](auto a) { return softplus(a); }, x); });
+    case Activation::identity: return f(ActivationTag<Activation::identity>{});
+    case Activation::relu: return f(ActivationTag<Activation::relu>{});
+    case Activation::leaky_relu: return f(ActivationTag<Activation::leaky_relu>{});
+    case Activation::elu: return f(ActivationTag<Activation::elu>{});
+    case Activation::gelu: return f(ActivationTag<Activation::gelu>{});
+    case Activation::silu: return f(ActivationTag<Activation::silu>{});
+    case Activation::tanh: return f(ActivationTag<Activation::tanh>{});
+    case Activation::sigmoid: return f(ActivationTag<Activation::sigmoid>{});
+    case Activation::softplus: return f(ActivationTag<Activation::softplus>{});
   }
+  __builtin_unreachable();
 }
 
-// g *= act'(p), from the pre-activation p.
-template <class T>
-void activation_backward(Activation kind, double constant, const T* p, T* g, int64_t n) {
-  using V = Vec<T>;
-  const T c = static_cast<T>(constant);
-  const auto scale = [&](auto derivative) {
-    constexpr int W = kLanes<T>;
-    for (int64_t i = 0; i < n; i += W) {  // n is a multiple of the tile width, hence of W
-      const V x = load<V>(p + i);
-      store(g + i, load<V>(g + i) * derivative(x));
-    }
-  };
-  const V one = V{} + 1;
-  switch (kind) {
-    case Activation::identity: return;
-    case Activation::relu: return scale([=](V x) { return x > 0 ? one : V{}; });
-    case Activation::leaky_relu: return scale([=](V x) { return x > 0 ? one : c * one; });
-    case Activation::elu:
-      return scale([=](V x) {
-        const auto f = [=](auto a) { return constant * exp(a); };
-        return x > 0 ? one : apply(f, x > 0 ? V{} : x);
-      });
-    case Activation::gelu:
-      return scale([](V x) {
-        return apply([](auto a) { return normal_cdf(a) + a * (M_2_SQRTPI * M_SQRT1_2 * 0.5) * exp(-0.5 * a * a); }, x);
-      });
-    case Activation::silu:
-      return scale([](V x) {
-        return apply(
-            [](auto a) {
-              const auto s = sigmoid(a);
-              return s * (1 + a * (1 - s));
-            },
-            x);
-      });
-    case Activation::tanh:
-      return scale([](V x) {
-        return apply(
-            [](auto a) {
-              const auto t = tanh(a);
-              return 1 - t * t;
-            },
-            x);
-      });
-    case Activation::sigmoid:
-      return scale([](V x) {
-        return apply(
-            [](auto a) {
-              const auto s = sigmoid(a);
-              return s * (1 - s);
-            },
-            x);
-      });
-    case Activation::softplus: return scale([](V x) { return apply([](auto a) { return sigmoid(a); }, x); });
+// The activation of V, a vector of T or T itself; the constant is leaky_relu's negative slope or elu's alpha.
+template <Activation Kind, class T, class V, class C>
+FK_INLINE V activation(V x, C constant) {
+  if constexpr (Kind == Activation::identity) return x;
+  if constexpr (Kind == Activation::relu) return x < 0 ? V{} : x;
+  if constexpr (Kind == Activation::leaky_relu) return x < 0 ? static_cast<T>(constant) * x : x;
+  if constexpr (Kind == Activation::elu) {
+    const auto f = [=](auto a) { return constant * expm1(a); };
+    return x > 0 ? x : apply(f, x > 0 ? V{} : x);
   }
+  if constexpr (Kind == Activation::gelu) return apply([](auto a) { return a * normal_cdf(a); }, x);
+  if constexpr (Kind == Activation::silu) return apply([](auto a) { return a * sigmoid(a); }, x);
+  if constexpr (Kind == Activation::tanh) return apply([](auto a) { return tanh(a); }, x);
+  if constexpr (Kind == Activation::sigmoid) return apply([](auto a) { return sigmoid(a); }, x);
+  if constexpr (Kind == Activation::softplus) return apply([](auto a) { return softplus(a); }, x);
+}
+
+// Its derivative.
+template <Activation Kind, class T, class V, class C>
+FK_INLINE V activation_slope(V x, C constant) {
+  const V one = V{} + 1;
+  if constexpr (Kind == Activation::identity) return one;
+  if constexpr (Kind == Activation::relu) return x > 0 ? one : V{};
+  if constexpr (Kind == Activation::leaky_relu) return x > 0 ? one : static_cast<T>(constant) * one;
+  if constexpr (Kind == Activation::elu) {
+    const auto f = [=](auto a) { return constant * exp(a); };
+    return x > 0 ? one : apply(f, x > 0 ? V{} : x);
+  }
+  if constexpr (Kind == Activation::gelu) {
+    const C density = C(0.3989422804014327), half = C(0.5);  // 1 / sqrt(2 pi)
+    return apply([=](auto a) { return normal_cdf(a) + a * density * exp(-half * a * a); }, x);
+  }
+  if constexpr (Kind == Activation::silu) {
+    const auto f = [](auto a) {
+      const auto s = sigmoid(a);
+      return s * (1 + a * (1 - s));
+    };
+    return apply(f, x);
+  }
+  if constexpr (Kind == Activation::tanh) {
+    const auto f = [](auto a) {
+      const auto t = tanh(a);
+      return 1 - t * t;
+    };
+    return apply(f, x);
+  }
+  if constexpr (Kind == Activation::sigmoid) {
+    const auto f = [](auto a) {
+      const auto s = sigmoid(a);
+      return s * (1 - s);
+    };
+    return apply(f, x);
+  }
+  if constexpr (Kind == Activation::softplus) return apply([](auto a) { return sigmoid(a); }, x);
 }
 
 }  // namespace flowkern::FK_ISA

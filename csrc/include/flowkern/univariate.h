@@ -1,5 +1,5 @@
 // Affine univariate maps u -> v: a scale map turns a raw number into a positive scale s, a placement says where s
-// and the shift t go. Written once for X = VecD (float32 kernels) and X = double (float64 kernels).
+// and the shift t go. Written once for every number X, see math.h, with constants of type C.
 #pragma once
 
 #include "flowkern/math.h"
@@ -12,8 +12,8 @@ struct ScaleValue {
   X s, log_s, slope;  // slope = d log s / d raw
 };
 
-template <class X>
-FK_INLINE ScaleValue<X> evaluate_scale(const UnivariateMap& m, X a) {
+template <class X, class C>
+FK_INLINE ScaleValue<X> evaluate_scale(const UnivariateMapOf<C>& m, X a) {
   const X one = X{} + 1;
   switch (m.scale) {
     case Scale::none: return {one, X{}, X{}};
@@ -49,8 +49,8 @@ struct MapValue {
   X v, log_slope;  // the image and log |dv/du|
 };
 
-template <class X>
-FK_INLINE MapValue<X> map_forward(const UnivariateMap& m, X u, X t, X a) {
+template <class X, class C>
+FK_INLINE MapValue<X> map_forward(const UnivariateMapOf<C>& m, X u, X t, X a) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   const X finite = u - u;  // NaN where the input is not finite, so that the log-det shows it
   switch (m.placement) {
@@ -63,8 +63,8 @@ FK_INLINE MapValue<X> map_forward(const UnivariateMap& m, X u, X t, X a) {
 }
 
 // u and log |du/dv| from v.
-template <class X>
-FK_INLINE MapValue<X> map_inverse(const UnivariateMap& m, X v, X t, X a) {
+template <class X, class C>
+FK_INLINE MapValue<X> map_inverse(const UnivariateMapOf<C>& m, X v, X t, X a) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   const X finite = v - v;
   switch (m.placement) {
@@ -82,8 +82,8 @@ struct MapGradient {
 };
 
 // Cotangents of u, t and a from those of v and log |dv/du|.
-template <class X>
-FK_INLINE MapGradient<X> map_backward(const UnivariateMap& m, X u, X t, X a, X gv, X gl) {
+template <class X, class C>
+FK_INLINE MapGradient<X> map_backward(const UnivariateMapOf<C>& m, X u, X t, X a, X gv, X gl) {
   const ScaleValue<X> k = evaluate_scale(m, a);
   switch (m.placement) {
     case Placement::scale_shift: return {gv * k.s, gv, (gv * u * k.s + gl) * k.slope};
@@ -101,8 +101,8 @@ FK_INLINE MapGradient<X> map_backward(const UnivariateMap& m, X u, X t, X a, X g
 }
 
 // dv/du.
-template <class X>
-FK_INLINE X map_slope(const UnivariateMap& m, X a) {
+template <class X, class C>
+FK_INLINE X map_slope(const UnivariateMapOf<C>& m, X a) {
   const X s = evaluate_scale(m, a).s;
   return m.placement == Placement::standardize ? 1 / s : s;
 }
