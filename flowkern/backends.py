@@ -1,7 +1,8 @@
 """Which kernels exist here, how one is chosen, how a user overrides it.
 
-``native`` is the C++ extension, ``triton`` the GPU kernels, ``reference`` plain PyTorch. By default each call takes the
-native kernel on the CPU and the Triton kernel on a GPU, and plain PyTorch where there is none.
+``native`` is C++ and CUDA, ``triton`` the kernels written in Triton, ``reference`` plain PyTorch. By default each call takes
+the native kernel on the CPU, on a GPU the native one where there is one and else Triton's, and plain PyTorch where
+there is none.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from flowkern._library import BUILD_ERROR
+from flowkern.cuda import code
 
 __all__ = ["BACKENDS", "backend", "chosen_backend"]
 
 BACKENDS = ("auto", "native", "triton", "reference")
 TRITON_OPERATORS = ("affine", "autoregressive", "coupling", "log_det", "masked_mlp", "normal_log_prob")
+CUDA_OPERATORS = ("autoregressive_inverse",)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; read when a kernel is first imported
 _TRITON_LEAST = 3, 6
 REBUILD = "pip install --no-build-isolation -e ."
@@ -72,6 +75,20 @@ def obstacle(x: Tensor) -> str | None:
     if BUILD_ERROR is not None:
         return f"the extension is not built ({BUILD_ERROR}); build it with `{REBUILD}`"
     return None
+
+
+def native_obstacle(x: Tensor, operator: str) -> str | None:
+    """The same, for one operator on any device."""
+    if x.device.type != "cuda":
+        return obstacle(x)
+    if operator not in CUDA_OPERATORS:
+        return f"{operator} has no native kernel for device 'cuda'"
+    return "there is no native kernel for AMD's GPUs" if torch.version.hip is not None else _cuda_obstacle(x.device.index or 0)
+
+
+@torch.compiler.assume_constant_result
+def _cuda_obstacle(index: int) -> str | None:
+    return code.obstacle(torch.cuda.get_device_capability(index))
 
 
 def triton_obstacle(x: Tensor, operator: str) -> str | None:
@@ -128,15 +145,17 @@ def chosen_backend(x: Tensor, operator: str) -> str:
     if _current == "reference":
         return _current
     transformed = _transformed()
-    kernels = _current if _current != "auto" else "native" if x.device.type == "cpu" else "triton"
-    reason = obstacle(x) if kernels == "native" else triton_obstacle(x, operator)
+    native = x.device.type == "cpu" or operator in CUDA_OPERATORS
+    kernels = _current if _current != "auto" else "native" if native else "triton"
+    reason = native_obstacle(x, operator) if kernels == "native" else triton_obstacle(x, operator)
     if _current != "auto" and (reason is not None or transformed):
         why = reason or "torch.func transforms have rules for plain PyTorch only"
         raise RuntimeError(f"backend {_current!r} was forced, but {why}")
     if reason is None:
         return "torch" if transformed else kernels
-    if x.device.type == "cpu" or (x.device.type == "cuda" and operator in TRITON_OPERATORS):
-        _warn_once(reason)  # something is missing here; otherwise there is nothing that anyone could mend
+    mendable = operator in TRITON_OPERATORS or torch.version.hip is None
+    if x.device.type == "cpu" or (x.device.type == "cuda" and mendable):
+        _warn_once(reason)  # something is missing here
     return "torch"
 
 

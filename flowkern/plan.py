@@ -105,6 +105,7 @@ class AutoregressivePlan:
         self.calls: dict[Any, Any] = {}
         self.tables: dict[Any, Any] = {}  # what GPU kernels made of it; apart, since torch.compile guards the keys of calls
         self._check()
+        self.activation_index = ACTIVATIONS.index(activation)
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
         self.key = hashlib.sha1(bytes(self.meta.numpy()) + bytes(self.mask_bytes.numpy()), usedforsecurity=False).hexdigest()
@@ -353,7 +354,7 @@ class _Encoder:
             depth,
             len(linears),
             self.packed,
-            ACTIVATIONS.index(plan.activation),
+            plan.activation_index,
             struct.unpack("<q", struct.pack("<d", plan.constant))[0],
             sum(plan.units),
             self.put(plan.feature_starts),

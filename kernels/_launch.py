@@ -10,8 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-from flowkern.plan import ACTIVATIONS
-
 INTERPRETED = triton.knobs.runtime.interpret
 GPU = "hip" if torch.version.hip else "cuda"
 _LONGEST_PART = 16384  # columns that one program walks over
@@ -57,11 +55,6 @@ def registers(most: int) -> dict[str, int]:
     Without them ptxas may prefer a few spills to a lower occupancy; AMD's compiler has no such option.
     """
     return {"maxnreg": most} if GPU == "cuda" else {}
-
-
-def activation(plan: Any) -> int:
-    """The number of a plan's activation."""
-    return ACTIVATIONS.index(plan.activation)
 
 
 def resident_programs(device: torch.device) -> int:

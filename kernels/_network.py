@@ -404,7 +404,7 @@ class Network:
         residual = any(r is not None for r in plan.residuals)
         negative = plan.activation in ("leaky_relu", "elu") and plan.constant < 0
         self.pre = residual or self.gates or negative or plan.activation in _NEEDS_PRE
-        self.kind = _launch.activation(plan)
+        self.kind = plan.activation_index
 
     @cached_property
     def tables(self) -> DeviceTables:

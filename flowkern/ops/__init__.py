@@ -1,6 +1,6 @@
 """The operators: contracts, checks, gradients, choice of backend."""
 
-from flowkern import _triton  # noqa: F401, registers the operators of the Triton kernels
+from flowkern import _cuda, _triton  # noqa: F401, registers the operators of the GPU kernels
 from flowkern.ops._network import pack
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive

@@ -18,6 +18,16 @@ from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.plan import AutoregressivePlan
 
 
+Kernels = tuple[str, str | None]  # a namespace of operators; how it multiplies float32 matrices, None on the CPU
+
+
+def kernels_of(chosen: str, x: Tensor) -> Kernels:
+    """The operators that serve a backend on the device of ``x``."""
+    if chosen == "triton":
+        return "flowkern_triton", product_precision()
+    return ("flowkern_cuda", product_precision()) if x.is_cuda else ("flowkern", None)
+
+
 class Call:
     """The constants of a call: which operator, on which network, with which univariate map. Made once per plan.
 
@@ -51,23 +61,20 @@ class Call:
         return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
 
     def run(
-        self, precision: str | None, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
+        self, kernels: Kernels, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Outputs, and what the backward pass needs, which is of no size unless ``keep``.
-
-        ``precision`` is that of Triton's products, None for the native kernels.
-        """
+        """Outputs, and what the backward pass needs, which is of no size unless ``keep``."""
+        namespace, precision = kernels
+        op = getattr(getattr(torch.ops, namespace), self.name)
         if precision is not None:
-            op = getattr(torch.ops.flowkern_triton, self.name)
             *outputs, state = op(x, *self.split(tensors), self.plan.key, precision, *self.map, keep)
             return outputs, state
-        op = getattr(torch.ops.flowkern, self.name)
         *outputs, packed_now, saved = op(x, *self.split(tensors), packed, *self.forward_constants, keep)
         return outputs, (packed_now if packed is None else packed, saved)
 
     def gradients(
         self,
-        precision: str | None,
+        kernels: Kernels,
         grads: Sequence[Tensor],
         x: Tensor,
         state: Sequence[Tensor],
@@ -75,12 +82,11 @@ class Call:
         parameters: bool,
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Cotangents of x, weights, biases, addends; those of weights and biases only where ``parameters``."""
-        parts = self.split(tensors)
+        parts, (namespace, precision) = self.split(tensors), kernels
+        op = getattr(getattr(torch.ops, namespace), self.name + "_backward")
         if precision is not None:
-            op = getattr(torch.ops.flowkern_triton, self.name + "_backward")
             g_x, *flat, g_addends = op(*grads, x, *parts, state, self.plan.key, precision, *self.map, parameters)
             return g_x, *(_unflatten(g, part) for g, part in zip(flat, parts, strict=False)), g_addends
-        op = getattr(torch.ops.flowkern, self.name + "_backward")
         return op(*grads, x, *state, self.plan.meta, self.plan.mask_bytes, *parts, *self.map, parameters)
 
 
@@ -119,9 +125,9 @@ class NetworkFunction(torch.autograd.Function):
     """Forward and backward kernels of one call; second derivatives through plain PyTorch."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, precision: str | None, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
-        outputs, state = call.run(precision, x, tensors, packed, True)
-        ctx.call, ctx.precision, ctx.count = call, precision, len(tensors)
+    def forward(ctx: Any, call: Call, kernels: Kernels, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
+        outputs, state = call.run(kernels, x, tensors, packed, True)
+        ctx.call, ctx.kernels, ctx.count = call, kernels, len(tensors)
         ctx.save_for_backward(x, outputs[0] if call.solves else x, *tensors, *state)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -135,7 +141,7 @@ class NetworkFunction(torch.autograd.Function):
             plain = lambda x, *rest: call.plain(x, *call.split([t.to(x.dtype) for t in rest]))  # noqa: E731
             return None, None, None, *plain_backward(plain, (x, *tensors), needs, grads)
         parameters = any(needs[1 : call.parameters + 1])
-        g_x, *lists = call.gradients(ctx.precision, grads, seen, state, tensors, parameters)
+        g_x, *lists = call.gradients(ctx.kernels, grads, seen, state, tensors, parameters)
         g_tensors = [g for part in lists for g in part]
         if not parameters:
             g_tensors = [*[None] * call.parameters, *g_tensors]
@@ -195,7 +201,7 @@ def dispatch(
         x, addends = x.to(dtype), [a.to(dtype) for a in addends]
         check_network(x, weights, biases, call.plan, addends, name)
         weights = [w.to(low) for w in weights]
-        if chosen != "triton":  # which multiplies in that dtype
+        if kernels_of(chosen, x)[1] is None:  # which do not multiply in that dtype
             weights = [w.to(dtype) for w in weights]
         with torch.autocast(device, enabled=False):
             return _run(call, chosen, x, weights, biases, addends, None)
@@ -219,16 +225,16 @@ def _run(
     dtype = x.dtype
     x, addends, batch = as_rows(x, addends)
     tensors = [*weights, *biases, *addends]
-    if chosen == "native" and dtype in HALF:  # float32 inside: the packed weights and every sum
+    kernels = kernels_of(chosen, x)
+    if kernels[1] is None and dtype in HALF:  # on the CPU: float32 inside, the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
     if packed is not None and packed.dtype is not dtype:
         raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
-    precision = product_precision() if chosen == "triton" else None
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        out = NetworkFunction.apply(call, precision, packed, x, *tensors)
+        out = NetworkFunction.apply(call, kernels, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)
     else:
-        outputs, _ = call.run(precision, x, tensors, packed, False)
+        outputs, _ = call.run(kernels, x, tensors, packed, False)
     if outputs[0].dtype is not dtype:
         outputs = tuple(t.to(dtype) for t in outputs)
     return tuple(outputs) if len(batch) == 1 else tuple(t.reshape(batch + t.shape[1:]) for t in outputs)

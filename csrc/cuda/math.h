@@ -1,0 +1,31 @@
+// Elementary functions of the numbers that a GPU computes with, see flowkern/math.h.
+#pragma once
+
+#include "cuda/device.h"
+
+namespace flowkern::FK_ISA {
+
+FK_INLINE float select(bool c, float a, float b) { return c ? a : b; }
+FK_INLINE double select(bool c, double a, double b) { return c ? a : b; }
+
+FK_INLINE float exp(float x) { return ::expf(x); }
+FK_INLINE double exp(double x) { return ::exp(x); }
+FK_INLINE float expm1(float x) { return ::expm1f(x); }
+FK_INLINE double expm1(double x) { return ::expm1(x); }
+FK_INLINE float log(float x) { return ::logf(x); }
+FK_INLINE double log(double x) { return ::log(x); }
+FK_INLINE float log1p(float x) { return ::log1pf(x); }
+FK_INLINE double log1p(double x) { return ::log1p(x); }
+FK_INLINE float tanh(float x) { return ::tanhf(x); }
+FK_INLINE double tanh(double x) { return ::tanh(x); }
+FK_INLINE float abs(float x) { return ::fabsf(x); }
+FK_INLINE double abs(double x) { return ::fabs(x); }
+FK_INLINE float normal_cdf(float x) { return 0.5f * ::erfcf(-x * 0.70710678f); }
+FK_INLINE double normal_cdf(double x) { return 0.5 * ::erfc(-x * 0.70710678118654752); }
+
+template <class F, class T>
+FK_INLINE T apply(F f, T x) {
+  return f(x);
+}
+
+}  // namespace flowkern::FK_ISA

@@ -1,0 +1,66 @@
+// A sweep as flowkern/cuda/program.py writes it: one array of 32-bit integers, these records first among them. Both
+// change together. And the numbers that weights are stored in.
+#pragma once
+
+#include "cuda/device.h"
+
+namespace flowkern::FK_ISA {
+
+struct Header {
+  int steps, steps_at, nodes_at, items_at, value_rows, partial_rows, triangle, features, parameters, order_at, zeros_at,
+      zeros, parameters_at, chunks, chunks_at, biases_at;
+};
+// A layer: the hidden ones, and the head, whose units are features.
+struct Node {
+  int head, values, saved, bias, order_at, first_at, second_at, addend, gate, activated, residual_at, kept, gate_saved,
+      unused[3];
+};
+// The rows [first, first + count) of a node, all of one level.
+struct Step {
+  int node, first, count, items, items_end, triangle, triangle_size, partial, stride, segments;
+  struct {
+    int values, columns, skip;
+  } inner[2];  // in-block columns of the node's linear map, and of the skip connection
+};
+// Up to eight rows against a range of columns.
+struct Item {
+  int weights, columns, values, partial, rows, unused[3];
+};
+// What one program of `pack` writes: rows [0, rows) against columns [0, columns) as a panel [columns][8].
+struct Chunk {
+  int linear, transposed, rows_at, rows, columns_at, columns, packed, mask, mask_columns, unused[3];
+};
+static_assert(sizeof(Header) == 64 && sizeof(Node) == 64 && sizeof(Step) == 64 && sizeof(Item) == 32);
+static_assert(sizeof(Chunk) == 48);
+
+// -- weights as they are stored, and values rounded to their precision
+
+struct Bf16 {
+  unsigned short bits;
+};
+struct Half {
+  unsigned short bits;
+};
+FK_INLINE float load(float w) { return w; }
+FK_INLINE double load(double w) { return w; }
+FK_INLINE float load(Bf16 w) { return bits_to_float(static_cast<unsigned>(w.bits) << 16); }
+FK_INLINE float load(Half w) { return half_to_float(w.bits); }
+template <class W, class T>
+FK_INLINE T rounded(T value) {
+  if constexpr (sizeof(W) > 2) {
+    return value;
+  } else if constexpr (sizeof(W) == 2 && __is_same(W, Half)) {
+    return half_to_float(float_to_half(value));
+  } else {
+    const unsigned bits = float_to_bits(value);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return value;  // NaN
+    return bits_to_float((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000);
+  }
+}
+
+template <class T>
+FK_INLINE T at(const void* data, long long index) {
+  return static_cast<const T*>(data)[index];
+}
+
+}  // namespace flowkern::FK_ISA

@@ -1,0 +1,201 @@
+"""Compiled CUDA kernels, and their launches by NVIDIA's driver.
+
+The code comes from one of two places: the build, which leaves a file per architecture beside this one where it finds a
+CUDA toolkit; or NVRTC, which compiles the same sources at the first use of a kernel, through NVIDIA's package cuda-core, and
+keeps the result in a cache on disk. Both are loaded and launched by cuda-bindings, which PyTorch's CUDA builds bring.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import tempfile
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+_HERE = Path(__file__).parent
+OPERATORS = ("pack", "autoregressive_inverse")
+_INSTALL = "pip install cuda-core"
+_STANDARD = "c++17"
+
+
+class Machine(Protocol):
+    """What launches kernels: a GPU, or in tests the host."""
+
+    multiprocessors: int
+    shared_bytes: int  # that a block of threads may have
+    clusters: bool
+
+    def launch(
+        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
+        """Runs a kernel on the current stream; neighbouring blocks of a group run at the same time."""
+
+
+@lru_cache(None)
+def machine(device: torch.device) -> Machine:
+    """The GPU that a device is."""
+    return Gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def sources() -> Path:
+    """The folder csrc: in the package, or beside it in a checkout."""
+    packaged = _HERE.parent / "csrc"
+    return packaged if packaged.exists() else _HERE.parents[1] / "csrc"
+
+
+def built_file(operator: str, capability: tuple[int, int]) -> Path | None:
+    """What the build left for a compute capability: code runs on later minor versions too, unless it ends in `a`."""
+    major, minor = capability
+    exact = _HERE / f"{operator}.sm_{major}{minor}a.cubin"
+    files = [exact, *(_HERE / f"{operator}.sm_{major}{m}.cubin" for m in range(minor, -1, -1))]
+    return next((f for f in files if f.exists()), None)
+
+
+def nvrtc_obstacle() -> str | None:
+    """Why kernels cannot be compiled here, or ``None`` if they can."""
+    try:
+        importlib.import_module("cuda.core")
+    except ImportError as error:
+        return f"cuda-core is not installed ({error}); `{_INSTALL}` mends it"
+    try:
+        importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        return f"NVRTC is not there ({error}); `pip install nvidia-cuda-nvrtc` mends it"
+    return None
+
+
+@lru_cache(None)
+def obstacle(capability: tuple[int, int]) -> str | None:
+    """Why the CUDA kernels cannot run on a GPU of this compute capability, or ``None`` if they can."""
+    major, minor = capability
+    if capability < (8, 0):
+        return f"the CUDA kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        return f"cuda-bindings is not installed; `{_INSTALL}` mends it"
+    if all(built_file(operator, capability) for operator in OPERATORS):
+        return None
+    reason = nvrtc_obstacle()
+    return reason and f"the CUDA kernels were not built for compute capability {major}.{minor}, and {reason}"
+
+
+def compile_kernels(operator: str, architecture: str, kernel: str | None = None) -> bytes:
+    """The code of one kernel, or of all of an operator's, by NVRTC, from the cache where it was compiled before."""
+    core, nvrtc = importlib.import_module("cuda.core"), importlib.import_module("cuda.bindings.nvrtc")
+    if not hasattr(core, "Program"):
+        core = importlib.import_module("cuda.core.experimental")
+    folder = sources()
+    text = (folder / "cuda" / f"{operator}.cu").read_text()
+    macros = _only(text, kernel) if kernel else []
+    headers = "".join(p.read_text() for p in sorted(folder.glob("**/*.h")))
+    version = nvrtc.nvrtcVersion()[1:]
+    key = hashlib.sha256(repr((text, headers, architecture, macros, version)).encode()).hexdigest()
+    cached = _cache() / f"{operator}.{architecture}.{key[:32]}.cubin"
+    if cached.exists():
+        return cached.read_bytes()
+    include = [str(folder), str(folder / "include")]
+    options = core.ProgramOptions(arch=architecture, std=_STANDARD, include_path=include, define_macro=macros or None)
+    code = core.Program(text, "c++", options).compile("cubin").code
+    _store(cached, code)
+    return code
+
+
+def _only(text: str, kernel: str) -> list[tuple[str, str]]:
+    """Macros that leave one sweep of those that a source lists; see its end."""
+    found = re.search(r"^FK_BOTH\(" + kernel.split("_")[-2] + "_" + kernel.split("_")[-1] + r", (.+)\)$", text, re.MULTILINE)
+    if found is None:
+        return []
+    task = "InverseGradient" if "_backward_" in kernel else "Inverse"
+    sweep = found[1].replace("Bf16", "flowkern::cuda::Bf16").replace("Half", "flowkern::cuda::Half")
+    return [("FK_ONLY_NAME", kernel), ("FK_ONLY_TASK", task), ("FK_ONLY_SWEEP", sweep.replace(" ", ""))]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flowkern"
+
+
+def _store(path: Path, code: bytes) -> None:
+    """Writes a file in one go, so that processes that do the same meet no half of it; without a disk there is no cache."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(code)
+        os.replace(file.name, path)
+    except OSError:
+        return
+
+
+class Gpu:
+    """One GPU, its context being PyTorch's."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.capability = torch.cuda.get_device_capability(index)
+        self.multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
+        self.clusters = self.capability >= (9, 0)
+        attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        self.shared_bytes = self._checked(self.driver.cuDeviceGetAttribute(attribute, self._device()))
+        self.kernels: dict[str, Any] = {}
+
+    @cached_property
+    def driver(self) -> Any:
+        """NVIDIA's driver as cuda-bindings gives it."""
+        return importlib.import_module("cuda.bindings.driver")
+
+    def _device(self) -> Any:
+        self._checked(self.driver.cuInit(0))
+        return self._checked(self.driver.cuDeviceGet(self.index))
+
+    def _checked(self, result: tuple[Any, ...]) -> Any:
+        error, *values = result
+        if int(error) != 0:
+            name = self.driver.cuGetErrorString(error)[1]
+            raise RuntimeError(f"flowkern: a call of the CUDA driver failed: {error.name} ({(name or b'?').decode()})")
+        return values[0] if values else None
+
+    def _kernel(self, name: str) -> Any:
+        if name not in self.kernels:
+            operator = next(o for o in OPERATORS if name.startswith(o))
+            file = built_file(operator, self.capability)
+            architecture = "sm_{}{}".format(*self.capability)
+            code = file.read_bytes() if file else compile_kernels(operator, architecture, name)
+            module = self._checked(self.driver.cuModuleLoadData(code))
+            kernel = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
+            attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._checked(self.driver.cuFuncSetAttribute(kernel, attribute, self.shared_bytes))
+            self.kernels[name] = kernel
+        return self.kernels[name]
+
+    def launch(
+        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
+        """Runs a kernel on PyTorch's current stream of this GPU."""
+        with torch.cuda.device(self.index):
+            kernel = self._kernel(name)
+            config = self.driver.CUlaunchConfig()
+            config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+            config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+            config.sharedMemBytes = shared
+            config.hStream = torch.cuda.current_stream(self.index).cuda_stream
+            config.attrs = [self._together(group)] if group > 1 else []
+            config.numAttrs = len(config.attrs)
+            pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+            self._checked(self.driver.cuLaunchKernelEx(config, kernel, ctypes.addressof(pointers), 0))
+
+    def _together(self, group: int) -> Any:
+        """The launch attribute by which the blocks of a group run at the same time."""
+        ids, attribute = self.driver.CUlaunchAttributeID, self.driver.CUlaunchAttribute()
+        if self.clusters:
+            attribute.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = group, 1, 1
+        else:
+            attribute.id = ids.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attribute.value.cooperative = 1
+        return attribute
