@@ -7,13 +7,17 @@ kernels the oracle's own error is that of its float32 run, scaled by the ratio o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import host_run
 import pytest
 import torch
 from torch import Tensor
+
+import flowkern as fk
 
 ENOUGH = 1000
 # Triton's kernels run on the GPU where there is one, else in the interpreter, which takes a tenth of a second for a
@@ -23,9 +27,19 @@ INTERPRETED_CASES = 3
 KERNELS = pytest.mark.parametrize("kernels", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
 
 
-def device_of(backend: str) -> torch.device:
-    """Where a backend is tested."""
-    return DEVICE if backend == "triton" else torch.device("cpu")
+def device_of(kernels: str) -> torch.device:
+    """Where kernels are tested: "native" are those of the CPU, "cuda" those that are native on a GPU."""
+    return DEVICE if kernels in ("triton", "cuda") else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def using(kernels: str, host: host_run.Host | None = None) -> Iterator[None]:
+    """Forces the backend that kernels belong to; without a GPU the CUDA kernels run on the host."""
+    with contextlib.ExitStack() as stack:
+        if kernels == "cuda" and DEVICE.type == "cpu":
+            stack.enter_context(host_run.in_place_of_a_gpu(host))
+        stack.enter_context(fk.backend("native" if kernels == "cuda" else kernels))
+        yield
 
 
 class Pool:

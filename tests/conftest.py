@@ -11,8 +11,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import host_run
 import hypothesis
 import pytest
+
+import flowkern.cuda.launch
+
+flowkern.cuda.launch.machine = host_run.machine  # type: ignore[assignment]
 
 hypothesis.settings.register_profile(
     "flowkern", deadline=None, derandomize=True, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck)

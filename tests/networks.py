@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accuracy import device_of
+from accuracy import device_of, using
 from torch import Tensor
 
 import flowkern as fk
@@ -149,6 +149,7 @@ def run(
     grads: bool = True,
     addends: Sequence[Tensor] = (),
     how: str = "contiguous",
+    host: Any = None,
 ) -> dict[str, Tensor]:
     """Outputs of an operator and, by random cotangents, the gradients of everything."""
     device = device_of(backend)
@@ -156,7 +157,7 @@ def run(
     x = strided(x.to(device, dtype, copy=True), how).requires_grad_(grads)
     added = [a.to(device, dtype, copy=True).requires_grad_() for a in addends]
     options = {} if operator == "masked_mlp" else net.map
-    with fk.backend(backend), torch.set_grad_enabled(grads):
+    with using(backend, host), torch.set_grad_enabled(grads):
         found = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=added, **options)
     outputs = found if isinstance(found, tuple) else (found,)
     named = dict(zip(("value", "log_det"), (o.detach().cpu() for o in outputs), strict=False))
@@ -167,6 +168,7 @@ def run(
         total = sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True))
         leaves = {"x": x, **{f"weight {i}": w for i, w in enumerate(weights)}, **{f"bias {i}": b for i, b in enumerate(biases)}}
         leaves.update({f"addend {i}": a for i, a in enumerate(added)})
-        got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        with using(backend, host):
+            got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         named.update({f"gradient of {k}": g.cpu() for k, g in zip(leaves, got, strict=True)})
     return named

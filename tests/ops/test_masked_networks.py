@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import Pool, check_rule, device_of
+from accuracy import Pool, check_rule, device_of, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Network, away_from_kinks, network, run
@@ -20,9 +20,10 @@ from flowkern.univariate import PLACEMENTS, SCALES
 OPERATORS = ("masked_mlp", "autoregressive", "autoregressive_inverse")
 OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
 # Each operator with each of its kernels.
-TRITON = [pytest.param(name, "triton", marks=pytest.mark.gpu) for name in OPERATORS[:2]]
-KERNELS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS), *TRITON])
-TRANSFORMS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS[1:]), TRITON[1]])
+GPU = [pytest.param(*pair, marks=pytest.mark.gpu) for pair in zip(OPERATORS, ("triton", "triton", "cuda"), strict=True)]
+ON_A_GPU = pytest.mark.parametrize(("operator", "kernels"), GPU)
+KERNELS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS), *GPU])
+TRANSFORMS = pytest.mark.parametrize(("operator", "kernels"), [*((name, "native") for name in OPERATORS[1:]), *GPU[1:]])
 
 
 def check(
@@ -148,12 +149,11 @@ def test_any_network(operator: str, data: st.DataObject) -> None:
     any_network(operator, "native", data.draw)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("operator", OPERATORS[:2])
+@ON_A_GPU
 @settings(max_examples=12)  # each costs compilations on a GPU, and time in the interpreter
 @given(data=st.data())
-def test_any_network_on_a_gpu(operator: str, data: st.DataObject) -> None:
-    any_network(operator, "triton", data.draw)
+def test_any_network_on_a_gpu(operator: str, kernels: str, data: st.DataObject) -> None:
+    any_network(operator, kernels, data.draw)
 
 
 def any_network(operator: str, kernels: str, draw: Callable[..., Any]) -> None:
@@ -201,7 +201,7 @@ def test_no_rows(operator: str, kernels: str, dtype: torch.dtype) -> None:
     assert found["value"].shape[0] == 0
     weights, biases = net.leaves(dtype, device_of(kernels))
     options = {} if operator == "masked_mlp" else net.map
-    with fk.backend(kernels):
+    with using(kernels):
         x = torch.randn(0, 5, dtype=dtype, device=device_of(kernels))
         out = getattr(fk.ops, operator)(x, weights, biases, net.plan, **options)
     first = out if isinstance(out, torch.Tensor) else out[0]
@@ -242,7 +242,7 @@ def differentiable(operator: str, net: Network, kernels: str = "native") -> tupl
     n, m = len(weights), len(weights) + len(biases)
 
     def function(x: torch.Tensor, *rest: torch.Tensor) -> Any:
-        with fk.backend(kernels):
+        with using(kernels):
             return getattr(fk.ops, operator)(x, rest[:n], rest[n:m], net.plan, addends=rest[m:], **options)
 
     return function, (x, *weights, *biases, *addends)
@@ -491,28 +491,29 @@ def test_compiled_without_graph_breaks(operator: str, kernels: str, compiler: st
         return out.square().mean() if isinstance(out, torch.Tensor) else out[0].square().mean() + out[1].mean()
 
     leaves = [x, addend, *weights, *biases]
-    with fk.backend(kernels):
+    with using(kernels):
         expected, eager = call(x), torch.autograd.grad(call(x), leaves)
         compiled = torch.compile(call, fullgraph=True, backend=compiler)
         torch.testing.assert_close(compiled(x), expected)
         torch.testing.assert_close(torch.autograd.grad(compiled(x), leaves), eager)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("operator", OPERATORS[:2])
+@ON_A_GPU
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "structure", [{}, {"hidden": (24, 24, 24), "residual": True}, {"gates": (1,), "addends": (0,)}], ids=str
 )
-def test_low_precision_is_as_exact_as_its_oracle(operator: str, low: torch.dtype, structure: dict[str, Any]) -> None:
-    """Triton multiplies in the low precision itself, so the rule compares with an oracle of that precision."""
+def test_low_precision_is_as_exact_as_its_oracle(
+    operator: str, kernels: str, low: torch.dtype, structure: dict[str, Any]
+) -> None:
+    """GPU kernels multiply in the low precision itself, so the rule compares with an oracle of that precision."""
     pools: dict[str, Pool] = {}
-    for seed in range(3 if device_of("triton").type == "cpu" else 60):
+    for seed in range(3 if device_of(kernels).type == "cpu" else 60):
         net = network(6, **{"hidden": (24, 24), "activation": "tanh", "gain": 0.5, "seed": seed, **structure})
         net.weights, net.biases = ([t.to(low).double() for t in part] for part in (net.weights, net.biases))
         x = torch.randn(50, 6).to(low).double()
         added = [(0.5 * torch.randn(50, w)).to(low).double() for w in net.plan.addend_widths]
-        found = (run(operator, net, x, *how, addends=added) for how in ((low, "triton"), (low, "reference")))
+        found = (run(operator, net, x, *how, addends=added) for how in ((low, kernels), (low, "reference")))
         kernel, oracle = found
         exact = run(operator, net, x, torch.float64, "reference", addends=added)
         for name, value in exact.items():
@@ -537,28 +538,28 @@ def test_the_first_call_of_a_flow_may_be_a_compiled_one(kind: type[fk.flows.Flow
         compiled.sum().backward()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("operator", OPERATORS[:2])
-def test_autocast_multiplies_in_its_dtype_and_keeps_the_maps_exact(operator: str) -> None:
-    device = device_of("triton")
+@ON_A_GPU
+def test_autocast_multiplies_in_its_dtype_and_keeps_the_maps_exact(operator: str, kernels: str) -> None:
+    device = device_of(kernels)
     net = network(6, (24, 24), addends=(0,), activation="tanh")
     x = torch.randn(50, 6, device=device, requires_grad=True)
     addend = torch.randn(50, 24, device=device, requires_grad=True)
     options = {} if operator == "masked_mlp" else net.map
     found = {}
-    for backend in ("triton", "reference"):
+    for backend in (kernels, "reference"):
         weights, biases = net.leaves(torch.float32, device)
-        with fk.backend(backend), torch.autocast(device.type, torch.bfloat16):
+        with using(backend), torch.autocast(device.type, torch.bfloat16):
             out = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=[addend], **options)
         outputs = out if isinstance(out, tuple) else (out,)
         assert all(o.dtype == torch.float32 for o in outputs)
-        grads = torch.autograd.grad(sum(o.sin().sum() for o in outputs), [x, addend, *weights, *biases])
+        with using(backend):
+            grads = torch.autograd.grad(sum(o.sin().sum() for o in outputs), [x, addend, *weights, *biases])
         assert all(g.dtype == torch.float32 for g in grads)
         found[backend] = [*outputs, *grads]
-    for kernel, oracle in zip(found["triton"], found["reference"], strict=True):
+    for kernel, oracle in zip(found[kernels], found["reference"], strict=True):
         torch.testing.assert_close(kernel, oracle, rtol=0.05, atol=0.02 * float(oracle.detach().abs().max()))
     weights, biases = net.leaves(torch.float32, device)
-    with fk.backend("triton"), torch.autocast(device.type, torch.bfloat16):
+    with using(kernels), torch.autocast(device.type, torch.bfloat16):
         out = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=[addend], **options)
     first = out[0] if isinstance(out, tuple) else out
     (second,) = torch.autograd.grad(first.sin().sum(), x, create_graph=True)
@@ -594,7 +595,7 @@ def test_lanes_beyond_the_batch_stay_out_of_the_gradients(operator: str, kernels
     biases = [torch.tensor([0.0, 0, 0, -1000 * sign], **like).requires_grad_()]
     plan = fk.AutoregressivePlan(masks)
     x = torch.randn(9, 2, **like) + torch.tensor([1000.0, 0], **like)
-    with fk.backend(kernels):
+    with using(kernels):
         z, log_det = getattr(fk.ops, operator)(x, weights, biases, plan, placement=placement)
     (z.sum() + log_det.sum()).backward()
     assert torch.isfinite(z).all()

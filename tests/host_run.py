@@ -1,0 +1,107 @@
+"""The CUDA kernels compiled for the host, see host_run.h, in place of a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+import flowkern.ops._network
+from flowkern.cuda import code
+
+HERE = Path(__file__).parent
+
+
+@functools.lru_cache(None)
+def libraries(sanitizers: str = "") -> dict[str, Path]:
+    """Every operator's source as a library, compiled where it is not there yet."""
+    source = code.sources()
+    inputs = [HERE / "host_run.h", *sorted(source.glob("cuda/*")), *sorted(source.glob("include/flowkern/*"))]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in inputs) + sanitizers.encode()).hexdigest()[:16]
+    folder = HERE.parent / "build" / f"host-run-{key}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            _compile(Path(fresh), source, sanitizers)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(fresh).rename(folder)
+                Path(fresh).mkdir()
+    return {operator: folder / f"{operator}.so" for operator in code.OPERATORS}
+
+
+def _compile(folder: Path, source: Path, sanitizers: str) -> None:
+    flags = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-Wno-tsan"] if sanitizers else []
+    compilers = [
+        subprocess.Popen(
+            [
+                shutil.which("g++") or "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
+                "-DFK_HOST_RUN", f"-I{source}", f"-I{source / 'include'}", f"-I{HERE}", "-x", "c++",
+                str(source / "cuda" / f"{operator}.cu"), "-o", str(folder / f"{operator}.so"),
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for operator in code.OPERATORS
+    ]  # fmt: skip
+    for compiler in compilers:
+        output, _ = compiler.communicate()
+        assert compiler.returncode == 0, output
+
+
+class Host:
+    """A machine as small as a test wants it: few multiprocessors make large tiles, little shared memory spills rows."""
+
+    def __init__(self, multiprocessors: int = 2, shared_bytes: int = 227 * 1024, clusters: bool = True) -> None:
+        sanitizers = os.environ.get("FLOWKERN_HOST_RUN_SANITIZERS", "")
+        self.libraries = {name: ctypes.CDLL(str(path)) for name, path in libraries(sanitizers).items()}
+        self.multiprocessors, self.shared_bytes, self.clusters = multiprocessors, shared_bytes, clusters
+        self.launched: list[str] = []
+
+    def launch(
+        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
+        """Runs the blocks of a group together, one group after another."""
+        library = self.libraries[next(o for o in code.OPERATORS if name.startswith(o))]
+        assert shared <= self.shared_bytes
+        self.launched.append(name + (f" x{group}" if group > 1 else ""))
+        kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        library.host_run_launch(kernel, grid, threads, group, ctypes.c_long(shared), ctypes.byref(arguments))
+
+
+_hosts: list[Host] = []  # the last one takes the launches
+
+
+def machine(device: torch.device) -> Any:
+    """What launches kernels for tensors of a device; conftest.py puts it in the place of the package's own."""
+    if device.type != "cpu":
+        return code.machine(device)
+    if not _hosts:
+        _hosts.append(Host())
+    return _hosts[-1]
+
+
+@contextlib.contextmanager
+def in_place_of_a_gpu(host: Host | None = None) -> Iterator[None]:
+    """Native calls of the operators that have a CUDA kernel go to it, on CPU tensors."""
+    usual = flowkern.ops._network.kernels_of
+
+    def kernels_of(chosen: str, x: torch.Tensor) -> Any:
+        return ("flowkern_cuda", flowkern.backends.product_precision()) if chosen == "native" else usual(chosen, x)
+
+    with mock.patch.object(flowkern.ops._network, "kernels_of", kernels_of):
+        before = list(_hosts)
+        _hosts[:] = [host] if host else before
+        try:
+            yield
+        finally:
+            _hosts[:] = before
