@@ -1,9 +1,10 @@
 // The names of csrc/cuda/device.h on a CPU: the threads of a block are fibers that take turns at every barrier.
 //
-// A barrier that not all threads reach, or a shuffle in part of a warp, stops the program with a message. Shared memory is a
-// heap block of exactly the size asked for, filled with NaN, so AddressSanitizer sees its bounds. What an asynchronous copy
-// will write is NaN until the wait. Blocks of a group run together, others one after another. ThreadSanitizer takes fibers
-// for threads that only barriers order. Not shown: what depends on the memory model, bank conflicts, speed.
+// A barrier that not all threads reach, or a shuffle in part of a warp, stops the program with a message. Shared memory
+// is a heap block of exactly the size asked for, filled with NaN, so AddressSanitizer sees its bounds. What an
+// asynchronous copy will write is NaN until the wait. Blocks of a group run together, others one after another, on the
+// same fibers. ThreadSanitizer takes fibers for threads that only barriers order. Not shown: what depends on the memory
+// model, bank conflicts, speed.
 #pragma once
 
 #ifndef __x86_64__
@@ -125,13 +126,14 @@ struct Fiber {
   Block* block = nullptr;
   int thread = 0;
   bool done = false;
-  std::vector<std::vector<Copy>> copies;  // groups under way, the open one last
+  std::vector<std::vector<Copy>>* copies = nullptr;  // groups under way, the open one last
   void (*kernel)(const void*) = nullptr;
   const void* arguments = nullptr;
   void* sanitizer = nullptr;
 };
 
 constexpr size_t kStack = 192 * 1024;
+inline char group_begins, launch_ends;  // what orders one launch before the next, and no block before another
 inline void* scheduler_stack = nullptr;
 inline void* scheduler_sanitizer = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
@@ -159,7 +161,19 @@ FK_NO_TSAN inline void enter() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
 #endif
-  me->kernel(me->arguments);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&group_begins);
+#endif
+  {
+    std::vector<std::vector<Copy>> copies(1);
+    me->copies = &copies;
+    me->kernel(me->arguments);
+    for (const auto& open : copies)
+      if (!open.empty()) fail("a thread ended with copies under way");
+  }
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(&launch_ends);
+#endif
   me->done = true;
   ++turns_with_progress;
   yield();
@@ -182,9 +196,10 @@ FK_NO_TSAN inline void resume(Fiber& fiber) {
 }
 
 // The blocks [first, first + count) of a grid, all at once.
-FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int count, int grid, int threads, long shared_size,
-                                 const void* arguments, std::vector<Fiber>& fibers) {
-  Group group{Barrier(count * threads), {}};
+FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int count, int grid, int threads,
+                                 long shared_size, const void* arguments, std::deque<Fiber>& fibers) {
+  const std::unique_ptr<Group> group(
+      new Group{Barrier(count * threads), {}});  // on the heap: a stack's bytes are used again
   std::deque<Block> blocks;
   std::vector<unsigned char*> memory;
   for (int b = 0; b < count; ++b) {
@@ -193,29 +208,31 @@ FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int cou
     if (reinterpret_cast<uintptr_t>(shared) % 16) fail("malloc returned unaligned memory");
     std::memset(shared, 0xFF, shared_size);
     memory.push_back(shared);
-    group.shared.push_back(shared);
-    blocks.push_back({first + b, grid, threads, shared, shared_size, Barrier(threads), &group, {}});
+    group->shared.push_back(shared);
+    blocks.push_back({first + b, grid, threads, shared, shared_size, Barrier(threads), group.get(), {}});
     for (int w = 0; w < threads / 32; ++w) blocks.back().warps.emplace_back();
   }
-  if (fibers.size() < static_cast<size_t>(count * threads)) fibers.resize(count * threads);
+  while (fibers.size() < static_cast<size_t>(count * threads)) fibers.emplace_back();
   for (int i = 0; i < count * threads; ++i) {
     Fiber& f = fibers[i];
     if (!f.stack) f.stack.reset(new unsigned char[kStack]);
     f.block = &blocks[i / threads];
     f.thread = i % threads;
     f.done = false;
-    f.copies.assign(1, {});
     f.kernel = kernel;
     f.arguments = arguments;
     void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(f.stack.get()) + kStack) / 16 * 16);
-    *--top = nullptr;                                // where enter() would return to, keeps the stack aligned
+    *--top = nullptr;  // where enter() would return to, keeps the stack aligned
     *--top = reinterpret_cast<void*>(&enter);
     for (int r = 0; r < 6; ++r) *--top = nullptr;
     f.stack_pointer = top;
 #if defined(__SANITIZE_THREAD__)
-    f.sanitizer = __tsan_create_fiber(0);
+    if (!f.sanitizer) f.sanitizer = __tsan_create_fiber(0);
 #endif
   }
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(&group_begins);
+#endif
   for (int left = count * threads; left > 0;) {
     const long before = turns_with_progress;
     for (int i = 0; i < count * threads; ++i)
@@ -225,27 +242,24 @@ FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int cou
       }
     if (turns_with_progress == before) fail("some threads wait at a barrier that the others do not reach");
   }
-  for (int i = 0; i < count * threads; ++i) {
-#if defined(__SANITIZE_THREAD__)
-    __tsan_destroy_fiber(fibers[i].sanitizer);
-#endif
-    for (const auto& open : fibers[i].copies)
-      if (!open.empty()) fail("a thread ended with copies under way");
-  }
   for (unsigned char* m : memory) std::free(m);
 }
 
 }  // namespace host_run
 
 // What a test calls in place of a launch: blocks of a group run together.
-extern "C" inline __attribute__((used, visibility("default"))) void host_run_launch(void (*kernel)(const void*), int grid,
-                                                                                  int threads, int group, long shared,
-                                                                                  const void* arguments) {
-  std::vector<host_run::Fiber> fibers;
+extern "C" inline __attribute__((used, visibility("default"))) void host_run_launch(void (*kernel)(const void*),
+                                                                                    int grid, int threads, int group,
+                                                                                    long shared,
+                                                                                    const void* arguments) {
+  static std::deque<host_run::Fiber> fibers;  // kept: a sanitizer's fiber costs more than the thread does
 #if defined(__SANITIZE_THREAD__)
   host_run::scheduler_sanitizer = __tsan_get_current_fiber();
 #endif
   for (int b = 0; b < grid; b += group) host_run::run_group(kernel, b, group, grid, threads, shared, arguments, fibers);
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(&host_run::launch_ends);
+#endif
 }
 
 namespace flowkern::FK_ISA {
@@ -277,12 +291,12 @@ inline void copy_async(void* shared, const void* global) {
   if (to < shared_memory() || to + 16 > shared_memory() + running->block->shared_size)
     host_run::fail("an asynchronous copy to outside of shared memory");
   for (int i = 0; i < 16; ++i) to[i] = 0xFF;
-  running->copies.back().push_back({to, static_cast<const unsigned char*>(global)});
+  running->copies->back().push_back({to, static_cast<const unsigned char*>(global)});
 }
-inline void copy_commit() { running->copies.emplace_back(); }
+inline void copy_commit() { running->copies->emplace_back(); }
 template <int N>
 inline void copy_wait() {
-  auto& groups = running->copies;
+  auto& groups = *running->copies;
   while (groups.size() > N + 1) {
     for (const host_run::Copy& copy : groups.front())
       for (int i = 0; i < 16; ++i) copy.to[i] = copy.from[i];
@@ -316,6 +330,7 @@ inline unsigned short float_to_half(float value) {
   const unsigned short sign = std::signbit(value) ? 0x8000 : 0;
   const float a = std::fabs(value);
   if (a != a) return sign | 0x7E00;
+  if (a == 0) return sign;
   if (a >= 65520.0f) return sign | 0x7C00;
   int exponent;
   std::frexp(a, &exponent);

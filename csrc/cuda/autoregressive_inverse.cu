@@ -16,7 +16,8 @@ class Inverse {
     log_det_ = 0;
     for (int f = m.warp; f < m.header.features; f += M::kWarps)
       if (m.part == 0)
-        m.value(f) = at<T>(m.in.input, m.source_row * m.in.input_row + m.table(m.header.order_at + f) * m.in.input_column);
+        m.value(f) =
+            at<T>(m.in.input, m.source_row * m.in.input_row + m.table(m.header.order_at + f) * m.in.input_column);
   }
 
   FK_INLINE void unit(const Step& step, const Node& node, int u) {
@@ -75,9 +76,7 @@ class InverseGradient {
 
   static FK_INLINE int head_rows(const Header&) { return 1; }
 
-  FK_INLINE void begin() {
-    g_log_det_ = -at<T>(m.in.g_log_det, m.source_row * m.in.g_log_det_row);
-  }
+  FK_INLINE void begin() { g_log_det_ = -at<T>(m.in.g_log_det, m.source_row * m.in.g_log_det_row); }
 
   FK_INLINE void feature(const Step& step, const Node& node, int f) {
     const int d = m.table(node.order_at + f), count = m.header.parameters;
@@ -120,14 +119,14 @@ class InverseGradient {
 
 }  // namespace flowkern::FK_ISA
 
-#define FK_SWEEP(NAME, TASK, ...)                                                             \
-  FK_KERNEL((flowkern::FK_ISA::Sweep<__VA_ARGS__>::kThreads))                                 \
-  NAME(FK_ARGUMENTS(flowkern::FK_ISA::SweepArguments)) {                  \
-    flowkern::FK_ISA::Sweep<__VA_ARGS__> machine(arguments);                                  \
-    machine.run(flowkern::FK_ISA::TASK<flowkern::FK_ISA::Sweep<__VA_ARGS__>>(machine));       \
+#define FK_SWEEP(NAME, TASK, ...)                                                       \
+  FK_KERNEL((flowkern::FK_ISA::Sweep<__VA_ARGS__>::kThreads))                           \
+  NAME(FK_ARGUMENTS(flowkern::FK_ISA::SweepArguments)) {                                \
+    flowkern::FK_ISA::Sweep<__VA_ARGS__> machine(arguments);                            \
+    machine.run(flowkern::FK_ISA::TASK<flowkern::FK_ISA::Sweep<__VA_ARGS__>>(machine)); \
   }
-#define FK_BOTH(VARIANT, ...)                                             \
-  FK_SWEEP(autoregressive_inverse_##VARIANT, Inverse, __VA_ARGS__)        \
+#define FK_BOTH(VARIANT, ...)                                      \
+  FK_SWEEP(autoregressive_inverse_##VARIANT, Inverse, __VA_ARGS__) \
   FK_SWEEP(autoregressive_inverse_backward_##VARIANT, InverseGradient, __VA_ARGS__)
 
 // Weights, numbers, rows of a tile, matrix instructions, rows in memory rather than in shared memory. NVRTC names one.

@@ -1,5 +1,6 @@
 // What the kernels ask of the machine, behind names of the project's own: tests/cuda/host_run.h gives the same names to
-// a C++ compiler, and runs the threads of a block on the CPU. No header of CUDA is needed, so that NVRTC compiles it alone.
+// a C++ compiler, and runs the threads of a block on the CPU. No header of CUDA is needed, so that NVRTC compiles it
+// alone.
 #pragma once
 
 #define FK_DEVICE
@@ -98,16 +99,17 @@ FK_INLINE unsigned short float_to_half(float value) {
 FK_INLINE float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 FK_INLINE unsigned float_to_bits(float value) { return __float_as_uint(value); }
 
-// -- matrix instructions: c [16, 8] += a [16, 8] b [8, 8] over the lanes of a warp, the factors rounded to tf32. With g =
-// lane / 4 and t = lane % 4, a holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), b (t, g), (t + 4, g) and c
-// (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+// -- matrix instructions: c [16, 8] += a [16, 8] b [8, 8] over the lanes of a warp, the factors rounded to tf32. With g
+// = lane / 4 and t = lane % 4, a holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), b (t, g), (t + 4, g) and c (g, 2
+// t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 FK_INLINE unsigned to_tf32(float value) {
   unsigned bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
 }
 FK_INLINE void multiply_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -58,11 +58,9 @@ FK_INLINE void pack(const PackArguments& in) {
 
 }  // namespace flowkern::FK_ISA
 
-#define FK_PACK(VARIANT, W, T)                                                                               \
-  FK_KERNEL(flowkern::FK_ISA::kPackThreads)                                                                  \
-  pack_##VARIANT(FK_ARGUMENTS(flowkern::FK_ISA::PackArguments)) {                        \
-    flowkern::FK_ISA::pack<W, T>(arguments);                                                                 \
-  }
+#define FK_PACK(VARIANT, W, T)              \
+  FK_KERNEL(flowkern::FK_ISA::kPackThreads) \
+  pack_##VARIANT(FK_ARGUMENTS(flowkern::FK_ISA::PackArguments)) { flowkern::FK_ISA::pack<W, T>(arguments); }
 FK_PACK(f32, float, float)
 FK_PACK(f64, double, double)
 FK_PACK(bf16, flowkern::FK_ISA::Bf16, float)

@@ -3,8 +3,8 @@
 //
 // flowkern/cuda/program.py writes the sweep as a list of steps, one per level and layer. What units receive from
 // levels of earlier blocks comes first, as dense panels that the warps divide among themselves (`items`, whose sums are
-// added in a fixed order); the rest, inside a block of levels, is a short inner product per unit with weights that wait in
-// shared memory. The lanes of a warp hold R rows, and 32 / R parts of every inner product.
+// added in a fixed order); the rest, inside a block of levels, is a short inner product per unit with weights that wait
+// in shared memory. The lanes of a warp hold R rows, and 32 / R parts of every inner product.
 #pragma once
 
 #include "cuda/program.h"
@@ -23,8 +23,8 @@ struct Term {
 // flowkern/cuda/launch.py fills this in.
 struct SweepArguments {
   const int* program;
-  const void *weights, *biases;            // packed
-  const void *input, *g_log_det, *x;       // z; in the gradient the cotangents of x and of log_det, and x
+  const void *weights, *biases;             // packed
+  const void *input, *g_log_det, *x;        // z; in the gradient the cotangents of x and of log_det, and x
   void *output, *log_det, *saved, *deltas;  // x or the cotangent of z; [rows of the plan][batch]
   void *scratch, *exchange;                 // rows of tiles, and sums that blocks exchange, where not in shared memory
   unsigned* counters;
@@ -45,7 +45,7 @@ class Sweep {
   static constexpr int kThreads = R == 32 ? 512 : 256;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kParts = 32 / R;
-  static constexpr int kStages = 3;                        // of weights on their way to each warp
+  static constexpr int kStages = 3;                       // of weights on their way to each warp
   static constexpr int kColumns = kParts > 16 ? 32 : 16;  // of a panel in one stage
   static constexpr int kStaging = kWarps * kStages * kColumns * 8;
   static_assert(!Matrix || R >= 16, "a matrix instruction takes sixteen rows");
@@ -65,8 +65,7 @@ class Sweep {
     sums_ = reinterpret_cast<T*>(memory);
     triangle_ = memory + kStaging;
     values_ = reinterpret_cast<T*>(triangle_ + header.triangle);
-    if constexpr (Spill)
-      values_ = static_cast<T*>(in.scratch) + block() * static_cast<long long>(rows()) * R;
+    if constexpr (Spill) values_ = static_cast<T*>(in.scratch) + block() * static_cast<long long>(rows()) * R;
     partials_ = values_ + header.value_rows * R;
     if (grouped() && !in.cluster)
       partials_ = static_cast<T*>(in.exchange) + block() / in.group * static_cast<long long>(header.partial_rows);
@@ -113,7 +112,8 @@ class Sweep {
     return at<T>(in.terms[slot].data, source_row * in.terms[slot].row + column);
   }
   FK_INLINE int table(int index) const { return in.program[index]; }
-  // One element of this thread's row, where it is its to write: rows beyond the batch and blocks that repeat write none.
+  // One element of this thread's row, where it is its to write: rows beyond the batch and blocks that repeat write
+  // none.
   FK_INLINE void write(void* to, long long index, T v) const {
     if (inside && rank == 0) static_cast<T*>(to)[index] = v;
   }
@@ -270,8 +270,7 @@ class Sweep {
 
   FK_INLINE void publish(const Item& item, const float (&sums)[R / 16 > 0 ? R / 16 : 1][4]) const {
     FK_UNROLL
-    for (int m = 0; m < R / 16; ++m)
-      FK_UNROLL
+    for (int m = 0; m < R / 16; ++m) FK_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int j = lane % 4 * 2 + i % 2, r = m * 16 + lane / 4 + i / 2 * 8;
       if (j < item.rows) partials_[(item.partial + j) * R + r] = sums[m][i];
@@ -324,9 +323,8 @@ class Sweep {
 
 template <class T>
 FK_INLINE T activate(int kind, double constant, T p) {
-  return with_activation(static_cast<Activation>(kind), [=](auto tag) {
-    return activation<decltype(tag)::value, T>(p, static_cast<T>(constant));
-  });
+  return with_activation(static_cast<Activation>(kind),
+                         [=](auto tag) { return activation<decltype(tag)::value, T>(p, static_cast<T>(constant)); });
 }
 template <class T>
 FK_INLINE T activation_slope(int kind, double constant, T p) {
