@@ -21,6 +21,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -216,6 +217,9 @@ FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int cou
   for (int i = 0; i < count * threads; ++i) {
     Fiber& f = fibers[i];
     if (!f.stack) f.stack.reset(new unsigned char[kStack]);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(f.stack.get(), kStack);  // the last thread there never returned
+#endif
     f.block = &blocks[i / threads];
     f.thread = i % threads;
     f.done = false;

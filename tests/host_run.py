@@ -23,6 +23,11 @@ from flowkern.cuda import code
 HERE = Path(__file__).parent
 
 
+def compiler() -> str:
+    """The C++ compiler; the sanitizers' runtimes are found by GNU's."""
+    return shutil.which("g++") or "c++"
+
+
 @functools.lru_cache(None)
 def libraries(sanitizers: str = "") -> dict[str, Path]:
     """Every operator's source as a library, compiled where it is not there yet."""
@@ -42,10 +47,10 @@ def libraries(sanitizers: str = "") -> dict[str, Path]:
 
 def _compile(folder: Path, source: Path, sanitizers: str) -> None:
     flags = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-Wno-tsan"] if sanitizers else []
-    compilers = [
+    processes = [
         subprocess.Popen(
             [
-                shutil.which("g++") or "c++", "-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
+                compiler(), "-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
                 "-DFK_HOST_RUN", f"-I{source}", f"-I{source / 'include'}", f"-I{HERE}", "-x", "c++",
                 str(source / "cuda" / f"{operator}.cu"), "-o", str(folder / f"{operator}.so"),
             ],
@@ -53,9 +58,9 @@ def _compile(folder: Path, source: Path, sanitizers: str) -> None:
         )
         for operator in code.OPERATORS
     ]  # fmt: skip
-    for compiler in compilers:
-        output, _ = compiler.communicate()
-        assert compiler.returncode == 0, output
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
 
 
 class Host:
