@@ -29,7 +29,7 @@ class Inverse {
     if (node.residual_at >= 0) p += m.value(m.table(node.residual_at + u));
     const T h = node.activated ? activate(m.in.activation, m.in.constant, p) : p;
     if (node.kept >= 0) m.value(node.kept + u) = p;
-    m.value(node.values + u) = rounded<typename M::W>(h);
+    m.value(node.values + u) = rounded(typename M::W{}, h);
     if (!m.in.saved) return;
     m.keep(m.in.saved, node.saved + u, p);
     if (node.gate >= 0) m.keep(m.in.saved, node.gate_saved + u, ungated);
@@ -41,7 +41,7 @@ class Inverse {
     if (m.part != 0) return;
     const auto x = map_inverse(m.map, m.value(f), shift, raw);
     log_det_ += x.log_slope;
-    m.value(f) = rounded<typename M::W>(x.v);
+    m.value(f) = rounded(typename M::W{}, x.v);
     m.write(m.in.output, m.global_row * m.header.features + m.table(node.order_at + f), x.v);
   }
 
@@ -109,7 +109,7 @@ class InverseGradient {
 
  private:
   FK_INLINE void put(const Node& node, int r, T delta) const {
-    m.value(node.values + r) = rounded<typename M::W>(delta);
+    m.value(node.values + r) = rounded(typename M::W{}, delta);
     m.keep(m.in.deltas, node.saved + r, delta);
   }
 

@@ -17,6 +17,7 @@ struct PackArguments {
     long long row, column, step;
   } linears[kMaxLinears];
 };
+static_assert(sizeof(PackArguments) == 2680, "launch.py has the same, and 4096 bytes are the most that a launch takes");
 
 // Each thread takes columns of the panel, all eight rows of them.
 template <class W>

@@ -33,6 +33,8 @@ struct SweepArguments {
   double c0, c1, constant;
   Term terms[kMaxTerms];
 };
+static_assert(sizeof(SweepArguments) == 2280,
+              "launch.py has the same, and 4096 bytes are the most that a launch takes");
 
 // -- the machine
 
@@ -236,12 +238,21 @@ class Sweep {
     }
   }
 
+  // Adds the parts of the lanes; each lane then writes one sum, or all of those of its row.
   FK_INLINE void publish(const Item& item, T (&sums)[8]) const {
+    constexpr int kWriters = kParts < 8 ? kParts : 8;
     FK_UNROLL
     for (int j = 0; j < 8; ++j) {
       FK_UNROLL
       for (int m = R; m < 32; m *= 2) sums[j] += shuffle_xor(sums[j], m);
-      if (part == j % kParts && j < item.rows) publish((item.partial + j) * R + row, sums[j]);
+    }
+    if (part >= kWriters) return;
+    FK_UNROLL
+    for (int first = 0; first < 8; first += kWriters) {
+      T mine = sums[first];
+      FK_UNROLL
+      for (int j = 1; j < kWriters; ++j) mine = part == j ? sums[first + j] : mine;
+      if (first + part < item.rows) publish((item.partial + first + part) * R + row, mine);
     }
   }
 

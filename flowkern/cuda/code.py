@@ -22,7 +22,7 @@ import torch
 
 _HERE = Path(__file__).parent
 OPERATORS = ("pack", "autoregressive_inverse")
-_INSTALL = "pip install cuda-core"
+_INSTALL = "pip install cuda-core cuda-bindings"
 _STANDARD = "c++17"
 
 
