@@ -69,7 +69,14 @@ def record(benchmark: Any, work: Work, group: str, implementation: str, **facts:
 
 # -- flows ------------------------------------------------------------------------------------------------------------
 
-SIZES = {"wide": (64, (512, 512), 4096), "narrow": (8, (128, 128), 1024), "large batch": (64, (512, 512), 65536)}
+SIZES = {  # transforms, features, hidden layers, rows
+    "wide": (5, 64, (512, 512), 4096),
+    "narrow": (5, 8, (128, 128), 1024),
+    "large batch": (5, 64, (512, 512), 65536),
+    "one row": (5, 64, (512, 512), 1),
+    "image": (1, 784, (1024, 1024), 1024),
+}
+DENSITY = pytest.mark.parametrize("size", ["wide", "narrow", "large batch"])
 IMPLEMENTATIONS = ("flowkern", "flowkern graph", "oracle", "oracle compiled", "zuko", "zuko compiled")
 
 
@@ -78,12 +85,12 @@ class Models:
 
     def __init__(self, size: str) -> None:
         torch.manual_seed(0)
-        features, hidden, batch = SIZES[size]
-        self.flow = fk.flows.MAF(features, 5, hidden, placement="scale_shift")
+        transforms, features, hidden, batch = SIZES[size]
+        self.flow = fk.flows.MAF(features, transforms, hidden, placement="scale_shift")
         self.zuko = zuko_twin(self.flow)
         self.flow = self.flow.cuda()
         self.x = torch.randn(batch, features, device="cuda")
-        self.text = f"5 transforms, D={features}, hidden {hidden[0]}x{len(hidden)}, B={batch}"
+        self.text = f"{transforms} transforms, D={features}, hidden {hidden[0]}x{len(hidden)}, B={batch}"
         with torch.no_grad():
             expected = self.flow.double().log_prob(self.x[:512].double())
             self.flow.float()
@@ -116,7 +123,7 @@ def density(size: str, implementation: str) -> tuple[Models, torch.nn.Module, Ca
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("size", SIZES)
+@DENSITY
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_training_step(benchmark: Any, size: str, implementation: str, precision: str) -> None:
     found, model, log_prob = density(size, implementation)
@@ -133,7 +140,7 @@ def test_training_step(benchmark: Any, size: str, implementation: str, precision
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("size", SIZES)
+@DENSITY
 def test_density(benchmark: Any, size: str, implementation: str) -> None:
     found, _, log_prob = density(size, implementation)
 
@@ -143,6 +150,65 @@ def test_density(benchmark: Any, size: str, implementation: str) -> None:
 
     work = graphed(work) if "graph" in implementation else work
     record(benchmark, work, f"log_prob without gradient, tf32: {found.text}", implementation)
+
+
+# -- samples: the inverse -----------------------------------------------------------------------------------------------
+
+
+def sampler(size: str, implementation: str) -> tuple[Models, Work]:
+    """The models, and what draws a batch through a library's own interface; the inverse was checked by a round trip."""
+    found = _models.get(size) or _models.setdefault(size, Models(size))
+    with torch.no_grad():
+        back = found.flow.transform(found.flow.transform.inverse(found.x)[0])[0]
+        torch.testing.assert_close(back, found.x, rtol=2e-2, atol=5e-2)
+    if implementation.startswith("zuko"):
+        if found.zuko is None:
+            pytest.skip("zuko is not installed: pip install 'flowkern[peers]'")
+        return found, lambda: found.zuko().rsample((len(found.x),))
+    if implementation == "flowkern density":
+        return found, lambda: found.flow.log_prob(found.x)
+    return found, lambda: found.flow.rsample((len(found.x),))
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "flowkern density", "zuko", "zuko graph"])
+@pytest.mark.parametrize("size", SIZES)
+def test_samples(benchmark: Any, size: str, implementation: str) -> None:
+    """Also beside the density of the same flow, whose arithmetic is the same."""
+    if size == "large batch" and implementation.startswith("zuko"):
+        pytest.skip("a minute per draw")
+    found, draw = sampler(size, implementation)
+
+    def work() -> None:
+        with torch.no_grad():
+            draw()
+
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"sample, tf32: {found.text}", implementation)
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "zuko"])
+def test_reparameterised_samples_and_their_gradient(benchmark: Any, implementation: str) -> None:
+    found, draw = sampler("wide", implementation)
+    model = found.zuko if implementation == "zuko" else found.flow
+
+    def work() -> None:
+        model.zero_grad()
+        draw().square().mean().backward()
+
+    record(benchmark, work, f"rsample + backward, tf32: {found.text}", implementation)
+
+
+@pytest.mark.parametrize("hidden", [(), (1024,), (1024, 1024)], ids=len)
+def test_what_a_dependent_step_costs(benchmark: Any, hidden: tuple[int, ...]) -> None:
+    """One row of a network with a unit per level: nothing but steps that wait for each other."""
+    layer = fk.flows.MAF(1025, 1, hidden).cuda()
+    z, steps = torch.randn(1, 1025, device="cuda"), 1025 * (len(hidden) + 1)
+
+    def work() -> None:
+        with torch.no_grad():
+            layer.transform.inverse(z)
+
+    record(benchmark, graphed(work), "dependent steps, B=1", f"D=1025, {len(hidden)} hidden layers", steps=steps)
 
 
 @pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "oracle", "oracle compiled"])
@@ -171,7 +237,37 @@ def test_iaf_samples(benchmark: Any, gated: bool, implementation: str) -> None:
     record(benchmark, work, f"IAF sample + backward, {'gated' if gated else 'affine'}: D=64, 512x2, B=4096", implementation)
 
 
-@pytest.mark.parametrize("implementation", ["nflows", "nflows accelerated"])
+@pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "oracle", "oracle compiled"])
+@pytest.mark.parametrize("kind", ["MADE", "coupling"])
+def test_other_training_steps(benchmark: Any, kind: str, implementation: str) -> None:
+    """A MADE with a Bernoulli head, and eight affine coupling layers with networks of their own."""
+    torch.manual_seed(0)
+    if kind == "MADE":
+        model: Any = fk.flows.MADE(784, "bernoulli", (1024, 1024)).cuda()
+        x = (torch.rand(1024, 784, device="cuda") < 0.5).float()
+        text = "D=784, 1024x2, B=1024"
+    else:
+        layers = [fk.nn.AffineCoupling(64, hidden=(512, 512), swap=bool(i % 2)) for i in range(8)]
+        model, x = fk.flows.Flow(layers).cuda(), torch.randn(4096, 64, device="cuda")
+        text = "8 layers, D=64, 512x2, B=4096"
+
+    def oracle(rows: torch.Tensor) -> torch.Tensor:
+        with fk.backend("reference"):
+            return model.log_prob(rows)
+
+    torch.testing.assert_close(model.log_prob(x), oracle(x), rtol=1e-2, atol=1e-1)
+    function: Any = oracle if "oracle" in implementation else model.log_prob
+    function = compiled(function, x) if "compiled" in implementation else function
+
+    def work() -> None:
+        model.zero_grad()
+        (-function(x).mean()).backward()
+
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"{kind} forward + backward, tf32: {text}", implementation)
+
+
+@pytest.mark.parametrize("implementation", ["nflows", "nflows compiled", "nflows accelerated"])
 def test_nflows_training_step(benchmark: Any, implementation: str) -> None:
     autoregressive = pytest.importorskip("nflows.flows.autoregressive")
     torch.manual_seed(0)
@@ -181,10 +277,11 @@ def test_nflows_training_step(benchmark: Any, implementation: str) -> None:
     if "accelerated" in implementation:
         fk.accelerate(model)
         torch.testing.assert_close(model.log_prob(x).detach(), expected, rtol=1e-2, atol=1e-1)
+    log_prob = compiled(lambda rows: model.log_prob(rows), x) if "compiled" in implementation else model.log_prob
 
     def work() -> None:
         model.zero_grad()
-        (-model.log_prob(x).mean()).backward()
+        (-log_prob(x).mean()).backward()
 
     record(benchmark, work, "nflows MAF forward + backward: 5 x D=64, hidden 512x2, B=4096", implementation)
 

@@ -72,9 +72,7 @@ class Host:
         self.multiprocessors, self.shared_bytes, self.clusters = multiprocessors, shared_bytes, clusters
         self.launched: list[str] = []
 
-    def launch(
-        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
-    ) -> None:
+    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
         """Runs the blocks of a group together, one group after another."""
         library = self.libraries[next(o for o in code.OPERATORS if name.startswith(o))]
         assert shared <= self.shared_bytes

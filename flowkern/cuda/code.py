@@ -33,9 +33,7 @@ class Machine(Protocol):
     shared_bytes: int  # that a block of threads may have
     clusters: bool
 
-    def launch(
-        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
-    ) -> None:
+    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
         """Runs a kernel on the current stream; neighbouring blocks of a group run at the same time."""
 
 
@@ -173,9 +171,7 @@ class Gpu:
             self.kernels[name] = kernel
         return self.kernels[name]
 
-    def launch(
-        self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
-    ) -> None:
+    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
         """Runs a kernel on PyTorch's current stream of this GPU."""
         with torch.cuda.device(self.index):
             kernel = self._kernel(name)

@@ -152,9 +152,7 @@ def prepare(plan: AutoregressivePlan, weight: Tensor) -> None:
                         on_device(program, weight.device)
 
 
-def pack(
-    program: DeviceProgram, weights: Sequence[Tensor], biases: Sequence[Tensor], on: Machine
-) -> tuple[Tensor, Tensor]:
+def pack(program: DeviceProgram, weights: Sequence[Tensor], biases: Sequence[Tensor], on: Machine) -> tuple[Tensor, Tensor]:
     """The panels of masked, sorted weights, and the sorted biases."""
     host = program.host
     dtype = weights[0].dtype

@@ -169,7 +169,7 @@ class Program:
         self.chunks: list[Chunk] = []
         self.items: list[Item] = []
         self.steps: list[Step] = []
-        self.blocks: list[tuple[int, int]] = []  # where the items and steps of each block of levels end
+        self.blocks = [(0, 0)]  # where the items and steps of each block of levels end
         self.packed = 0
         self.masks_at = list(itertools.accumulate((m.numel() for m in plan.masks), initial=0))
         self.header.order_at = self._put(plan.feature_order.tolist())
@@ -190,21 +190,22 @@ class Program:
         kept = self._kept(values[-1])
         x = (plan.feature_starts.tolist(), 0, self.header.order_at, True)
         layers, bias = [], 0
-        for l in range(depth + 1):
-            head = l == depth
-            read = (plan.unit_starts[l - 1].tolist(), values[l], self.orders_at[l - 1], False) if l else x
-            sources = [Source(l, *read), *([Source(depth + 1, *x)] if head and plan.skip else [])]
-            node = self._node(l, 0 if head else values[l + 1], kept)
+        for layer in range(depth + 1):
+            head = layer == depth
+            read = (plan.unit_starts[layer - 1].tolist(), values[layer], self.orders_at[layer - 1], False) if layer else x
+            sources = [Source(layer, *read), *([Source(depth + 1, *x)] if head and plan.skip else [])]
+            node = self._node(layer, 0 if head else values[layer + 1], kept)
             node.bias = bias
-            starts = plan.output_starts if head else plan.unit_starts[l]
-            rows_at = self.header.parameters_at if head else self.orders_at[l]
+            starts = plan.output_starts if head else plan.unit_starts[layer]
+            rows_at = self.header.parameters_at if head else self.orders_at[layer]
             layers.append(Layer(node, starts.tolist(), rows_at, sources))
             bias += layers[-1].starts[-1]
         return layers
 
     def _reverse_layers(self) -> list[Layer]:
         """Features, then hidden layers from the last. Value rows: cotangents of parameters and hidden units; those that
-        residuals hand on, zero at first."""
+        residuals hand on, zero at first.
+        """
         plan, depth = self.plan, self.depth
         outputs = (plan.output_starts.tolist(), 0, self.header.parameters_at)
         values = [*itertools.accumulate(plan.units, initial=plan.features * plan.parameters)]
@@ -216,9 +217,9 @@ class Program:
 
         sources = [Source(0, *reads(0), True), *([Source(depth + 1, *outputs, True)] if plan.skip else [])]
         layers = [Layer(self._node(depth, 0, kept), plan.feature_starts.tolist(), self.header.order_at, sources)]
-        for l in range(depth - 1, -1, -1):
-            node = self._node(l, values[l], kept)
-            layers.append(Layer(node, plan.unit_starts[l].tolist(), self.orders_at[l], [Source(l + 1, *reads(l + 1), False)]))
+        for layer in range(depth - 1, -1, -1):
+            node, source = self._node(layer, values[layer], kept), Source(layer + 1, *reads(layer + 1), False)
+            layers.append(Layer(node, plan.unit_starts[layer].tolist(), self.orders_at[layer], [source]))
         return layers
 
     def _kept(self, rows: int) -> dict[int, int]:
@@ -317,9 +318,7 @@ class Program:
 
     def _ways(self, t0: int, t1: int) -> int:
         """Parts into which the panels of a block are split, so that every warp of the group has one."""
-        panels = sum(
-            -(-layer.rows(t0, t1) // PANEL) for layer in self.layers for s in layer.sources if self._past(s, t0, t1)
-        )
+        panels = sum(-(-layer.rows(t0, t1) // PANEL) for layer in self.layers for s in layer.sources if self._past(s, t0, t1))
         return -(-_WAYS * self.group // max(panels, 1))
 
     @staticmethod
@@ -340,9 +339,7 @@ class Program:
             packed = self._chunk(layer, source, first + r, rows, columns)
             for i, part in enumerate(parts):
                 weights = packed + (part.start - columns.start) * PANEL
-                self.items.append(
-                    Item(weights, len(part), source.values + part.start, partial + i * stride + r, rows)
-                )
+                self.items.append(Item(weights, len(part), source.values + part.start, partial + i * stride + r, rows))
 
     def _triangle(self, layer: Layer, source: Source, t0: int, t1: int) -> None:
         """What is inside the block, as panels that lie one after another."""
@@ -386,11 +383,11 @@ class Program:
         self.table = torch.tensor(self.words, dtype=torch.int32, device="cpu")
 
     def _alternate(self) -> None:
-        rows, items, steps = self.header.partial_rows, 0, 0
-        for i, (items_end, steps_end) in enumerate(self.blocks):
-            for record in (*self.items[items:items_end], *self.steps[steps:steps_end]) if i % 2 else ():
+        rows = self.header.partial_rows
+        for (items, steps), (items_end, steps_end) in list(itertools.pairwise(self.blocks))[1::2]:
+            records: list[Item | Step] = [*self.items[items:items_end], *self.steps[steps:steps_end]]
+            for record in records:
                 record.partial += rows
-            items, steps = items_end, steps_end
         self.header.partial_rows = 2 * rows
 
     @staticmethod
@@ -402,7 +399,7 @@ class Program:
         if self.reverse:
             return []
         orders = [*self.plan.unit_orders, self.plan.output_order]
-        return [word for l, order in enumerate(orders) for row in order.tolist() for word in (l, row)]
+        return [word for linear, order in enumerate(orders) for row in order.tolist() for word in (linear, row)]
 
     @property
     def biases(self) -> int:

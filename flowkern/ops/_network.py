@@ -17,7 +17,6 @@ from flowkern.backends import chosen_backend, obstacle, product_precision
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.plan import AutoregressivePlan
 
-
 Kernels = tuple[str, str | None]  # a namespace of operators; how it multiplies float32 matrices, None on the CPU
 
 

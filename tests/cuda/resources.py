@@ -64,7 +64,9 @@ def usage(architecture: str) -> dict[str, Usage]:
         bodies = dict(re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", listing, re.DOTALL))
         pattern = r"Function (\w+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
         for name, registers, stack, local in re.findall(pattern, needs):
-            instructions = frozenset(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", bodies[name], re.MULTILINE))
+            instructions = frozenset(
+                re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", bodies[name], re.MULTILINE)
+            )
             found[name] = Usage(int(registers), int(stack), int(local), instructions)
     return found
 

@@ -16,7 +16,11 @@ from flowkern.cuda import code
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="host_run.h switches fibers of x86-64 only")
 
 FAULTS = {
-    "a barrier that not all threads reach": ("if (thread() < 32) sync();", "", "wait at a barrier that the others do not reach"),
+    "a barrier that not all threads reach": (
+        "if (thread() < 32) sync();",
+        "",
+        "wait at a barrier that the others do not reach",
+    ),
     "a shuffle in part of a warp": ("if (thread() < 8) shuffle_xor(1.0f, 1);", "", "wait at a barrier"),
     "a copy that nobody waits for": ("copy_async(memory, arguments.data); copy_commit();", "", "ended with copies under way"),
     "an unaligned copy": ("copy_async(memory + 4, arguments.data);", "", "unaligned memory"),
@@ -50,7 +54,9 @@ library.host_run_launch(ctypes.cast(library.planted, ctypes.c_void_p), 1, 64, 1,
 def environment(sanitizer: str) -> dict[str, str]:
     """Variables under which Python loads code that was compiled with a sanitizer."""
     names = {"address": ["libasan.so"], "thread": ["libtsan.so"], "": []}[sanitizer]
-    files = [subprocess.check_output([compiler(), f"-print-file-name={n}"], text=True).strip() for n in [*names, "libstdc++.so"]]
+    files = [
+        subprocess.check_output([compiler(), f"-print-file-name={n}"], text=True).strip() for n in [*names, "libstdc++.so"]
+    ]
     return {
         **os.environ,
         **({"LD_PRELOAD": " ".join(files)} if names else {}),
@@ -86,7 +92,18 @@ def test_sweeps_under_sanitizers(sanitizer: str) -> None:
     selection = "small and (float32 or (tf32 and sixteen))"
     if sanitizer == "address":
         selection += " or (residual and float64) or (wide and bfloat16 and not counter and not cluster)"
-    command = [*fixed_addresses(sanitizer), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", "-k", selection]
+    command = [
+        *fixed_addresses(sanitizer),
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        selection,
+    ]
     done = subprocess.run(
         [*command, str(HERE / "cuda" / "test_sweep.py")],
         env={**environment(sanitizer), "OMP_NUM_THREADS": "1"},
@@ -97,4 +114,3 @@ def test_sweeps_under_sanitizers(sanitizer: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "passed" in done.stdout
-
