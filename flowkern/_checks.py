@@ -31,6 +31,24 @@ def check_features(name: str, t: Tensor, features: int) -> None:
         raise ValueError(f"{name}: expected shape (..., {features}), got {tuple(t.shape)}")
 
 
+def check_context(taker: str, context: Tensor | None, features: int, like: Tensor, like_name: str) -> None:
+    """A context of so many features, none for zero; its dtype is free under autocast. ``taker``: a network, a layer."""
+    if (context is None) != (features == 0):
+        got = "None" if context is None else f"shape {tuple(context.shape)}"
+        takes = f"{features} context features" if features else "no context"
+        raise ValueError(f"context: this {taker} takes {takes}, got {got}")
+    if context is not None:
+        check_features("context", context, features)
+        if not torch.is_autocast_enabled(context.device.type):
+            check_like("context", context, like, like_name)
+
+
+def check_raw(raw: Tensor | None, scale: str) -> None:
+    """A raw scale where the scale map takes one."""
+    if (raw is None) != (scale == "none"):
+        raise ValueError(f"raw: the scale map {scale!r} takes {'no raw scale' if raw is not None else 'a raw scale'}")
+
+
 def check_shapes(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
     if len(tensors) != len(shapes):
         raise ValueError(f"{name}: expected {len(shapes)} tensors, got {len(tensors)}")

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["PLACEMENTS", "SCALES", "default_constants", "resolve"]
+__all__ = ["PLACEMENTS", "SCALES", "constants_of", "default_constants", "resolve"]
 
 SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh")
 PLACEMENTS = ("scale_shift", "standardize", "shift_scale", "gate")
@@ -56,6 +56,15 @@ def default_constants(scale: str) -> tuple[float, ...]:
     if scale not in SCALES:
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
     return _DEFAULTS[scale]
+
+
+def constants_of(scale: str, given: Sequence[float] | None) -> tuple[float, ...]:
+    """The constants that were given, or the scale map's own.
+
+    >>> constants_of("sigmoid", None), constants_of("sigmoid", [0, 0.1])
+    ((2.0, 0.0), (0, 0.1))
+    """
+    return default_constants(scale) if given is None else tuple(given)
 
 
 def resolve(scale: str, placement: str, constants: Sequence[float] | None) -> tuple[int, int, float, float]:

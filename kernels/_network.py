@@ -22,8 +22,9 @@ from flowkern.kernels._math import activate, activation_slope
 from flowkern.kernels._tables import DeviceTables, config_of, device_tables, host_tables
 from flowkern.plan import AutoregressivePlan
 
-SOURCE, TARGET, ROW_BLOCKS, COLUMN_BLOCKS, COUNTS, BIAS, ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE, UNITS, READERS = (
-    tl.constexpr(i) for i in range(13)
+# The integers that _tables.py writes for each linear map.
+SOURCE, TARGET, ROW_BLOCKS, COUNTS, BIAS, ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE, UNITS, READERS = (
+    tl.constexpr(i) for i in range(_tables.READERS + 1)
 )
 FIELDS = tl.constexpr(_tables.FIELDS)
 
@@ -124,6 +125,17 @@ def pack(tables: DeviceTables, weights: Sequence[Tensor], biases: Sequence[Tenso
 #
 # Pointers to activations and cotangents point at the tile's first row, and ``i`` [BLOCK_M, 1] counts from there in 32 bits:
 # addresses of 64 bits for every element would take half of the registers. ``rows`` are those of the whole batch.
+
+
+@triton.jit
+def place_of(tile, batch, i, KEEP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """First row of a tile, first row of its place in the buffers, all of its rows, and which of them there are.
+
+    Where nothing is kept a program has one place for all of its tiles.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    first = (program * 0 + tile) * BLOCK_M  # 64 bits: the variable of `range` has 32, and is a plain int in the interpreter
+    return first, first if KEEP else program * BLOCK_M, first + i, first + i < batch
 
 
 @triton.jit

@@ -18,11 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from flowkern.kernels import _launch
 from flowkern.plan import AutoregressivePlan
 
-# One record of FIELDS integers per linear map, in this order.
-SOURCE, TARGET, ROW_BLOCKS, COLUMN_BLOCKS, COUNTS, BIAS, ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE, UNITS, READERS = (
-    range(13)
-)
-FIELDS = 16
+# One record of FIELDS integers per linear map; _network.py names them in order.
+READERS, FIELDS = 11, 16
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Tables:
                 bias_gathered.append(rows if plan.biases[i] else np.full(len(rows), -1))
             record = records[i * FIELDS : (i + 1) * FIELDS]
             record[:READERS] = [
-                self.starts[source], target, n, k,
+                self.starts[source], target, n,
                 self._put(np.concatenate([counts, bases, first])),
                 bias, *self._hidden(i), self.output_at if output else self.order_at[i + 1],
             ]  # fmt: skip

@@ -26,6 +26,7 @@ from flowkern.kernels._network import (
     hidden_layers,
     linear_map,
     pack,
+    place_of,
     put,
     record,
     section,
@@ -65,9 +66,7 @@ def autoregressive_forward(
     i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
-        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
-        rows, inside = first + i, first + i < batch
+        _, home, rows, inside = place_of(tile, batch, i, KEEP, BLOCK_M)
         at = home * width
         act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
@@ -105,9 +104,7 @@ def autoregressive_backward(
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     count: tl.constexpr = 1 if SCALE == 0 else 2
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
-        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
-        rows, inside = first + i, first + i < batch
+        first, home, rows, inside = place_of(tile, batch, i, KEEP, BLOCK_M)
         at = first * width
         act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width

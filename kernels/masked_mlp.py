@@ -21,6 +21,7 @@ from flowkern.kernels._network import (
     hidden_layers,
     linear_map,
     pack,
+    place_of,
     put,
     record,
     section,
@@ -38,9 +39,7 @@ def masked_mlp_forward(
     i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
-        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
-        rows, inside = first + i, first + i < batch
+        _, home, rows, inside = place_of(tile, batch, i, KEEP, BLOCK_M)
         at = home * width
         act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         gather_features(x, x_row, x_column, act_tile, table, order_at, rows, inside, i, width, feature_blocks, BLOCK)
@@ -69,9 +68,7 @@ def masked_mlp_backward(
     i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
-        first = (tl.program_id(0).to(tl.int64) * 0 + tile) * BLOCK_M
-        home = first if KEEP else tl.program_id(0).to(tl.int64) * BLOCK_M
-        rows, inside = first + i, first + i < batch
+        first, home, rows, inside = place_of(tile, batch, i, KEEP, BLOCK_M)
         at = first * width
         act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern import ops
 from flowkern.nn.made import MADE
 from flowkern.nn.transform import Transform, show_context
-from flowkern.univariate import default_constants, resolve
+from flowkern.univariate import constants_of, resolve
 
 
 class _Autoregressive(Transform):
@@ -36,7 +36,7 @@ class _Autoregressive(Transform):
         resolve(scale, placement, constants)
         self.features, self.context = features, context
         self.scale, self.placement = scale, placement
-        self.constants = default_constants(scale) if constants is None else tuple(constants)
+        self.constants = constants_of(scale, constants)
         self.network = MADE(
             features, 1 if scale == "none" else 2, hidden, context, activation, order, degrees, residual, skip,
             generator=generator,

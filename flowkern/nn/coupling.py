@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import broadcast_batch, check_features, check_like
+from flowkern._checks import broadcast_batch, check_context, check_features
 from flowkern.nn.made import version
 from flowkern.nn.transform import Transform, show_context
-from flowkern.univariate import default_constants, resolve
+from flowkern.univariate import constants_of, resolve
 
 MASKS = ("halves", "alternating")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -87,7 +87,7 @@ class AffineCoupling(Transform):
             raise ValueError(f"context: expected a whole number of at least 0, got {context!r}")
         self.features, self.context = features, context
         self.scale, self.placement = scale, placement
-        self.constants = default_constants(scale) if constants is None else tuple(constants)
+        self.constants = constants_of(scale, constants)
         chosen = _transformed(mask, features) ^ swap
         self.count = int(chosen.sum())
         if self.count in (0, features):
@@ -135,15 +135,9 @@ class AffineCoupling(Transform):
     def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         self._check(name, x)
         self._follow()
-        if (context is None) != (self.context == 0):
-            got = "None" if context is None else f"shape {tuple(context.shape)}"
-            takes = f"{self.context} context features" if self.context else "no context"
-            raise ValueError(f"context: this layer takes {takes}, got {got}")
+        check_context("layer", context, self.context, x, name)
         seen = x.index_select(-1, self.passing)
         if context is not None:
-            check_features("context", context, self.context)
-            if not torch.is_autocast_enabled(context.device.type):
-                check_like("context", context, x, name)
             batch = broadcast_batch(x, [context], "context")
             seen = torch.cat([seen.expand(*batch, -1), context.to(x.dtype).expand(*batch, -1)], -1)
         parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast

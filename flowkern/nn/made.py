@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import check_features, check_like
+from flowkern._checks import check_context
 from flowkern.backends import obstacle
 from flowkern.plan import AutoregressivePlan
 
@@ -190,17 +190,11 @@ class MADE(nn.Module):
 
     def arguments(self, context: Tensor | None = None, mask: int = 0) -> dict[str, Any]:
         """Keyword arguments of the masked-network operators for these weights: what :meth:`forward` passes on."""
-        if (context is None) != (self.context == 0):
-            got = "None" if context is None else f"shape {tuple(context.shape)}"
-            takes = f"{self.context} context features" if self.context else "no context"
-            raise ValueError(f"context: this network takes {takes}, got {got}")
         self._follow()
         weights, biases = self._parameter_lists()
+        check_context("network", context, self.context, weights[0], "the weights")
         addends = []
         if context is not None:
-            check_features("context", context, self.context)
-            if not torch.is_autocast_enabled(context.device.type):
-                check_like("context", context, weights[0], "the weights")
             addends.append(F.linear(context, weights[0][:, self.features :]))
             weights[0] = weights[0][:, : self.features]
         return {

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import check_float, check_like
+from flowkern._checks import check_float, check_like, check_raw
 from flowkern.backends import chosen_backend
 from flowkern.ops._rows import RowMap, apply_row_map
-from flowkern.univariate import default_constants, resolve
+from flowkern.univariate import constants_of, resolve
 
 
 def affine(
@@ -52,8 +52,7 @@ def affine(
     numbers = resolve(scale, placement, constants)
     check_float("x", x)
     parts = {"shift": shift, "raw": raw}
-    if (raw is None) != (scale == "none"):
-        raise ValueError(f"raw: the scale map {scale!r} takes {'no raw scale' if raw is not None else 'a raw scale'}")
+    check_raw(raw, scale)
     for name, t in parts.items():
         if t is not None:
             check_like(name, t, x)
@@ -66,7 +65,7 @@ def affine(
         raise ValueError(
             f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
         ) from None
-    given = default_constants(scale) if constants is None else tuple(constants)
+    given = constants_of(scale, constants)
     oracle = partial(reference.affine, scale=scale, placement=placement, constants=given, inverse=inverse)
     chosen = chosen_backend(x, "affine")
     if chosen not in ("native", "triton"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern import reference
 from flowkern.ops._network import Call, dispatch, optional_biases
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import default_constants, resolve
+from flowkern.univariate import constants_of, resolve
 
 
 def autoregressive(
@@ -67,7 +67,7 @@ def check_map(
     count = 1 if scale == "none" else 2
     if plan.parameters != count:
         raise ValueError(f"plan: the scale map {scale!r} takes {count} parameters per feature, the plan has {plan.parameters}")
-    given = default_constants(scale) if constants is None else tuple(constants)
+    given = constants_of(scale, constants)
     return numbers, {"scale": scale, "placement": placement, "constants": given}
 
 

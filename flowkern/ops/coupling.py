@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import broadcast_batch, check_float, check_like
+from flowkern._checks import broadcast_batch, check_float, check_like, check_raw
 from flowkern.backends import chosen_backend
 from flowkern.ops._rows import RowMap, apply_row_map
-from flowkern.univariate import default_constants, resolve
+from flowkern.univariate import constants_of, resolve
 
 
 def coupling(
@@ -63,8 +63,7 @@ def coupling(
     check_float("x", x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (..., features), got ()")
-    if (raw is None) != (scale == "none"):
-        raise ValueError(f"raw: the scale map {scale!r} takes {'no raw scale' if raw is not None else 'a raw scale'}")
+    check_raw(raw, scale)
     features, place, count = _features(transformed, x, shift)
     parts = [shift] if raw is None else [shift, raw]
     for name, t in zip(("shift", "raw"), parts, strict=False):
@@ -72,7 +71,7 @@ def coupling(
         if t.dim() == 0 or t.shape[-1] != count:
             raise ValueError(f"{name}: expected shape (..., {count}) for the transformed features, got {tuple(t.shape)}")
     batch = broadcast_batch(x, parts, "shift, raw")
-    given = default_constants(scale) if constants is None else tuple(constants)
+    given = constants_of(scale, constants)
     options: dict[str, Any] = {"scale": scale, "placement": placement, "constants": given, "inverse": inverse}
     oracle: Callable[..., tuple[Tensor, Tensor]] = partial(reference.coupling, transformed=transformed, **options)
     chosen = chosen_backend(x, "coupling")
