@@ -288,6 +288,8 @@ inline T shuffle_xor(T value, int mask) {
   return other;
 }
 
+inline void keep_alive(int) {}
+
 inline void copy_async(void* shared, const void* global) {
   unsigned char* to = static_cast<unsigned char*>(shared);
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
@@ -308,7 +310,7 @@ inline void copy_wait() {
   }
 }
 
-constexpr bool kClusters = true;
+constexpr bool kCounters = true;
 template <class T>
 inline T* remote(T* shared, int rank) {
   const auto offset = reinterpret_cast<unsigned char*>(shared) - shared_memory();

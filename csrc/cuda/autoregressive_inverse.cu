@@ -10,8 +10,6 @@ class Inverse {
   using T = typename M::T;
   FK_INLINE explicit Inverse(M& machine) : m(machine) {}
 
-  static FK_INLINE int head_rows(const Header& header) { return header.parameters; }
-
   FK_INLINE void begin() {
     log_det_ = 0;
     for (int f = m.warp; f < m.header.features; f += M::kWarps)
@@ -20,10 +18,11 @@ class Inverse {
             at<T>(m.in.input, m.source_row * m.in.input_row + m.table(m.header.order_at + f) * m.in.input_column);
   }
 
-  FK_INLINE void unit(const Step& step, const Node& node, int u) {
+  FK_INLINE void unit(const Step& step, const Node& node, int i) {
+    const int u = step.first + i;
     const T added = addend(node, node.order_at + u);
     const T factor = node.gate < 0 ? T(1) : m.term(node.gate, m.table(node.order_at + u));
-    const T ungated = m.product(step, node, u) + at<T>(m.in.biases, node.bias + u) + added;
+    const T ungated = m.product(step, i) + at<T>(m.in.biases, node.bias + u) + added;
     if (m.part != 0) return;
     T p = ungated * factor;
     if (node.residual_at >= 0) p += m.value(m.table(node.residual_at + u));
@@ -35,9 +34,9 @@ class Inverse {
     if (node.gate >= 0) m.keep(m.in.saved, node.gate_saved + u, ungated);
   }
 
-  FK_INLINE void feature(const Step& step, const Node& node, int f) {
-    const int count = m.header.parameters;
-    const T shift = parameter(step, node, f * count), raw = count == 2 ? parameter(step, node, f * count + 1) : shift;
+  FK_INLINE void feature(const Step& step, const Node& node, int i) {
+    const int f = step.first + i, count = m.header.parameters;
+    const T shift = parameter(step, node, i * count), raw = count == 2 ? parameter(step, node, i * count + 1) : shift;
     if (m.part != 0) return;
     const auto x = map_inverse(m.map, m.value(f), shift, raw);
     log_det_ += x.log_slope;
@@ -51,9 +50,11 @@ class Inverse {
   }
 
  private:
-  FK_INLINE T parameter(const Step& step, const Node& node, int r) const {
-    const T value =
-        m.product(step, node, r) + at<T>(m.in.biases, node.bias + r) + addend(node, m.header.parameters_at + r);
+  // Row i of the step's features: a shift or a raw scale.
+  FK_INLINE T parameter(const Step& step, const Node& node, int i) const {
+    const int r = step.first * m.header.parameters + i;
+    const T added = addend(node, m.header.parameters_at + r);
+    const T value = m.product(step, i) + at<T>(m.in.biases, node.bias + r) + added;
     if (m.part == 0 && m.in.saved) m.keep(m.in.saved, node.saved + r, value);
     return value;
   }
@@ -74,17 +75,15 @@ class InverseGradient {
   using T = typename M::T;
   FK_INLINE explicit InverseGradient(M& machine) : m(machine) {}
 
-  static FK_INLINE int head_rows(const Header&) { return 1; }
-
   FK_INLINE void begin() { g_log_det_ = -at<T>(m.in.g_log_det, m.source_row * m.in.g_log_det_row); }
 
-  FK_INLINE void feature(const Step& step, const Node& node, int f) {
-    const int d = m.table(node.order_at + f), count = m.header.parameters;
+  FK_INLINE void feature(const Step& step, const Node& node, int i) {
+    const int f = step.first + i, d = m.table(node.order_at + f), count = m.header.parameters;
     const T g = at<T>(m.in.input, m.source_row * m.in.input_row + d * m.in.input_column);
     const T x = at<T>(m.in.x, m.source_row * m.in.x_row + d * m.in.x_column);
     const T shift = m.saved(node.saved + f * count);
     const T raw = m.saved(node.saved + f * count + count - 1);
-    const T network = m.product(step, node, f);
+    const T network = m.product(step, i);
     if (m.part != 0) return;
     const T minus_v = -(g + network) / map_slope(m.map, raw);
     const auto gradient = map_backward(m.map, x, shift, raw, minus_v, g_log_det_);
@@ -93,10 +92,11 @@ class InverseGradient {
     m.write(m.in.output, m.global_row * m.header.features + d, -minus_v);
   }
 
-  FK_INLINE void unit(const Step& step, const Node& node, int u) {
+  FK_INLINE void unit(const Step& step, const Node& node, int i) {
+    const int u = step.first + i;
     const T pre = m.saved(node.saved + u);
     const T factor = node.gate < 0 ? T(1) : m.term(node.gate, m.table(node.order_at + u));
-    T d = m.product(step, node, u);
+    T d = m.product(step, i);
     if (m.part != 0) return;
     if (node.activated) d *= activation_slope(m.in.activation, m.in.constant, pre);
     if (node.kept >= 0) d += m.value(node.kept + u);

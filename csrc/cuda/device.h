@@ -35,6 +35,9 @@ FK_INLINE unsigned char* shared_memory() {
   return memory;
 }
 
+// Has a value computed that nobody reads.
+FK_INLINE void keep_alive(int value) { asm volatile("" ::"r"(value)); }
+
 // -- asynchronous copies: 16 bytes of global to shared memory; a wait leaves the newest N groups under way
 FK_INLINE void copy_async(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -58,14 +61,14 @@ FK_INLINE T* remote(T* shared, int rank) {
 FK_INLINE void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-constexpr bool kClusters = true;
+constexpr bool kCounters = false;  // groups of blocks are clusters there
 #else
 template <class T>
 FK_INLINE T* remote(T* shared, int) {
   return shared;
 }
 FK_INLINE void sync_cluster() {}
-constexpr bool kClusters = false;
+constexpr bool kCounters = true;
 #endif
 
 // Waits until `count` blocks have come here `round` times, counted from 1.
@@ -108,7 +111,8 @@ FK_INLINE unsigned to_tf32(float value) {
   return bits;
 }
 FK_INLINE void multiply_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

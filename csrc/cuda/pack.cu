@@ -19,23 +19,27 @@ struct PackArguments {
 };
 static_assert(sizeof(PackArguments) == 2680, "launch.py has the same, and 4096 bytes are the most that a launch takes");
 
+template <class W>
+struct alignas(16) Column {
+  W rows[8];
+};
+
 // Each thread takes columns of the panel, all eight rows of them.
 template <class W>
 FK_INLINE void pack_panel(const PackArguments& in, const Chunk& chunk) {
   const int *rows = in.program + chunk.rows_at, *columns = in.program + chunk.columns_at;
   const auto& linear = in.linears[chunk.linear];
-  W* panel = static_cast<W*>(in.packed) + chunk.packed;
+  auto* panel = reinterpret_cast<Column<W>*>(static_cast<W*>(in.packed) + chunk.packed);
   for (int q = thread(); q < chunk.columns; q += kPackThreads) {
+    Column<W> column = {};
     FK_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      W w = {};
+    for (int i = 0; i < 8; ++i)
       if (i < chunk.rows) {
         const long long r = chunk.transposed ? columns[q] : rows[i], c = chunk.transposed ? rows[i] : columns[q];
         if (in.masks[chunk.mask + r * chunk.mask_columns + c])
-          w = static_cast<const W*>(linear.weight)[r * linear.row + c * linear.column];
+          column.rows[i] = static_cast<const W*>(linear.weight)[r * linear.row + c * linear.column];
       }
-      panel[q * 8 + i] = w;
-    }
+    panel[q] = column;
   }
 }
 

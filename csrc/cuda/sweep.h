@@ -69,12 +69,13 @@ class Sweep {
     values_ = reinterpret_cast<T*>(triangle_ + header.triangle);
     if constexpr (Spill) values_ = static_cast<T*>(in.scratch) + block() * static_cast<long long>(rows()) * R;
     partials_ = values_ + header.value_rows * R;
-    if (grouped() && !in.cluster)
+    if (counted())
       partials_ = static_cast<T*>(in.exchange) + block() / in.group * static_cast<long long>(header.partial_rows);
   }
 
   FK_INLINE int rows() const { return header.value_rows + header.partial_rows; }
   FK_INLINE bool grouped() const { return R == 1 && in.group > 1; }
+  FK_INLINE bool counted() const { return kCounters && grouped() && !in.cluster; }
 
   // Runs all tiles of this block. `Task` says how a tile begins and ends and what a unit becomes.
   template <class Task>
@@ -87,7 +88,13 @@ class Sweep {
       for (int i = thread(); i < header.zeros * R; i += kThreads) values_[header.zeros_at * R + i] = 0;
       task.begin();
       sync_group();
-      for (int s = 0; s < header.steps; ++s) run(task, steps()[s]);
+      for (int s = 0; s < header.steps; ++s) {
+        // The next record comes to the first-level cache meanwhile: a word of each of its three sectors.
+        const int* next = reinterpret_cast<const int*>(steps() + (s + 1 < header.steps ? s + 1 : s));
+        const int warm = next[0] + next[8] + next[16];
+        run(task, steps()[s]);
+        keep_alive(warm);
+      }
       task.end();
       sync();
     }
@@ -98,14 +105,14 @@ class Sweep {
   FK_INLINE T& value(int unit) const { return values_[place(unit, row)]; }
   FK_INLINE T& value(int unit, int r) const { return values_[place(unit, r)]; }
 
-  // The linear map's row r of a node, as far as it is known before biases: panels, then the rest inside the block.
-  FK_INLINE T product(const Step& step, const Node& node, int r) const {
+  // Row i of a step's linear map, without its bias: what the panels gave, and the rest inside the block.
+  FK_INLINE T product(const Step& step, int i) const {
     T sum = 0;
-    if (step.inner[0].columns > 0) sum += inner_product(step.inner[0], node.first_at + r);
-    if (step.inner[1].columns > 0) sum += inner_product(step.inner[1], node.second_at + r);
+    if (step.inner[0].columns > 0) sum += inner_product(step.inner[0], step.row + i);
+    if (step.inner[1].columns > 0) sum += inner_product(step.inner[1], step.row + i);
     FK_UNROLL
     for (int m = R; m < 32; m *= 2) sum += shuffle_xor(sum, m);
-    const int first = (step.partial + r - step.first) * R + row;
+    const int first = (step.partial + i) * R + row;
     for (int s = 0; s < step.segments; ++s) sum += partial(first + s * step.stride * R);
     return sum;
   }
@@ -151,7 +158,6 @@ class Sweep {
   template <class Task>
   FK_INLINE void run(Task& task, const Step step) {
     if (step.triangle_size > 0) {
-      triangle_begin_ = step.triangle;
       const char* from = reinterpret_cast<const char*>(static_cast<const W*>(in.weights) + step.triangle);
       const int bytes = step.triangle_size * static_cast<int>(sizeof(W));
       for (int i = thread() * 16; i < bytes; i += kThreads * 16)
@@ -167,12 +173,11 @@ class Sweep {
     else if (step.triangle_size > 0)
       sync();
     const Node node = reinterpret_cast<const Node*>(in.program + header.nodes_at)[step.node];
-    const int each = node.head ? task.head_rows(header) : 1;
-    for (int u = step.first / each + warp; u < (step.first + step.count) / each; u += kWarps)
+    for (int i = warp; i < step.count; i += kWarps)
       if (node.head)
-        task.feature(step, node, u);
+        task.feature(step, node, i);
       else
-        task.unit(step, node, u);
+        task.unit(step, node, i);
     sync();
   }
 
@@ -238,23 +243,30 @@ class Sweep {
     }
   }
 
-  // Adds the parts of the lanes; each lane then writes one sum, or all of those of its row.
+  // Adds the parts of the lanes. While a lane holds several sums it hands on half of them, and keeps the others.
   FK_INLINE void publish(const Item& item, T (&sums)[8]) const {
-    constexpr int kWriters = kParts < 8 ? kParts : 8;
+    constexpr int kWriters = kParts < 8 ? kParts : 8, kLeft = 8 / kWriters;
+    int first = 0;
     FK_UNROLL
-    for (int j = 0; j < 8; ++j) {
+    for (int half = 4, m = R; half >= kLeft; half /= 2, m *= 2) {
+      const bool upper = lane & m;
+      first += upper ? half : 0;
       FK_UNROLL
-      for (int m = R; m < 32; m *= 2) sums[j] += shuffle_xor(sums[j], m);
+      for (int j = 0; j < half; ++j) {
+        const T low = sums[j], high = sums[j + half];
+        sums[j] = (upper ? high : low) + shuffle_xor(upper ? low : high, m);
+      }
     }
+    FK_UNROLL
+    for (int m = R * kWriters; m < 32; m *= 2) sums[0] += shuffle_xor(sums[0], m);
     if (part >= kWriters) return;
     FK_UNROLL
-    for (int first = 0; first < 8; first += kWriters) {
-      T mine = sums[first];
-      FK_UNROLL
-      for (int j = 1; j < kWriters; ++j) mine = part == j ? sums[first + j] : mine;
-      if (first + part < item.rows) publish((item.partial + first + part) * R + row, mine);
-    }
+    for (int j = 0; j < kLeft; ++j)
+      if (first + j < item.rows) publish((item.partial + first + j) * R + row, sums[j]);
   }
+
+  // As a matrix instruction takes it; values of half precision are what they are in tf32.
+  static FK_INLINE unsigned fragment(float value) { return sizeof(W) == 2 ? float_to_bits(value) : to_tf32(value); }
 
   FK_INLINE void multiply(const Item& item, int s, float (&sums)[R / 16 > 0 ? R / 16 : 1][4]) const {
     const int left = item.columns - s * kColumns, n = left < kColumns ? left : kColumns;
@@ -262,17 +274,22 @@ class Sweep {
     FK_UNROLL
     for (int k0 = 0; k0 < kColumns; k0 += 8) {
       if (k0 >= n) break;
-      const int k[2] = {k0 + t, k0 + t + 4};
+      // Beyond the last column loads repeat it, and their place is zero: no branch keeps one load waiting for another.
+      const int k[2] = {k0 + t, k0 + t + 4}, last = n - 1;
       unsigned b[2];
       FK_UNROLL
-      for (int i = 0; i < 2; ++i) b[i] = k[i] < n ? to_tf32(load(staged(s)[k[i] * 8 + g])) : 0;
+      for (int i = 0; i < 2; ++i) {
+        const unsigned bits = fragment(load(staged(s)[(k[i] < n ? k[i] : last) * 8 + g]));
+        b[i] = k[i] < n ? bits : 0;
+      }
       FK_UNROLL
       for (int m = 0; m < R / 16; ++m) {
         unsigned a[4];
         FK_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const int unit = item.values + s * kColumns + k[i / 2];
-          a[i] = k[i / 2] < n ? to_tf32(value(unit, m * 16 + g + i % 2 * 8)) : 0;
+          const int column = k[i / 2] < n ? k[i / 2] : last;
+          const unsigned bits = fragment(value(item.values + s * kColumns + column, m * 16 + g + i % 2 * 8));
+          a[i] = k[i / 2] < n ? bits : 0;
         }
         multiply_tf32(sums[m], a, b);
       }
@@ -290,29 +307,29 @@ class Sweep {
 
   // Writes a sum to where every block of the group reads it.
   FK_INLINE void publish(int index, T sum) const {
-    if (grouped() && in.cluster)
+    if (grouped() && !counted())
       for (int other = 0; other < in.group; ++other) remote(partials_, other)[index] = sum;
     else
       partials_[index] = sum;
   }
   FK_INLINE T partial(int index) const {
-    return grouped() && !in.cluster ? load_shared_by_blocks(partials_ + index) : partials_[index];
+    return counted() ? load_shared_by_blocks(partials_ + index) : partials_[index];
   }
   FK_INLINE void sync_group() {
     if (!grouped())
       sync();
-    else if (in.cluster)
-      sync_cluster();
-    else
+    else if (counted())
       sync_blocks(in.counters + block() / in.group, in.group, ++round_);
+    else
+      sync_cluster();
   }
 
   // -- inside a block of levels
 
   template <class Inner>
-  FK_INLINE T inner_product(const Inner& inner, int weights_at) const {
+  FK_INLINE T inner_product(const Inner& inner, int r) const {
     constexpr int kSums = 4;  // independent ones: a multiply-add takes four cycles
-    const W* weights = triangle_ + (table(weights_at) - triangle_begin_ + inner.skip);
+    const W* weights = triangle_ + inner.weights + r / 8 * inner.stride + r % 8;
     T sums[kSums] = {};
     for (int k = part; k < inner.columns; k += kSums * kParts) {
       FK_UNROLL
@@ -326,7 +343,6 @@ class Sweep {
 
   W *staging_, *triangle_;
   T *values_, *partials_, *sums_;
-  int triangle_begin_ = 0;
   unsigned round_ = 0;
 };
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -22,8 +22,9 @@ PANEL = 8  # rows of a panel
 _WAYS = 16  # warps that share the panels of a block
 _SEGMENT = 64  # columns below which a panel is not split
 _SPLIT = 32  # columns of which a segment is a multiple
-_NARROW = 64  # columns inside a block up to which a row takes them in one product
-_TRIANGLE = 8192  # weights that may wait in shared memory
+_NARROW = 64  # columns inside a block up to which a row takes them in one product,
+_STEP = 640  # and weights of a level, beyond which panels are faster although they begin cold
+_TRIANGLE = 4096  # weights that may wait in shared memory
 
 
 class Record:
@@ -69,8 +70,6 @@ class Node(Record):
     saved: int
     bias: int = 0
     order_at: int = 0
-    first_at: int = 0
-    second_at: int = 0
     addend: int = -1
     gate: int = -1
     activated: int = 0
@@ -81,7 +80,7 @@ class Node(Record):
 
 @dataclass
 class Step(Record):
-    """Rows of a node that have one level."""
+    """Units of a node that have one level."""
 
     node: int
     first: int
@@ -93,6 +92,7 @@ class Step(Record):
     partial: int
     stride: int
     segments: int
+    row: int
     inner: list[int]
 
 
@@ -131,7 +131,7 @@ class Source:
     values: int  # where the first row's value is
     order_at: int
     delayed: bool  # whether a row sees the levels before its own only, or its own too
-    weights: list[int] = field(default_factory=list)  # of every row of the node: the packed weight of in-block column 0
+    waiting: int = 0  # where the weights inside the present block begin in its triangle
 
 
 @dataclass
@@ -142,10 +142,7 @@ class Layer:
     starts: list[int]
     order_at: int  # of its rows
     sources: list[Source]
-
-    def __post_init__(self) -> None:
-        for source in self.sources:
-            source.weights = [0] * self.starts[-1]
+    rows_per_unit: int = 1  # the parameters of a feature
 
     def rows(self, t0: int, t1: int) -> int:
         """Rows of the levels [t0, t1)."""
@@ -198,7 +195,7 @@ class Program:
             node.bias = bias
             starts = plan.output_starts if head else plan.unit_starts[layer]
             rows_at = self.header.parameters_at if head else self.orders_at[layer]
-            layers.append(Layer(node, starts.tolist(), rows_at, sources))
+            layers.append(Layer(node, starts.tolist(), rows_at, sources, plan.parameters if head else 1))
             bias += layers[-1].starts[-1]
         return layers
 
@@ -270,6 +267,7 @@ class Program:
         for layer in self.layers:
             for source in layer.sources:
                 if source.linear not in wide:
+                    source.waiting = self.packed - triangle_at
                     self._triangle(layer, source, t0, t1)
         triangle = self.packed - triangle_at
         self.header.triangle = max(self.header.triangle, triangle)
@@ -288,10 +286,14 @@ class Program:
                         self._panels(layer, source, first, count, [seen], at + segments * rows, rows)
                         segments += 1
                         seen = range(0)
-                    inner += [source.values + seen.start, len(seen), (seen.start - source.starts[t0]) * PANEL]
-                inner += [0] * (6 - len(inner))
-                end = len(self.items)
-                self.steps.append(Step(n, first, count, pending, end, triangle_at, triangle, at, rows, segments, inner))
+                    columns = range(source.starts[t0], source.starts[t1])
+                    weights = source.waiting + (seen.start - columns.start) * PANEL
+                    inner += [source.values + seen.start, len(seen), weights, len(columns) * PANEL]
+                inner += [0] * (8 - len(inner))
+                end, each = len(self.items), layer.rows_per_unit
+                units = first // each, count // each
+                row = first - layer.starts[t0]
+                self.steps.append(Step(n, *units, pending, end, triangle_at, triangle, at, rows, segments, row, inner))
                 pending, triangle = end, 0
         self.blocks.append((len(self.items), len(self.steps)))
 
@@ -306,15 +308,19 @@ class Program:
         return range(source.starts[t0], source.starts[t + 1 - source.delayed])
 
     def _wide(self, t0: int, t1: int) -> set[int]:
-        """Linear maps whose part inside the block is computed as panels: all, where together they are too large."""
-        found, total = set(), 0
+        """Linear maps whose part inside the block is computed as panels: long ones, and the largest if not all can wait."""
+        sizes, wide = {}, set()
         for layer in self.layers:
+            most = max(layer.rows(t, t + 1) for t in range(t0, t1))
             for source in layer.sources:
                 columns = source.starts[t1] - source.starts[t0]
-                total += -(-layer.rows(t0, t1) // PANEL) * PANEL * columns
-                if columns > _NARROW:
-                    found.add(source.linear)
-        return set(range(len(self.plan.masks))) if total > _TRIANGLE else found
+                sizes[source.linear] = -(-layer.rows(t0, t1) // PANEL) * PANEL * columns
+                if columns > _NARROW or columns * most > _STEP:
+                    wide.add(source.linear)
+        for linear in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            if sum(size for other, size in sizes.items() if other not in wide) > _TRIANGLE:
+                wide.add(linear)
+        return wide
 
     def _ways(self, t0: int, t1: int) -> int:
         """Parts into which the panels of a block are split, so that every warp of the group has one."""
@@ -346,8 +352,7 @@ class Program:
         columns = range(source.starts[t0], source.starts[t1])
         for r in range(layer.starts[t0], layer.starts[t1], PANEL):
             rows = min(layer.starts[t1] - r, PANEL)
-            packed = self._chunk(layer, source, r, rows, columns)
-            source.weights[r : r + rows] = range(packed, packed + rows)
+            self._chunk(layer, source, r, rows, columns)
 
     def _chunk(self, layer: Layer, source: Source, first: int, rows: int, columns: range) -> int:
         """Has a panel packed, and returns where."""
@@ -371,9 +376,6 @@ class Program:
         header, words = self.header, self._words
         if self.group > 1:  # neighbouring blocks of levels use two buffers in turn: a fast block of threads is ahead by one
             self._alternate()
-        for layer in self.layers:
-            layer.node.first_at = self._put(layer.sources[0].weights)
-            layer.node.second_at = self._put(layer.sources[1].weights) if len(layer.sources) > 1 else 0
         header.steps, header.steps_at = len(self.steps), self._put(words(self.steps))
         header.nodes_at = self._put(words([layer.node for layer in self.layers]))
         header.items_at = self._put(words(self.items))
