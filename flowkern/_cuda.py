@@ -18,7 +18,8 @@ def _autoregressive_inverse(z, weights, biases, addends, plan, precision, scale,
 
 @_namespace.fake("autoregressive_inverse")
 def _(z, weights, biases, addends, plan, precision, scale, placement, c0, c1, keep):  # type: ignore[no-untyped-def]
-    from flowkern.cuda.launch import accumulated, prepare
+    from flowkern.cuda.autoregressive_inverse import prepare
+    from flowkern.cuda.launch import accumulated
 
     found = AutoregressivePlan.find(plan)
     prepare(found, weights[0])

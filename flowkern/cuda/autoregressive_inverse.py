@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowkern.cuda.launch import accumulated, programs_of, sweep
+from flowkern.cuda.launch import accumulated, at_first_call, on_device, programs_of, sweep
 from flowkern.plan import AutoregressivePlan
 from flowkern.reference.masked_mlp import activate
 
@@ -80,15 +80,26 @@ class _Rows:
 
 
 def _rows(plan: AutoregressivePlan, device: torch.device) -> _Rows:
-    key = "rows", device
-    if key not in plan.tables:
+    def make() -> _Rows:
         orders = [*plan.unit_orders, plan.output_order]
         masks = [
             m[orders[_target(plan, i)]][:, plan.feature_order if s < 0 else orders[s]].to(device)
             for i, (m, s) in enumerate(zip(plan.masks, _sources(plan), strict=True))
         ]
-        plan.tables[key] = _Rows(plan.feature_order.to(device), [o.to(device) for o in orders], masks)
-    return plan.tables[key]
+        return _Rows(plan.feature_order.to(device), [o.to(device) for o in orders], masks)
+
+    return at_first_call(plan, ("rows", device), device, make)
+
+
+def prepare(plan: AutoregressivePlan, weight: Tensor) -> None:
+    """Brings to a device what calls will need there; while tracing, since later is inside a pool of CUDA graphs."""
+    if weight.device.type == "meta":
+        return
+    for reverse in (False, True):
+        for program in programs_of(plan, reverse, weight.dtype):
+            if program is not None:
+                on_device(program, weight.device)
+    _rows(plan, weight.device)
 
 
 def _target(plan: AutoregressivePlan, linear: int) -> int:

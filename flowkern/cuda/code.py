@@ -7,6 +7,7 @@ keeps the result in a cache on disk. Both are loaded and launched by cuda-bindin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib
@@ -14,6 +15,7 @@ import importlib.util
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,11 +52,17 @@ def sources() -> Path:
 
 
 def built_file(operator: str, capability: tuple[int, int]) -> Path | None:
-    """What the build left for a compute capability: code runs on later minor versions too, unless it ends in `a`."""
+    """What the build left for a compute capability: code runs on later minor versions too, unless it ends in `a`.
+
+    In a checkout code that is older than its sources does not count: its arguments may have been others.
+    """
     major, minor = capability
     exact = _HERE / f"{operator}.sm_{major}{minor}a.cubin"
     files = [exact, *(_HERE / f"{operator}.sm_{major}{m}.cubin" for m in range(minor, -1, -1))]
-    return next((f for f in files if f.exists()), None)
+    newest = (
+        0.0 if sources().parent == _HERE.parent else max((p.stat().st_mtime for p in sources().glob("cuda/*")), default=0.0)
+    )
+    return next((f for f in files if f.exists() and f.stat().st_mtime >= newest), None)
 
 
 def nvrtc_obstacle() -> str | None:
@@ -99,7 +107,13 @@ def compile_kernels(operator: str, architecture: str, kernel: str | None = None)
     if cached.exists():
         return cached.read_bytes()
     include = [str(folder), str(folder / "include")]
-    options = core.ProgramOptions(arch=architecture, std=_STANDARD, include_path=include, define_macro=macros or None)
+    options = core.ProgramOptions(
+        arch=architecture,
+        std=_STANDARD,
+        include_path=include,
+        define_macro=macros or None,
+        device_as_default_execution_space=True,  # lambdas of shared headers are not marked; NVRTC 13.0 and older mind
+    )
     code = core.Program(text, "c++", options).compile("cubin").code
     _store(cached, code)
     return code
@@ -140,6 +154,7 @@ class Gpu:
         self.clusters = self.capability >= (9, 0)
         attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         self.shared_bytes = self._checked(self.driver.cuDeviceGetAttribute(attribute, self._device()))
+        self.context = self._checked(self.driver.cuDevicePrimaryCtxRetain(self._device()))
         self.kernels: dict[str, Any] = {}
 
     @cached_property
@@ -164,16 +179,30 @@ class Gpu:
             file = built_file(operator, self.capability)
             architecture = "sm_{}{}".format(*self.capability)
             code = file.read_bytes() if file else compile_kernels(operator, architecture, name)
-            module = self._checked(self.driver.cuModuleLoadData(code))
-            kernel = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
-            attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._checked(self.driver.cuFuncSetAttribute(kernel, attribute, self.shared_bytes))
+            with self._loading():
+                module = self._checked(self.driver.cuModuleLoadData(code))
+                kernel = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
+                attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._checked(self.driver.cuFuncSetAttribute(kernel, attribute, self.shared_bytes))
             self.kernels[name] = kernel
         return self.kernels[name]
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Lets code be loaded while a CUDA graph is captured: another batch may be the first to need a kernel."""
+        exchange = self.driver.cuThreadExchangeStreamCaptureMode
+        before = self._checked(exchange(self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+        try:
+            yield
+        finally:
+            self._checked(exchange(before))
 
     def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
         """Runs a kernel on PyTorch's current stream of this GPU."""
         with torch.cuda.device(self.index):
+            # A thread that never called the runtime has no context: autograd's may come here first.
+            if int(self._checked(self.driver.cuCtxGetCurrent())) != int(self.context):
+                self._checked(self.driver.cuCtxSetCurrent(self.context))
             kernel = self._kernel(name)
             config = self.driver.CUlaunchConfig()
             config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ _GROUP = 8  # blocks of threads that share a tile of one row
 _GROUPED_BYTES = 4 << 20  # of weights from which they do: one multiprocessor would read them for longer than a group waits
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
+_Made = TypeVar("_Made")
 _pointer, _long, _int, _double = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_double
 
 
@@ -110,7 +111,12 @@ def shape_of(programs: tuple[Program, Program | None], batch: int, dtype: torch.
             return Shape(1)
     if number == 4 and batch > 16 * on.multiprocessors and fits(Shape(32)):
         return Shape(32)
-    return Shape(16) if fits(Shape(16)) else Shape(32, spill=True)
+    if fits(Shape(16)):
+        return Shape(16)
+    spilled = Shape(32, spill=True)
+    if not fits(spilled):
+        raise RuntimeError(f"flowkern: a tile of {program.plan} does not fit into {on.shared_bytes} bytes of shared memory")
+    return spilled
 
 
 @dataclass(frozen=True)
@@ -132,24 +138,26 @@ def programs_of(plan: AutoregressivePlan, reverse: bool, dtype: torch.dtype) -> 
     return program, grouped() if program.packed * dtype.itemsize >= _GROUPED_BYTES else None
 
 
+def at_first_call(plan: AutoregressivePlan, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
+    """What a plan needs on a device, made once: not inside a CUDA graph, whose memory would be used again."""
+    if key not in plan.tables:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
+            )
+        with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
+            plan.tables[key] = make()
+    return plan.tables[key]
+
+
 def on_device(program: Program, device: torch.device) -> DeviceProgram:
-    """The same on a device; the first call brings it there."""
-    key = "on device", program.reverse, program.group, device
-    tables = program.plan.tables
-    if key not in tables:
+    """A program on a device."""
+
+    def make() -> DeviceProgram:
         masks = torch.cat([m.reshape(-1) for m in program.plan.masks]).to(torch.uint8)
-        tables[key] = DeviceProgram(program, program.table.to(device), masks.to(device))
-    return tables[key]
+        return DeviceProgram(program, program.table.to(device), masks.to(device))
 
-
-def prepare(plan: AutoregressivePlan, weight: Tensor) -> None:
-    """Brings to a device what calls will need there; while tracing, since later is inside a pool of CUDA graphs."""
-    if weight.device.type != "meta":
-        with _disable_current_modes():
-            for reverse in (False, True):
-                for program in programs_of(plan, reverse, weight.dtype):
-                    if program is not None:
-                        on_device(program, weight.device)
+    return at_first_call(program.plan, ("on device", program.reverse, program.group, device), device, make)
 
 
 def pack(program: DeviceProgram, weights: Sequence[Tensor], biases: Sequence[Tensor], on: Machine) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,7 @@ def test_without_a_cache_it_still_compiles(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_built_code_that_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "_HERE", tmp_path)
+    monkeypatch.setattr(code, "sources", lambda: tmp_path.parent / "csrc")
     for name in ("sm_80", "sm_90a", "sm_100"):
         (tmp_path / f"pack.{name}.cubin").touch()
 
@@ -66,6 +68,18 @@ def test_the_built_code_that_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.M
         return file and file.name.split(".")[1]
 
     assert [found(8, 0), found(8, 9), found(9, 0), found(10, 3), found(12, 0)] == ["sm_80", "sm_80", "sm_90a", "sm_100", None]
+
+
+def test_code_older_than_its_sources_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, built = tmp_path / "csrc" / "cuda" / "pack.cu", tmp_path / "pack.sm_80.cubin"
+    source.parent.mkdir(parents=True)
+    for file in (source, built):
+        file.touch()
+    monkeypatch.setattr(code, "_HERE", tmp_path)
+    monkeypatch.setattr(code, "sources", lambda: tmp_path / "csrc")
+    assert code.built_file("pack", (8, 0)) == built
+    os.utime(built, (0, 0))
+    assert code.built_file("pack", (8, 0)) is None
 
 
 def test_what_keeps_the_kernels_from_running_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +114,13 @@ def test_a_launch_as_the_driver_receives_it(
         return call
 
     calls = {"cuInit": (), "cuDeviceGet": (0,), "cuDeviceGetAttribute": (232448,), "cuModuleLoadData": ("module",)}
-    calls |= {"cuModuleGetFunction": ("kernel",), "cuFuncSetAttribute": (), "cuLaunchKernelEx": ()}
+    calls |= {"cuDevicePrimaryCtxRetain": (5,), "cuCtxGetCurrent": (0,), "cuCtxSetCurrent": ()}
+    calls |= {
+        "cuThreadExchangeStreamCaptureMode": ("before",),
+        "cuModuleGetFunction": ("kernel",),
+        "cuFuncSetAttribute": (),
+        "cuLaunchKernelEx": (),
+    }
     for name, result in calls.items():
         monkeypatch.setattr(driver, name, remember(name, *result))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
@@ -113,6 +133,8 @@ def test_a_launch_as_the_driver_receives_it(
     for group in (1, 8):
         gpu.launch(KERNEL, 40, 256, arguments, 1000, group)
     assert gpu.shared_bytes == 232448
+    assert seen["cuCtxSetCurrent"] == [(5,)] * 2  # this thread has no context, or another
+    assert seen["cuThreadExchangeStreamCaptureMode"][-1] == ("before",)
     assert len(seen["cuModuleLoadData"]) == 1  # the second launch finds the kernel
     (plain, kernel, address, _), (together, *_) = seen["cuLaunchKernelEx"]
     assert (plain.gridDimX, plain.blockDimX, plain.sharedMemBytes, int(plain.hStream)) == (40, 256, 1000, 77)
