@@ -23,9 +23,10 @@ bench-peers: $(VENV)/.peers
 test-peers: $(VENV)/.peers
 	$(BIN)/python tests/run_peers.py $(ARGS)
 
-# Compiles the Triton kernels for GPUs that are not here and writes what they need into docs/kernels.md.
+# Compiles the GPU kernels for GPUs that are not here and writes what they need into docs/kernels.md.
 kernels: $(VENV)/.built
 	$(BIN)/python tests/kernels/compiled.py --write $(ARGS)
+	$(BIN)/python tests/cuda/resources.py --write
 
 # On a machine with a GPU and without a network: the system's Python, with the torch and the pytest that it has.
 .PHONY: gpu-install
@@ -44,15 +45,15 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check $(PYTHONS)
 	$(BIN)/ruff format --check $(PYTHONS)
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.built
 	$(BIN)/ruff check --fix $(PYTHONS)
 	$(BIN)/ruff format $(PYTHONS)
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build $(VENV) flowkern/_C*.so *.egg-info
+	rm -rf build $(VENV) flowkern/_C*.so flowkern/cuda/*.cubin *.egg-info
 
 # torch and the build tools first: the extension is built against this environment, not an isolated one.
 $(VENV)/.installed: pyproject.toml constraints.txt
