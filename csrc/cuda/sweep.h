@@ -121,8 +121,7 @@ class Sweep {
     return at<T>(in.terms[slot].data, source_row * in.terms[slot].row + column);
   }
   FK_INLINE int table(int index) const { return in.program[index]; }
-  // One element of this thread's row, where it is its to write: rows beyond the batch and blocks that repeat write
-  // none.
+  // One element of this thread's row; none of rows beyond the batch, or where another block of the group writes it too.
   FK_INLINE void write(void* to, long long index, T v) const {
     if (inside && rank == 0) static_cast<T*>(to)[index] = v;
   }
@@ -298,10 +297,12 @@ class Sweep {
 
   FK_INLINE void publish(const Item& item, const float (&sums)[R / 16 > 0 ? R / 16 : 1][4]) const {
     FK_UNROLL
-    for (int m = 0; m < R / 16; ++m) FK_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int j = lane % 4 * 2 + i % 2, r = m * 16 + lane / 4 + i / 2 * 8;
-      if (j < item.rows) partials_[(item.partial + j) * R + r] = sums[m][i];
+    for (int m = 0; m < R / 16; ++m) {
+      FK_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int j = lane % 4 * 2 + i % 2, r = m * 16 + lane / 4 + i / 2 * 8;
+        if (j < item.rows) partials_[(item.partial + j) * R + r] = sums[m][i];
+      }
     }
   }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +23,7 @@ _GROUP = 8  # blocks of threads that share a tile of one row
 _GROUPED_BYTES = 4 << 20  # of weights from which they do: one multiprocessor would read them for longer than a group waits
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
+_CPU = torch.device("cpu")
 _Made = TypeVar("_Made")
 _pointer, _long, _int, _double = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_double
 
@@ -128,16 +128,6 @@ class DeviceProgram:
     masks: Tensor
 
 
-def programs_of(plan: AutoregressivePlan, reverse: bool, dtype: torch.dtype) -> tuple[Program, Program | None]:
-    """The programs of a plan's sweep: for one block of threads per tile, and for a group where weights are many."""
-    key = "programs", reverse
-    if key not in plan.tables:
-        program = Program(plan, reverse)
-        plan.tables[key] = program, lru_cache(None)(lambda: Program(plan, reverse, _GROUP))
-    program, grouped = plan.tables[key]
-    return program, grouped() if program.packed * dtype.itemsize >= _GROUPED_BYTES else None
-
-
 def at_first_call(plan: AutoregressivePlan, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
     """What a plan needs on a device, made once: not inside a CUDA graph, whose memory would be used again."""
     if key not in plan.tables:
@@ -148,6 +138,16 @@ def at_first_call(plan: AutoregressivePlan, key: Any, device: torch.device, make
         with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
             plan.tables[key] = make()
     return plan.tables[key]
+
+
+def programs_of(plan: AutoregressivePlan, reverse: bool, dtype: torch.dtype) -> tuple[Program, Program | None]:
+    """The programs of a plan's sweep: for one block of threads per tile, and for a group where weights are many."""
+
+    def program(group: int) -> Program:
+        return at_first_call(plan, ("program", reverse, group), _CPU, lambda: Program(plan, reverse, group))
+
+    alone = program(1)
+    return alone, program(_GROUP) if alone.packed * dtype.itemsize >= _GROUPED_BYTES else None
 
 
 def on_device(program: Program, device: torch.device) -> DeviceProgram:

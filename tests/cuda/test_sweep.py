@@ -89,3 +89,23 @@ def test_tf32_multiplies_in_tf32(
         error = (kernel[name] - value).norm() / value.norm()
         assert error < 1e-3, name
     assert (kernel["value"] - exact["value"]).abs().max() > (1e-6 if "tf32" in host.launched[1] else 0)
+
+
+def test_opcheck() -> None:
+    net = network(4, (8, 6), addends=(0,), gates=(1,), activation="tanh")
+    plan, ops = net.plan, torch.ops.flowkern_cuda
+    x, addends = torch.randn(5, 4), [torch.randn(5, 8), torch.randn(5, 6)]
+    parts = [w.float() for w in net.weights], [b.float() for b in net.biases], addends
+    numbers, checks = (1, 1, 0.0, 0.0), ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for keep in (True, False):
+        torch.library.opcheck(ops.autoregressive_inverse, (x, *parts, plan.key, "ieee", *numbers, keep), test_utils=checks)
+    *_, state = ops.autoregressive_inverse(x, *parts, plan.key, "ieee", *numbers, True)
+    for parameters in (True, False):
+        arguments = (torch.randn(5, 4), torch.randn(5), x, *parts, state, plan.key, "ieee", *numbers, parameters)
+        torch.library.opcheck(ops.autoregressive_inverse_backward, arguments, test_utils=checks)
+
+
+def test_a_tile_that_fits_nowhere_is_named() -> None:
+    net = network(4, (8, 6))
+    with pytest.raises(RuntimeError, match=r"a tile of AutoregressivePlan\(.*\) does not fit into 100 bytes of shared memory"):
+        run("autoregressive_inverse", net, torch.randn(3, 4), torch.float32, "cuda", host=Host(shared_bytes=100))
