@@ -23,7 +23,7 @@ ENOUGH = 1000
 # Triton's kernels run on the GPU where there is one, else in the interpreter, which takes a tenth of a second for a
 # network of a few units: fewer cases there.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-INTERPRETED_CASES = 3
+INTERPRETED_CASES = 2
 KERNELS = pytest.mark.parametrize("kernels", ["native", pytest.param("triton", marks=pytest.mark.gpu)])
 
 

@@ -46,8 +46,15 @@ def pretended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return Host(**machine), rows, shape
 
 
-@pytest.mark.parametrize("structure", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+CASES = [
+    pytest.param(structure, dtype, id=f"{name}-{dtype}")
+    for name, structure in NETWORKS.items()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if dtype != torch.float16 or name == "small"  # but for the conversion it is bfloat16
+]
+
+
+@pytest.mark.parametrize(("structure", "dtype"), CASES)
 def test_every_shape_agrees_with_the_oracle(
     pretended: tuple[Host, int, str], structure: dict[str, Any], dtype: torch.dtype
 ) -> None:
