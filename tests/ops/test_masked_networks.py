@@ -481,6 +481,7 @@ def test_autocast_uses_the_same_weights_both_ways() -> None:
 def test_compiled_without_graph_breaks(operator: str, kernels: str, compiler: str) -> None:
     if kernels == "triton" and compiler == "inductor" and device_of(kernels).type == "cpu":
         pytest.skip("the interpreter cannot run inside Inductor's code")
+    torch._dynamo.reset()  # one code object, more cases than it may be compiled for
     net, device = network(6, (24, 24), addends=(0,)), device_of(kernels)
     weights, biases = net.leaves(torch.float32, device)
     x, addend = (torch.randn(40, n, device=device, requires_grad=True) for n in (6, 24))
