@@ -20,9 +20,14 @@ import flowkern.cuda.launch
 flowkern.cuda.launch.machine = host_run.machine  # type: ignore[assignment]
 
 hypothesis.settings.register_profile(
-    "flowkern", deadline=None, derandomize=True, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck)
+    "flowkern", deadline=None, derandomize=True, max_examples=40, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("flowkern")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that take minutes, so that no worker is left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,9 @@ CASES = [
     pytest.param(structure, dtype, id=f"{name}-{dtype}")
     for name, structure in NETWORKS.items()
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if dtype != torch.float16 or name == "small"  # but for the conversion it is bfloat16
+    if dtype == torch.float32
+    or name in ("small", "residual, gates, addends")
+    or (dtype == torch.bfloat16 and name == "wide levels")
 ]
 
 

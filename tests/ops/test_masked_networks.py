@@ -150,7 +150,7 @@ def test_any_network(operator: str, data: st.DataObject) -> None:
 
 
 @ON_A_GPU
-@settings(max_examples=12)  # each costs compilations on a GPU, and time in the interpreter
+@settings(max_examples=8)  # each costs compilations on a GPU, and time in the interpreter
 @given(data=st.data())
 def test_any_network_on_a_gpu(operator: str, kernels: str, data: st.DataObject) -> None:
     any_network(operator, kernels, data.draw)
