@@ -15,11 +15,12 @@ import hashlib
 import itertools
 import struct
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["ACTIVATIONS", "AutoregressivePlan"]
 
@@ -30,6 +31,7 @@ _DEFAULT_CONSTANT = {"leaky_relu": 0.01, "elu": 1.0}
 _VERSION = 2  # of the flat form; csrc/include/flowkern/plan_view.h reads it
 _CHUNK = 8  # rows of a packed panel
 _MAX_HIDDEN = 64
+_Made = TypeVar("_Made")
 _known: dict[str, weakref.WeakSet[AutoregressivePlan]] = {}
 
 
@@ -114,7 +116,10 @@ class AutoregressivePlan:
         self.weight_shapes = [tuple(m.shape) for m in self.masks]
         self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
         self.addend_widths = [widths[a] for a in (*self.addends, *self.gates)]
-        self.saved_rows = sum(self.units) + self.features * self.parameters + sum(self.units[g] for g in self.gates)
+        # What a forward pass keeps for its gradient: first row of every layer, the parameters, every gated layer, and the end.
+        kept = [*self.units, self.features * self.parameters, *(self.units[g] for g in self.gates)]
+        self.saved_starts = list(itertools.accumulate(kept, initial=0))
+        self.saved_rows = self.saved_starts[-1]
 
     # -- construction -----------------------------------------------------------------------------------------------
 
@@ -252,6 +257,17 @@ class AutoregressivePlan:
         """Keeps what an operator prepared for its calls on this plan; small flows live by it."""
         self.calls[key] = call
         return call
+
+    def at_first_call(self, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
+        """What GPU kernels need of this plan, made once: not inside a CUDA graph, whose memory would be used again."""
+        if key not in self.tables:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
+                )
+            with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
+                self.tables[key] = make()
+        return self.tables[key]
 
     @staticmethod
     def find(key: str) -> AutoregressivePlan:

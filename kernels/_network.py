@@ -499,6 +499,4 @@ class Network:
 def network_of(plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> Network:
     """The launches' constants; the first call makes them."""
     key = dtype, device, precision
-    if key not in plan.tables:
-        plan.tables[key] = Network(plan, *key)
-    return plan.tables[key]
+    return plan.at_first_call(key, torch.device("cpu"), lambda: Network(plan, *key))

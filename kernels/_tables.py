@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from flowkern.kernels import _launch
 from flowkern.plan import AutoregressivePlan
@@ -191,19 +190,15 @@ class DeviceTables:
 
 def host_tables(plan: AutoregressivePlan, block: int) -> Tables:
     """The tables of a plan for one block size; the first call makes them."""
-    if block not in plan.tables:
-        with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
-            plan.tables[block] = Tables(plan, block)
-    return plan.tables[block]
+    return plan.at_first_call(block, torch.device("cpu"), lambda: Tables(plan, block))
 
 
 def device_tables(plan: AutoregressivePlan, config: Config, device: torch.device) -> DeviceTables:
     """The same on a device."""
-    key = config, device
-    if key not in plan.tables:
+
+    def make() -> DeviceTables:
         host = host_tables(plan, config.block)
         arrays = (host.table, host.gathered, host.bias_gathered, host.positions)
-        with _disable_current_modes():
-            tensors = [torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays]
-        plan.tables[key] = DeviceTables(host, config, *tensors)
-    return plan.tables[key]
+        return DeviceTables(host, config, *(torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays))
+
+    return plan.at_first_call((config, device), device, make)

@@ -74,7 +74,7 @@ class Host:
 
     def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
         """Runs the blocks of a group together, one group after another."""
-        library = self.libraries[next(o for o in code.OPERATORS if name.startswith(o))]
+        library = self.libraries[code.operator_of(name)]
         assert shared <= self.shared_bytes
         self.launched.append(name + (f" x{group}" if group > 1 else ""))
         kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowkern.cuda.launch import accumulated, at_first_call, on_device, programs_of, sweep
+from flowkern.cuda.launch import accumulated, on_device, programs_of, sweep
 from flowkern.plan import AutoregressivePlan
 from flowkern.reference.masked_mlp import activate
 
@@ -88,7 +88,7 @@ def _rows(plan: AutoregressivePlan, device: torch.device) -> _Rows:
         ]
         return _Rows(plan.feature_order.to(device), [o.to(device) for o in orders], masks)
 
-    return at_first_call(plan, ("rows", device), device, make)
+    return plan.at_first_call(("rows", device), device, make)
 
 
 def prepare(plan: AutoregressivePlan, weight: Tensor) -> None:
@@ -111,17 +111,9 @@ def _sources(plan: AutoregressivePlan) -> list[int]:
     return [*range(-1, len(plan.units)), *([-1] if plan.skip else [])]
 
 
-def _starts(plan: AutoregressivePlan) -> list[int]:
-    """The first row of each layer, of the parameters and of each gated layer among those that are kept."""
-    starts = [0]
-    for rows in (*plan.units, plan.features * plan.parameters, *(plan.units[g] for g in plan.gates)):
-        starts.append(starts[-1] + rows)
-    return starts
-
-
 def _terms(plan: AutoregressivePlan) -> tuple[list[int], list[slice]]:
     """For each addend and gate its layer, and the rows that hold its cotangents."""
-    starts, depth = _starts(plan), len(plan.units)
+    starts, depth = plan.saved_starts, len(plan.units)
     at = [*plan.addends, *(depth + 1 + i for i in range(len(plan.gates)))]
     return [*plan.addends, *plan.gates], [slice(starts[i], starts[i + 1]) for i in at]
 
@@ -143,7 +135,7 @@ def _parameter_gradients(
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Products over the batch of what each layer received and read, back in the original order."""
-    starts, low = _starts(plan), weights[0].dtype
+    starts, low = plan.saved_starts, weights[0].dtype
     g_weights = [torch.zeros(w.shape, dtype=low, device=x.device) for w in weights]
     for i, (g, source) in enumerate(zip(g_weights, _sources(plan), strict=True)):
         target = _target(plan, i)

@@ -65,6 +65,11 @@ def built_file(operator: str, capability: tuple[int, int]) -> Path | None:
     return next((f for f in files if f.exists() and f.stat().st_mtime >= newest), None)
 
 
+def operator_of(kernel: str) -> str:
+    """Whose source a kernel is in."""
+    return next(operator for operator in OPERATORS if kernel.startswith(operator))
+
+
 def nvrtc_obstacle() -> str | None:
     """Why kernels cannot be compiled here, or ``None`` if they can."""
     try:
@@ -175,7 +180,7 @@ class Gpu:
 
     def _kernel(self, name: str) -> Any:
         if name not in self.kernels:
-            operator = next(o for o in OPERATORS if name.startswith(o))
+            operator = operator_of(name)
             file = built_file(operator, self.capability)
             architecture = "sm_{}{}".format(*self.capability)
             code = file.read_bytes() if file else compile_kernels(operator, architecture, name)

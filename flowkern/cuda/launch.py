@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from flowkern.cuda.code import Machine, machine
 from flowkern.cuda.program import Program
@@ -24,7 +23,6 @@ _GROUPED_BYTES = 4 << 20  # of weights from which they do: one multiprocessor wo
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 _CPU = torch.device("cpu")
-_Made = TypeVar("_Made")
 _pointer, _long, _int, _double = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_double
 
 
@@ -128,23 +126,11 @@ class DeviceProgram:
     masks: Tensor
 
 
-def at_first_call(plan: AutoregressivePlan, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
-    """What a plan needs on a device, made once: not inside a CUDA graph, whose memory would be used again."""
-    if key not in plan.tables:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
-            )
-        with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
-            plan.tables[key] = make()
-    return plan.tables[key]
-
-
 def programs_of(plan: AutoregressivePlan, reverse: bool, dtype: torch.dtype) -> tuple[Program, Program | None]:
     """The programs of a plan's sweep: for one block of threads per tile, and for a group where weights are many."""
 
     def program(group: int) -> Program:
-        return at_first_call(plan, ("program", reverse, group), _CPU, lambda: Program(plan, reverse, group))
+        return plan.at_first_call(("program", reverse, group), _CPU, lambda: Program(plan, reverse, group))
 
     alone = program(1)
     return alone, program(_GROUP) if alone.packed * dtype.itemsize >= _GROUPED_BYTES else None
@@ -157,7 +143,7 @@ def on_device(program: Program, device: torch.device) -> DeviceProgram:
         masks = torch.cat([m.reshape(-1) for m in program.plan.masks]).to(torch.uint8)
         return DeviceProgram(program, program.table.to(device), masks.to(device))
 
-    return at_first_call(program.plan, ("on device", program.reverse, program.group, device), device, make)
+    return program.plan.at_first_call(("on device", program.reverse, program.group, device), device, make)
 
 
 def pack(program: DeviceProgram, weights: Sequence[Tensor], biases: Sequence[Tensor], on: Machine) -> tuple[Tensor, Tensor]:

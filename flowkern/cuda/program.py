@@ -231,16 +231,15 @@ class Program:
     def _node(self, layer: int, values: int, kept: dict[int, int]) -> Node:
         plan = self.plan
         addend = plan.addends.index(layer) if layer in plan.addends else -1
-        node = Node(int(layer == self.depth), values, sum(plan.units[:layer]), addend=addend)
+        node = Node(int(layer == self.depth), values, plan.saved_starts[layer], addend=addend)
         if layer == self.depth:
             node.order_at = self.header.order_at
             return node
         node.order_at, node.activated = self.orders_at[layer], int(plan.activated[layer])
         node.kept = kept.get(layer, -1)
         if layer in plan.gates:
-            before = plan.gates[: plan.gates.index(layer)]
-            node.gate = len(plan.addends) + len(before)
-            node.gate_saved = sum(plan.units) + plan.features * plan.parameters + sum(plan.units[g] for g in before)
+            gate = plan.gates.index(layer)
+            node.gate, node.gate_saved = len(plan.addends) + gate, plan.saved_starts[self.depth + 1 + gate]
         source = plan.residuals[layer]
         if source is not None:
             place = {unit: kept[source] + i for i, unit in enumerate(plan.unit_orders[source].tolist())}

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from kernel_page import PAGE, put, read_cubin
 from networks import network
 
 from flowkern.cuda import code, launch
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 # Compute capability, and the shared memory that a block may have there.
 ARCHITECTURES = {"sm_80": ((8, 0), 163), "sm_90a": ((9, 0), 227), "sm_100": ((10, 0), 227), "sm_120": ((12, 0), 99)}
 VARIANTS = [
@@ -56,11 +52,7 @@ def usage(architecture: str) -> dict[str, Usage]:
     for operator in code.OPERATORS:
         built = code.built_file(operator, ARCHITECTURES[architecture][0])
         cubin = built.read_bytes() if built else code.compile_kernels(operator, architecture)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(cubin)
-            file.flush()
-            needs = _tool("cuobjdump", "--dump-resource-usage", file.name)
-            listing = _tool("cuobjdump", "--dump-sass", file.name)
+        needs, listing = read_cubin(cubin, ("cuobjdump", "--dump-resource-usage"), ("cuobjdump", "--dump-sass"))
         bodies = dict(re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", listing, re.DOTALL))
         pattern = r"Function (\w+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
         for name, registers, stack, local in re.findall(pattern, needs):
@@ -71,8 +63,9 @@ def usage(architecture: str) -> dict[str, Usage]:
     return found
 
 
-def _tool(*command: str) -> str:
-    return subprocess.run([TOOLS / command[0], *command[1:]], capture_output=True, text=True, check=True).stdout
+def threads(name: str) -> int:
+    """Of a block of a kernel."""
+    return 128 if name in PACKS else launch.Shape(int(name.split("_")[-1][1:])).threads
 
 
 def faults(architecture: str) -> list[str]:
@@ -82,11 +75,10 @@ def faults(architecture: str) -> list[str]:
     if missing:
         return [f"{architecture}: no code for {sorted(missing)}"]
     for name, u in found.items():
-        threads = 128 if name in PACKS else 512 if name.endswith("32") else 256
         if u.stack or u.local or u.instructions & {"LDL", "STL"}:
             wrong.append(f"{architecture} {name}: spills {u.stack} bytes")
-        if u.registers * threads > 65536:
-            wrong.append(f"{architecture} {name}: {u.registers} registers for {threads} threads")
+        if u.registers * threads(name) > 65536:
+            wrong.append(f"{architecture} {name}: {u.registers} registers for {threads(name)} threads")
         if name in SWEEPS and "LDGSTS" not in u.instructions:
             wrong.append(f"{architecture} {name}: no asynchronous copies")
         dtype, shape = name.split("_")[-2:]
@@ -110,8 +102,9 @@ def table() -> str:
     lines = ["| kernel | threads | " + " | ".join(f"{a}, registers" for a in ARCHITECTURES) + " |"]
     lines.append("|---|---:|" + "---:|" * len(ARCHITECTURES))
     for name in SWEEPS:
-        threads = 512 if name.endswith("32") else 256
-        lines.append(f"| `{name}` | {threads} | " + " | ".join(str(usage(a)[name].registers) for a in ARCHITECTURES) + " |")
+        lines.append(
+            f"| `{name}` | {threads(name)} | " + " | ".join(str(usage(a)[name].registers) for a in ARCHITECTURES) + " |"
+        )
     lines += ["", "| network, large batch | dtype | " + " | ".join(f"{a}, shape and KB" for a in ARCHITECTURES) + " |"]
     lines.append("|---|---|" + "---:|" * len(ARCHITECTURES))
     for features, hidden in NETWORKS:
@@ -136,9 +129,7 @@ def main() -> int:
     options = parser.parse_args()
     text, wrong = table(), [fault for a in ARCHITECTURES for fault in faults(a)]
     if options.write:
-        begin, end = "<!-- cuda: begin -->\n", "<!-- cuda: end -->"
-        head, rest = PAGE.read_text().split(begin)
-        PAGE.write_text(head + begin + text + "\n" + end + rest.split(end)[1])
+        PAGE.write_text(put(PAGE.read_text(), "cuda", text))
     print(text, *wrong, sep="\n")
     return 1 if wrong else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -40,7 +41,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "flowkern"
 
 
-@pytest.mark.skipif(code.nvrtc_obstacle() is not None, reason=str(code.nvrtc_obstacle()))
 def test_one_kernel_is_compiled_at_its_first_use_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = code.compile_kernels("autoregressive_inverse", "sm_90", KERNEL)
     assert KERNEL.encode() in made
@@ -50,7 +50,6 @@ def test_one_kernel_is_compiled_at_its_first_use_and_kept(cache: Path, monkeypat
     assert code.compile_kernels("autoregressive_inverse", "sm_90", KERNEL) == made
 
 
-@pytest.mark.skipif(code.nvrtc_obstacle() is not None, reason=str(code.nvrtc_obstacle()))
 def test_without_a_cache_it_still_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -126,7 +125,7 @@ def test_a_launch_as_the_driver_receives_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(multi_processor_count=132))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=77))
-    monkeypatch.setattr(torch.cuda, "device", lambda index: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     monkeypatch.setattr(code, "compile_kernels", lambda *_: b"code")
     monkeypatch.setattr(code, "built_file", lambda *_: None)
     gpu, arguments = code.Gpu(0), launch.SweepArguments(tiles=5)

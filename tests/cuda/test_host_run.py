@@ -92,18 +92,8 @@ def test_sweeps_under_sanitizers(sanitizer: str) -> None:
     selection = "small and (float32 or (tf32 and sixteen))"
     if sanitizer == "address":
         selection += " or (residual and float64) or (wide and bfloat16 and not counter and not cluster)"
-    command = [
-        *fixed_addresses(sanitizer),
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        selection,
-    ]
+    options = ["-x", "-s", "-p", "no:cacheprovider", "-k", selection]
+    command = [*fixed_addresses(sanitizer), sys.executable, "-m", "pytest", *options]
     done = subprocess.run(
         [*command, str(HERE / "cuda" / "test_sweep.py")],
         env={**environment(sanitizer), "OMP_NUM_THREADS": "1"},

@@ -12,9 +12,7 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -32,6 +30,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from kernel_page import PAGE, put, read_cubin
 from networks import network
 
 from flowkern.kernels import _launch
@@ -42,9 +41,8 @@ from flowkern.kernels.log_det import log_det
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
 from flowkern.ops._rows import RowMap
+from flowkern.plan import ACTIVATIONS
 from flowkern.univariate import PLACEMENTS, SCALES, resolve
-
-PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 
 @dataclass(frozen=True)
@@ -211,12 +209,12 @@ def reduction_launches(dtype: str, width: int) -> list[Launch]:
     return record(run, f"{dtype}, {width} features", dtype=dtype, family="rows", gathered="no")
 
 
-NETWORKS = [  # of activations and scale maps one of each kind: the others are a line each, and ROWS has all maps
+NETWORKS = [
     ("autoregressive", "masked_mlp"),
     tuple(DTYPES),
     (0, 48, 256),
-    ("relu", "elu", "gelu", "softplus", "tanh"),
-    ("none", "exp", "softplus", "sigmoid"),
+    ACTIVATIONS,
+    SCALES,
     PLACEMENTS,
     tuple(STRUCTURES),
     (True, False),
@@ -283,7 +281,6 @@ MATRIX = r"\b(HGMMA|UTC\w*MMA|HMMA|DMMA|v_mfma\w*)"
 CUDA_GLOBAL, AMD_GLOBAL = r"(?:LDG|STG|LDGSTS)\.E", r"(?:global|buffer)_(?:load|store)_"
 WIDE = rf"(?:{CUDA_GLOBAL}(?:\.\w+)*\.128|{AMD_GLOBAL}dwordx4)"
 ANY_GLOBAL = rf"(?:{CUDA_GLOBAL}|{AMD_GLOBAL})"
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def compile_one(index: int) -> Finding:
@@ -295,7 +292,7 @@ def compile_one(index: int) -> Finding:
     except Exception as error:
         raise RuntimeError(f"{launch.kernel.__name__} ({launch.label}) on {architecture.name}") from error
     if architecture.target.backend == "cuda":
-        registers, stack, text = read_cubin(compiled.asm["cubin"])
+        registers, stack, text = registers_of(compiled.asm["cubin"])
     else:
         text = compiled.asm["amdgcn"]
         registers = metadata(text, "vgpr_count")
@@ -312,16 +309,12 @@ def compile_one(index: int) -> Finding:
     )  # fmt: skip
 
 
-def read_cubin(cubin: bytes) -> tuple[int, int, str]:
+def registers_of(cubin: bytes) -> tuple[int, int, str]:
     """Registers per thread, bytes of stack, disassembly."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True)
-        sass = subprocess.run([TOOLS / "nvdisasm", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
-    assert found, usage.stdout + usage.stderr
-    return int(found[1]), int(found[2]), sass.stdout
+    usage, sass = read_cubin(cubin, ("cuobjdump", "--dump-resource-usage"), ("nvdisasm",))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    return int(found[1]), int(found[2]), sass
 
 
 def metadata(text: str, name: str) -> int:
@@ -424,13 +417,6 @@ def counted() -> Iterator[tuple[str, str, float, float, str]]:
         yield f"{operator}, 256 MB of inputs", "forward", forward * matrix, 0, "tf32"
         yield f"{operator}, 256 MB of inputs", "backward", backward * matrix, 0, "tf32"
     yield "log_det, normal_log_prob, 256 MB", "forward", 256 << 20, 0, "tf32"
-
-
-def put(page: str, name: str, text: str) -> str:
-    """The page with a marked part replaced."""
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    head, rest = page.split(begin)
-    return head + begin + text + "\n" + end + rest.split(end)[1]
 
 
 def main() -> int:
