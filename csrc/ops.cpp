@@ -415,16 +415,19 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
 
   Tensor g_x = empty<T>({batch, v.features()});
   Tensors g_weights, g_biases, g_addends;
-  std::vector<Matrix<T>> w, a;
-  std::vector<T*> b;
+  std::vector<Matrix<T>> a;
+  std::vector<T*> w, b;
   for (const Tensor& t : addends) {
     g_addends.push_back(zeros<T>({t.size(0), t.size(1)}));
     a.push_back({data<T>(g_addends.back()), t.size(1), 1});
   }
   if (parameters) {
-    for (const Tensor& t : weights) {
-      g_weights.push_back(zeros<T>({t.size(0), t.size(1)}));
-      w.push_back({data<T>(g_weights.back()), t.size(1), 1});
+    for (int l = 0; l < v.linears(); ++l) {
+      const LinearView m = v.linear(l);
+      const std::vector<int64_t> sizes{m.original_rows(), m.original_columns()};
+      // Rows that no output can see are not in the plan.
+      g_weights.push_back(m.rows() < m.original_rows() ? zeros<T>(sizes) : empty<T>(sizes));
+      w.push_back(data<T>(g_weights.back()));
     }
     for (const Tensor& t : biases) {
       g_biases.push_back(zeros<T>({t.size(0)}));
@@ -438,7 +441,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
   const int64_t group = std::min<int64_t>(std::max<int64_t>(kBackwardRows / rows, 1), std::max<int64_t>(tiles, 1));
   const int64_t panels = panel_offset(v, v.hidden(), rows);
   const int64_t deltas = group * v.saved_rows() * rows, activations = parameters ? panels * group * rows * rows : 0;
-  in.deltas = static_cast<T*>(scratch((deltas + activations) * sizeof(T), 1));
+  const int64_t sums = parameters ? sums_offset(v, v.linears(), rows) : 0;
+  in.deltas = static_cast<T*>(scratch((deltas + activations + sums) * sizeof(T), 1));
   in.activations = parameters ? in.deltas + deltas : nullptr;
 
   struct Item {
@@ -457,14 +461,19 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
             items.push_back({l, p, c, std::min(c + kChunks, m.chunks())});
     }
 
-  for (int64_t first = 0; first < tiles; first += group) {
+  WeightGradient<T> g{v, in.deltas, in.activations, const_data<uint8_t>(mask), 0, true, in.deltas + deltas + activations,
+                      w.data(), b.data()};
+  for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
     in.first_tile = first;
-    in.tiles = std::min(group, tiles - first);
+    in.tiles = g.tiles = std::min(group, tiles - first);
+    g.first = first == 0;
     parallel(in.tiles, [&](int64_t i) { kernel(k, net, in, first + i, tile_scratch<T>(v, rows)); });
-    const WeightGradient<T> g{v, in.deltas, in.activations, const_data<uint8_t>(mask), in.tiles, w.data(), b.data()};
     parallel(static_cast<int64_t>(items.size()),
              [&](int64_t i) { k.weight_gradient(g, items[i].linear, items[i].panel, items[i].begin, items[i].end); });
   }
+  parallel(static_cast<int64_t>(items.size()), [&](int64_t i) {
+    if (items[i].panel == 0) k.unpack(g, items[i].linear, items[i].begin, items[i].end);
+  });
   return {g_x, g_weights, g_biases, g_addends};
 }
 

@@ -52,8 +52,10 @@ struct WeightGradient {
   const T* activations;
   const uint8_t* mask;
   int64_t tiles;
-  const Matrix<T>* weights;  // dense gradients in the original layout, accumulated into
-  T* const* biases;
+  bool first;         // of the groups of tiles that a batch is cut into
+  T* sums;            // over the groups, in sorted order: [rows][sums_width] of every linear map
+  T* const* weights;  // result: dense gradients in the original layout
+  T* const* biases;   // result, added to
 };
 
 // Kernels of one element type and one instruction set. A tile is a group of rows processed together, one row per
@@ -80,6 +82,8 @@ struct Kernels {
                                           T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
+  // After the last group: the weights' gradients from the sums of the chunks [begin, end).
+  void (*unpack)(const WeightGradient<T>&, int linear, int64_t begin, int64_t end);
 
   void (*affine)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
                  int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end);
@@ -111,6 +115,17 @@ inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows)
   if (source >= 0) panels += whole(plan.features());
   for (int i = 0; i < source; ++i) panels += whole(plan.hidden(i).units());
   return panels;
+}
+
+// The sums of one linear map's weight gradients: sorted rows of whole vectors, those of the maps before it first.
+inline int64_t sums_width(const PlanView& plan, int linear, int64_t tile_rows) {
+  const int64_t columns = plan.start(plan.linear(linear).source(), plan.levels());
+  return (columns + tile_rows - 1) / tile_rows * tile_rows;
+}
+inline int64_t sums_offset(const PlanView& plan, int linear, int64_t tile_rows) {
+  int64_t offset = 0;
+  for (int l = 0; l < linear; ++l) offset += plan.linear(l).rows() * sums_width(plan, l, tile_rows);
+  return offset;
 }
 
 template <class T>

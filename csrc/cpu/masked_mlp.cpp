@@ -26,8 +26,7 @@ void masked_mlp_backward(const Network<T>& net, const TileBackward<T>& in, int64
   template void masked_mlp<T, 1>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);             \
   template void masked_mlp<T, kSmallRows<T>>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*); \
   template void masked_mlp<T, kTileRows<T>>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);  \
-  template void masked_mlp_backward<T>(const Network<T>&, const TileBackward<T>&, int64_t, T*);        \
-  template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
+  template void masked_mlp_backward<T>(const Network<T>&, const TileBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

@@ -1,9 +1,18 @@
-// Cotangents of a masked network on one bulk tile, and the gradients of its weights over many tiles.
+// Cotangents of a masked network on one bulk tile; the gradients of its weights follow in weight_gradient.cpp.
 #pragma once
 
 #include "cpu/masked_network.h"
 
 namespace flowkern::FK_ISA {
+
+constexpr int64_t kAhead = 4;  // panels; a walk down the panels is a pattern that no hardware prefetcher follows
+
+template <class T, int N>
+FK_INLINE void prefetch_panel(const LinearView& map, const T* packed, int64_t chunk, int64_t column) {
+  if (chunk >= map.chunks()) return;
+  const T* w = packed + map.chunk(chunk).offset + column * kChunkRows;
+  for (int i = 0; i < N * kChunkRows; i += 64 / sizeof(T)) __builtin_prefetch(w + i);
+}
 
 // g[k] += sum_j w[k][j] d[j] for N columns k of the panels of several chunks: the transposed product, from the same
 // packed weights.
@@ -20,6 +29,7 @@ FK_INLINE void panel_transposed(const LinearView& map, const T* packed, int64_t 
     const Chunk& k = map.chunk(chunk);
     const int64_t end = k.row + k.rows < r1 ? k.row + k.rows : r1;
     const T* w = packed + k.offset + column * kChunkRows + (r - k.row);
+    prefetch_panel<T, N>(map, packed, chunk + kAhead, column);
     for (; r < end; ++r, ++w) {
       const auto d0 = load<Vec<T>>(d + r * 2 * W), d1 = load<Vec<T>>(d + r * 2 * W + W);
       for (int i = 0; i < N; ++i) {
@@ -78,6 +88,9 @@ class TileGradient {
     __builtin_memset(deltas_, 0, plan_.units() * R * sizeof(T));
     __builtin_memset(g_x, 0, plan_.features() * R * sizeof(T));
     Tile<T, R>::gather(in.x, first_row_, rows_, plan_.feature_order(), plan_.features(), x);
+    // For the weight gradients. First, since it reads what was saved in one stream, which brings it into the cache.
+    if (in.activations)
+      for (int node = -1; node < plan_.hidden(); ++node) transpose_inputs(node);
   }
 
   // From delta_out: cotangents of all pre-activations; those of the inputs are added to g_x.
@@ -120,11 +133,8 @@ class TileGradient {
     }
   }
 
-  // Writes what the weight gradients and the caller need: transposed inputs of the linear maps, addend cotangents.
-  void emit() {
-    if (in_.activations) {
-      for (int node = -1; node < plan_.hidden(); ++node) transpose_inputs(node);
-    }
+  // Writes the cotangents of the addends and gates.
+  void emit() const {
     for (int node = 0; node <= plan_.hidden(); ++node) {
       const bool last = node == plan_.hidden();
       const int slot = last ? plan_.output_addend() : plan_.hidden(node).addend();
@@ -241,76 +251,6 @@ class TileGradient {
   T* residual_[kMaxHidden];
   T* spare_;
 };
-
-// sums[i][lane] += over all rows of N deltas i times the R inputs of a panel.
-template <class T, int N>
-FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums) {
-  constexpr int W = kLanes<T>, R = kTileRows<T>;
-  Vec<T> acc[N][2] = {};
-  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
-    for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
-      for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
-    for (int r = 0; r < R; ++r, inputs += R) {
-      const auto a0 = load<Vec<T>>(inputs), a1 = load<Vec<T>>(inputs + W);
-      for (int i = 0; i < N; ++i) {
-        acc[i][0] += d[i * R + r] * a0;
-        acc[i][1] += d[i * R + r] * a1;
-      }
-    }
-  }
-  for (int i = 0; i < N; ++i) {
-    store(sums + i * R, acc[i][0]);
-    store(sums + i * R + W, acc[i][1]);
-  }
-}
-
-template <class T>
-void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int64_t begin, int64_t end) {
-  constexpr int R = kTileRows<T>;
-  const LinearView w = g.plan.linear(linear);
-  const int64_t stride = g.plan.saved_rows() * R, column = panel * R;
-  const int64_t target = w.target() == g.plan.hidden() ? g.plan.units() : g.plan.hidden(w.target()).offset();
-  const T* inputs = g.activations + (panel_offset(g.plan, w.source(), R) + panel) * g.tiles * R * R;
-  const int64_t *rows = w.row_order(), *columns = w.column_order();
-  const Matrix<T> weight = g.weights[linear];
-  alignas(64) T sums[kChunkRows * R];
-  for (int64_t c = begin; c < end; ++c) {
-    const Chunk& k = w.chunk(c);
-    const T* d = g.deltas + (target + k.row) * R;
-    if (panel == 0 && w.bias_index() >= 0 && g.biases)
-      for (int64_t i = 0; i < k.rows; ++i) {
-        Vec<T> sum = {};
-        for (int64_t tile = 0; tile < g.tiles; ++tile)
-          for (int r = 0; r < R; r += kLanes<T>) sum += load<Vec<T>>(d + tile * stride + i * R + r);
-        g.biases[w.bias_index()][rows[k.row + i]] += lane_sum<T>(sum);
-      }
-    if (k.columns <= column) continue;
-    constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-    for (int64_t i = 0; i < k.rows; i += Rows) {
-      const T* from = d + i * R;
-      T* to = sums + i * R;
-      switch (k.rows - i < Rows ? k.rows - i : Rows) {
-        case 8: outer_products<T, Rows>(g, inputs, from, stride, to); break;
-        case 7: outer_products<T, 7>(g, inputs, from, stride, to); break;
-        case 6: outer_products<T, 6>(g, inputs, from, stride, to); break;
-        case 5: outer_products<T, 5>(g, inputs, from, stride, to); break;
-        case 4: outer_products<T, 4>(g, inputs, from, stride, to); break;
-        case 3: outer_products<T, 3>(g, inputs, from, stride, to); break;
-        case 2: outer_products<T, 2>(g, inputs, from, stride, to); break;
-        case 1: outer_products<T, 1>(g, inputs, from, stride, to); break;
-      }
-    }
-    const int64_t last = k.columns - column < R ? k.columns - column : R;
-    for (int64_t i = 0; i < k.rows; ++i) {
-      T* row = weight.data + rows[k.row + i] * weight.row_stride;
-      for (int64_t j = 0; j < last; ++j) {
-        const int64_t q = column + j;
-        if (q < k.dense || g.mask[k.mask + (q - k.dense) * kChunkRows + i])
-          row[columns[q] * weight.column_stride] += sums[i * R + j];
-      }
-    }
-  }
-}
 
 // Calls f(get, put) for every group of rows that one number X holds; get and put convert from and to T.
 template <class T, int R, class F>

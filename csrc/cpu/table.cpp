@@ -20,6 +20,8 @@ void autoregressive_inverse_backward(const Network<T>&, const UnivariateMap&, co
 template <class T>
 void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
 template <class T>
+void unpack(const WeightGradient<T>&, int, int64_t, int64_t);
+template <class T>
 void coupling(const UnivariateMap&, bool, Matrix<const T>, Matrix<const T>, Matrix<const T>, const Transformed&, T*, T*,
               T*, int64_t, int64_t);
 template <class T>
@@ -43,6 +45,7 @@ constexpr Kernels<T> kTable = {
     &autoregressive_backward<T>,
     &autoregressive_inverse_backward<T>,
     &weight_gradient<T>,
+    &unpack<T>,
     &affine<T>,
     &affine_backward<T>,
     &coupling<T>,

@@ -1,0 +1,94 @@
+// Gradients of the weights of a masked network: products of cotangents and inputs over the rows of many tiles.
+//
+// They are summed in the sorted order of the plan, where whole vectors are stored, and put in the order of the tensors
+// once at the end: adding them there directly took a quarter of the time (docs/measured.md).
+#include "cpu/kernels.h"
+#include "flowkern/simd.h"
+
+namespace flowkern::FK_ISA {
+
+// sums[i][lane] += over all rows of N deltas i times the R inputs of a panel; the first tiles begin the sums.
+template <class T, int N>
+FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums,
+                              int64_t sums_stride) {
+  constexpr int W = kLanes<T>, R = kTileRows<T>;
+  Vec<T> acc[N][2] = {};
+  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
+    for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
+      for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
+    for (int r = 0; r < R; ++r, inputs += R) {
+      const auto a0 = load<Vec<T>>(inputs), a1 = load<Vec<T>>(inputs + W);
+      for (int i = 0; i < N; ++i) {
+        acc[i][0] += d[i * R + r] * a0;
+        acc[i][1] += d[i * R + r] * a1;
+      }
+    }
+  }
+  for (int i = 0; i < N; ++i, sums += sums_stride)
+    for (int h = 0; h < 2; ++h) store(sums + h * W, g.first ? acc[i][h] : load<Vec<T>>(sums + h * W) + acc[i][h]);
+}
+
+template <class T>
+void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int64_t begin, int64_t end) {
+  constexpr int R = kTileRows<T>;
+  const LinearView w = g.plan.linear(linear);
+  const int64_t stride = g.plan.saved_rows() * R, column = panel * R, width = sums_width(g.plan, linear, R);
+  const int64_t target = w.target() == g.plan.hidden() ? g.plan.units() : g.plan.hidden(w.target()).offset();
+  const T* inputs = g.activations + (panel_offset(g.plan, w.source(), R) + panel) * g.tiles * R * R;
+  T* sums = g.sums + sums_offset(g.plan, linear, R) + column;
+  for (int64_t c = begin; c < end; ++c) {
+    const Chunk& k = w.chunk(c);
+    const T* d = g.deltas + (target + k.row) * R;
+    if (panel == 0 && w.bias_index() >= 0)
+      for (int64_t i = 0; i < k.rows; ++i) {
+        Vec<T> sum = {};
+        for (int64_t tile = 0; tile < g.tiles; ++tile)
+          for (int r = 0; r < R; r += kLanes<T>) sum += load<Vec<T>>(d + tile * stride + i * R + r);
+        g.biases[w.bias_index()][w.row_order()[k.row + i]] += lane_sum<T>(sum);
+      }
+    if (k.columns <= column) continue;
+    constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
+    for (int64_t i = 0; i < k.rows; i += Rows) {
+      const T* from = d + i * R;
+      T* to = sums + (k.row + i) * width;
+      switch (k.rows - i < Rows ? k.rows - i : Rows) {
+        case 8: outer_products<T, Rows>(g, inputs, from, stride, to, width); break;
+        case 7: outer_products<T, 7>(g, inputs, from, stride, to, width); break;
+        case 6: outer_products<T, 6>(g, inputs, from, stride, to, width); break;
+        case 5: outer_products<T, 5>(g, inputs, from, stride, to, width); break;
+        case 4: outer_products<T, 4>(g, inputs, from, stride, to, width); break;
+        case 3: outer_products<T, 3>(g, inputs, from, stride, to, width); break;
+        case 2: outer_products<T, 2>(g, inputs, from, stride, to, width); break;
+        case 1: outer_products<T, 1>(g, inputs, from, stride, to, width); break;
+      }
+    }
+  }
+}
+
+// From the sums to the rows of a tensor, whole: what a mask removes is zero.
+template <class T>
+void unpack(const WeightGradient<T>& g, int linear, int64_t begin, int64_t end) {
+  const LinearView w = g.plan.linear(linear);
+  const int64_t width = sums_width(g.plan, linear, kTileRows<T>), original = w.original_columns();
+  const int64_t* columns = w.column_order();
+  for (int64_t c = begin; c < end; ++c) {
+    const Chunk& k = w.chunk(c);
+    for (int64_t i = 0; i < k.rows; ++i) {
+      const T* from = g.sums + sums_offset(g.plan, linear, kTileRows<T>) + (k.row + i) * width;
+      const uint8_t* visible = g.mask + k.mask + i;
+      T* to = g.weights[linear] + w.row_order()[k.row + i] * original;
+      __builtin_memset(to, 0, original * sizeof(T));
+      for (int64_t q = 0; q < k.dense; ++q) to[columns[q]] = from[q];
+      for (int64_t q = k.dense; q < k.columns; ++q, visible += kChunkRows)
+        if (*visible) to[columns[q]] = from[q];
+    }
+  }
+}
+
+#define FK_INSTANTIATE(T)                                                                        \
+  template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);    \
+  template void unpack<T>(const WeightGradient<T>&, int, int64_t, int64_t);
+FK_INSTANTIATE(float)
+FK_INSTANTIATE(double)
+
+}  // namespace flowkern::FK_ISA
