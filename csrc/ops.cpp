@@ -31,7 +31,9 @@ using Tensors = std::vector<Tensor>;
 
 constexpr int64_t kSerial = 16384;  // weights up to which a network is packed by one thread
 constexpr size_t kHugePage = size_t{1} << 21;
-constexpr int64_t kBackwardRows = 512;  // rows whose cotangents are held at once; bounds the memory of a backward
+// Rows whose cotangents are held at once, which bounds the memory of a backward pass: so many, or more of a small network.
+constexpr int64_t kBackwardRows = 512;
+constexpr int64_t kBackwardBytes = int64_t{1} << 22;
 
 // ---- tensors and threads ----------------------------------------------------------------------------------------
 
@@ -438,8 +440,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
   in.g_x = {data<T>(g_x), v.features(), 1};
   in.g_addends = a.data();
 
-  const int64_t group = std::min<int64_t>(std::max<int64_t>(kBackwardRows / rows, 1), std::max<int64_t>(tiles, 1));
   const int64_t panels = panel_offset(v, v.hidden(), rows);
+  const int64_t tile_bytes = (v.saved_rows() + panels * rows) * rows * static_cast<int64_t>(sizeof(T));
+  const int64_t group = std::clamp<int64_t>(std::max(kBackwardRows / rows, kBackwardBytes / tile_bytes), 1,
+                                            std::max<int64_t>(tiles, 1));
   const int64_t deltas = group * v.saved_rows() * rows, activations = parameters ? panels * group * rows * rows : 0;
   const int64_t sums = parameters ? sums_offset(v, v.linears(), rows) : 0;
   in.deltas = static_cast<T*>(scratch((deltas + activations + sums) * sizeof(T), 1));
@@ -453,7 +457,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
   if (parameters)
     for (int l = 0; l < v.linears(); ++l) {
       const LinearView m = v.linear(l);
-      constexpr int64_t kChunks = 16;
+      constexpr int64_t kChunks = 4;
       const int64_t columns = v.start(m.source(), v.levels());
       for (int64_t p = 0; p * rows < std::max<int64_t>(columns, 1); ++p)
         for (int64_t c = 0; c < m.chunks(); c += kChunks)

@@ -3,6 +3,14 @@
 
 namespace flowkern::FK_ISA {
 
+// The columns of a panel come in the order of their levels, in which no hardware prefetcher follows a row.
+template <class T>
+void prefetch_rows(Matrix<const T> weight, const int64_t* order, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t at = 0; at < columns; at += 64 / sizeof(T))
+      __builtin_prefetch(&weight(order[i], at));
+}
+
 template <class T>
 void pack(PlanView plan, const Matrix<const T>* weights, const Matrix<const T>* biases, const uint8_t* mask, T* packed,
           int linear, int64_t chunk_begin, int64_t chunk_end) {
@@ -15,6 +23,7 @@ void pack(PlanView plan, const Matrix<const T>* weights, const Matrix<const T>* 
     T* panel = packed + k.offset;
     const T* rows[kChunkRows];
     for (int64_t i = 0; i < kChunkRows; ++i) rows[i] = weight.data + order[i < k.rows ? i : 0] * weight.row_stride;
+    if (c + 1 < chunk_end) prefetch_rows(weight, order + k.rows, map.chunk(c + 1).rows, map.original_columns());
     for (int64_t q = 0; q < k.columns; ++q) {
       const int64_t at = columns[q] * weight.column_stride;
       for (int64_t i = 0; i < kChunkRows; ++i) panel[q * kChunkRows + i] = rows[i][at];

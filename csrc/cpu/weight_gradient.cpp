@@ -7,25 +7,24 @@
 
 namespace flowkern::FK_ISA {
 
-// sums[i][lane] += over all rows of N deltas i times the R inputs of a panel; the first tiles begin the sums.
-template <class T, int N>
+// sums[i][lane] += over all rows of N deltas i times V vectors of the R inputs of a panel; the first tiles begin them.
+template <class T, int N, int V>
 FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums,
                               int64_t sums_stride) {
   constexpr int W = kLanes<T>, R = kTileRows<T>;
-  Vec<T> acc[N][2] = {};
+  Vec<T> acc[N][V] = {};
   for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
     for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
       for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
     for (int r = 0; r < R; ++r, inputs += R) {
-      const auto a0 = load<Vec<T>>(inputs), a1 = load<Vec<T>>(inputs + W);
-      for (int i = 0; i < N; ++i) {
-        acc[i][0] += d[i * R + r] * a0;
-        acc[i][1] += d[i * R + r] * a1;
-      }
+      Vec<T> a[V];
+      for (int h = 0; h < V; ++h) a[h] = load<Vec<T>>(inputs + h * W);
+      for (int i = 0; i < N; ++i)
+        for (int h = 0; h < V; ++h) acc[i][h] += d[i * R + r] * a[h];
     }
   }
   for (int i = 0; i < N; ++i, sums += sums_stride)
-    for (int h = 0; h < 2; ++h) store(sums + h * W, g.first ? acc[i][h] : load<Vec<T>>(sums + h * W) + acc[i][h]);
+    for (int h = 0; h < V; ++h) store(sums + h * W, g.first ? acc[i][h] : load<Vec<T>>(sums + h * W) + acc[i][h]);
 }
 
 template <class T>
@@ -48,20 +47,15 @@ void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int6
       }
     if (k.columns <= column) continue;
     constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-    for (int64_t i = 0; i < k.rows; i += Rows) {
-      const T* from = d + i * R;
-      T* to = sums + (k.row + i) * width;
-      switch (k.rows - i < Rows ? k.rows - i : Rows) {
-        case 8: outer_products<T, Rows>(g, inputs, from, stride, to, width); break;
-        case 7: outer_products<T, 7>(g, inputs, from, stride, to, width); break;
-        case 6: outer_products<T, 6>(g, inputs, from, stride, to, width); break;
-        case 5: outer_products<T, 5>(g, inputs, from, stride, to, width); break;
-        case 4: outer_products<T, 4>(g, inputs, from, stride, to, width); break;
-        case 3: outer_products<T, 3>(g, inputs, from, stride, to, width); break;
-        case 2: outer_products<T, 2>(g, inputs, from, stride, to, width); break;
-        case 1: outer_products<T, 1>(g, inputs, from, stride, to, width); break;
-      }
-    }
+    for (int64_t i = 0; i < k.rows; i += Rows)
+      with_count<Rows>(k.rows - i < Rows ? k.rows - i : Rows, [&](auto n) {
+        const T* from = d + i * R;
+        T* to = sums + (k.row + i) * width;
+        if (k.columns - column > kLanes<T>)
+          outer_products<T, decltype(n)::value, 2>(g, inputs, from, stride, to, width);
+        else
+          outer_products<T, decltype(n)::value, 1>(g, inputs, from, stride, to, width);
+      });
   }
 }
 

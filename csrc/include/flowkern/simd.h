@@ -81,6 +81,13 @@ FK_INLINE void map_elements(const T* in, T* out, int64_t n, F f) {
   if (i < n) store_part(out + i, f(load_part<Vec<T>>(in + i, n - i)), n - i);
 }
 
+// Calls f with n, from 1 to Max, as a constant, so that loops of that length unroll.
+template <int Max, class F>
+FK_INLINE void with_count(int64_t n, F f) {
+  if (n == Max) return f(std::integral_constant<int, Max>{});
+  if constexpr (Max > 1) with_count<Max - 1>(n, f);
+}
+
 namespace detail {
 template <int Step, class V, int... I>
 FK_INLINE V interleave_low(V a, V b, std::integer_sequence<int, I...>) {
