@@ -31,7 +31,8 @@ using Tensors = std::vector<Tensor>;
 
 constexpr int64_t kSerial = 16384;  // weights up to which a network is packed by one thread
 constexpr size_t kHugePage = size_t{1} << 21;
-// Rows whose cotangents are held at once, which bounds the memory of a backward pass: so many, or more of a small network.
+// Rows whose cotangents are held at once, which bounds the memory of a backward pass: so many, or more of a small
+// network.
 constexpr int64_t kBackwardRows = 512;
 constexpr int64_t kBackwardBytes = int64_t{1} << 22;
 
@@ -442,8 +443,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
 
   const int64_t panels = panel_offset(v, v.hidden(), rows);
   const int64_t tile_bytes = (v.saved_rows() + panels * rows) * rows * static_cast<int64_t>(sizeof(T));
-  const int64_t group = std::clamp<int64_t>(std::max(kBackwardRows / rows, kBackwardBytes / tile_bytes), 1,
-                                            std::max<int64_t>(tiles, 1));
+  const int64_t group =
+      std::clamp<int64_t>(std::max(kBackwardRows / rows, kBackwardBytes / tile_bytes), 1, std::max<int64_t>(tiles, 1));
   const int64_t deltas = group * v.saved_rows() * rows, activations = parameters ? panels * group * rows * rows : 0;
   const int64_t sums = parameters ? sums_offset(v, v.linears(), rows) : 0;
   in.deltas = static_cast<T*>(scratch((deltas + activations + sums) * sizeof(T), 1));
@@ -465,8 +466,9 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> backward(TileBackward<T> in, const
             items.push_back({l, p, c, std::min(c + kChunks, m.chunks())});
     }
 
-  WeightGradient<T> g{v, in.deltas, in.activations, const_data<uint8_t>(mask), 0, true, in.deltas + deltas + activations,
-                      w.data(), b.data()};
+  WeightGradient<T> g{
+      v,        in.deltas, in.activations, const_data<uint8_t>(mask), 0, true, in.deltas + deltas + activations,
+      w.data(), b.data()};
   for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
     in.first_tile = first;
     in.tiles = g.tiles = std::min(group, tiles - first);

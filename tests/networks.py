@@ -93,7 +93,7 @@ def network(
     plan = AutoregressivePlan(made, parameters=parameters, residuals=residuals, skip=skip, **structure)
     weights = [gain * torch.randn(m.shape, generator=generator, dtype=torch.float64) / max(m.shape[1], 1) ** 0.5 for m in made]
     for i in range(len(hidden), len(weights)):
-        weights[i] *= 0.25
+        weights[i] *= 0.25 if hidden else 0.1  # alone, the exponential of a linear map of the features grows without bound
     biases = [
         0.3 * torch.randn(m.shape[0], generator=generator, dtype=torch.float64)
         for m, has in zip(made, plan.biases, strict=True)

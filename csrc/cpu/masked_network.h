@@ -72,15 +72,7 @@ void panel(const T* w, int64_t first, int64_t n, const T* a, int64_t columns, T*
     // Sixteen sums of two vectors need 32 registers; with 16, four rows at a time.
     constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
     for (; n >= Rows; n -= Rows, w += Rows, p += Rows * R) panel_rows<T, Rows>(w, a, columns, p);
-    switch (n) {
-      case 7: return panel_rows<T, 7>(w, a, columns, p);
-      case 6: return panel_rows<T, 6>(w, a, columns, p);
-      case 5: return panel_rows<T, 5>(w, a, columns, p);
-      case 4: return panel_rows<T, 4>(w, a, columns, p);
-      case 3: return panel_rows<T, 3>(w, a, columns, p);
-      case 2: return panel_rows<T, 2>(w, a, columns, p);
-      case 1: return panel_rows<T, 1>(w, a, columns, p);
-    }
+    if (n > 0) with_count<Rows - 1>(n, [&](auto count) { panel_rows<T, decltype(count)::value>(w, a, columns, p); });
   }
 }
 

@@ -15,16 +15,17 @@ FK_INLINE void prefetch_panel(const LinearView& map, const T* packed, int64_t ch
 }
 
 // g[k] += sum_j w[k][j] d[j] for N columns k of the panels of several chunks: the transposed product, from the same
-// packed weights.
+// packed weights. Where it `begins` the cotangent, g is written and not read.
 template <class T, int N>
 FK_INLINE void panel_transposed(const LinearView& map, const T* packed, int64_t chunk, int64_t r0, int64_t r1,
-                                int64_t column, const T* d, T* g) {
+                                int64_t column, bool begins, const T* d, T* g) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[N][2];
-  for (int i = 0; i < N; ++i) {
-    acc[i][0] = load<Vec<T>>(g + i * 2 * W);
-    acc[i][1] = load<Vec<T>>(g + i * 2 * W + W);
-  }
+  Vec<T> acc[N][2] = {};
+  if (!begins)
+    for (int i = 0; i < N; ++i) {
+      acc[i][0] = load<Vec<T>>(g + i * 2 * W);
+      acc[i][1] = load<Vec<T>>(g + i * 2 * W + W);
+    }
   for (int64_t r = r0; r < r1; ++chunk) {
     const Chunk& k = map.chunk(chunk);
     const int64_t end = k.row + k.rows < r1 ? k.row + k.rows : r1;
@@ -85,7 +86,6 @@ class TileGradient {
       if (h.kept()) __builtin_memset(residual_[l], 0, h.units() * R * sizeof(T));
     }
     spare_ = scratch;
-    __builtin_memset(deltas_, 0, plan_.units() * R * sizeof(T));
     __builtin_memset(g_x, 0, plan_.features() * R * sizeof(T));
     Tile<T, R>::gather(in.x, first_row_, rows_, plan_.feature_order(), plan_.features(), x);
     // For the weight gradients. First, since it reads what was saved in one stream, which brings it into the cache.
@@ -100,7 +100,7 @@ class TileGradient {
         const int64_t t0 = plan_.block_levels()[b], t1 = plan_.block_levels()[b + 1];
         const int64_t k0 = plan_.start(l, t0), k1 = plan_.start(l, t1);
         for (int c = 0; c < plan_.linears(); ++c)
-          if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t0, plan_.levels(), k0, k1);
+          if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t0, plan_.levels(), k0, k1, l >= 0);
         if (l >= 0) finish(l, k0, k1);
       }
   }
@@ -112,21 +112,22 @@ class TileGradient {
     const int64_t* levels = plan_.block_levels();
     for (int64_t b = plan_.blocks() - 1; b >= 0; --b) {
       const int64_t t0 = levels[b], t1 = levels[b + 1];
-      for (int c = 0; c < plan_.linears(); ++c) {
+      const bool last = b + 1 == plan_.blocks();
+      for (int c = 0; c < plan_.linears() && !last; ++c) {
         const LinearView w = plan_.linear(c);
-        if (b + 1 < plan_.blocks())
-          product(w, b + 1, t1, plan_.levels(), plan_.start(w.source(), t0), plan_.start(w.source(), t1));
+        product(w, b + 1, t1, plan_.levels(), plan_.start(w.source(), t0), plan_.start(w.source(), t1),
+                w.source() >= 0);
       }
       for (int64_t t = t1 - 1; t >= t0; --t) {
         for (int c = 0; c < plan_.linears(); ++c) {
           const LinearView w = plan_.linear(c);
-          if (w.source() < 0) product(w, b, t + 1, t1, plan_.start(-1, t), plan_.start(-1, t + 1));
+          if (w.source() < 0) product(w, b, t + 1, t1, plan_.start(-1, t), plan_.start(-1, t + 1), false);
         }
         solve(plan_.feature_starts()[t], plan_.feature_starts()[t + 1]);
         for (int l = plan_.hidden() - 1; l >= 0; --l) {
           const int64_t k0 = plan_.start(l, t), k1 = plan_.start(l, t + 1);
           for (int c = 0; c < plan_.linears(); ++c)
-            if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t, t1, k0, k1);
+            if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t, t1, k0, k1, last);
           finish(l, k0, k1);
         }
       }
@@ -168,27 +169,22 @@ class TileGradient {
   T* cotangent(int node) const { return node < 0 ? g_x : delta(node); }
 
   // Adds to the cotangents of source columns [k0, k1) what the target rows of levels [t0, t1) send back; t0 in block b.
-  void product(const LinearView& w, int64_t b, int64_t t0, int64_t t1, int64_t k0, int64_t k1) const {
+  // A hidden layer is read by one linear map, whose first product `begins` the cotangents.
+  void product(const LinearView& w, int64_t b, int64_t t0, int64_t t1, int64_t k0, int64_t k1, bool begins) const {
     const int64_t r0 = plan_.start(w.target(), t0), r1 = plan_.start(w.target(), t1);
-    if (r0 >= r1 || k0 >= k1) return;
+    T* g = cotangent(w.source());
+    if (r0 >= r1 || k0 >= k1) {
+      if (begins && k0 < k1) __builtin_memset(g + k0 * R, 0, (k1 - k0) * R * sizeof(T));
+      return;
+    }
     const int64_t chunk = w.chunk_of(r0, b);
-    constexpr int64_t Group = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-    for (int64_t groups = (k1 - k0 + Group - 1) / Group, g = 0; g < groups; ++g) {
-      const int64_t begin = k0 + (k1 - k0) * g / groups, end = k0 + (k1 - k0) * (g + 1) / groups;
-      const auto run = [&](auto n) {
-        panel_transposed<T, decltype(n)::value>(w, net_.packed, chunk, r0, r1, begin, delta(w.target()),
-                                                cotangent(w.source()) + begin * R);
-      };
-      switch (end - begin) {
-        case 8: run(std::integral_constant<int, 8>{}); break;
-        case 7: run(std::integral_constant<int, 7>{}); break;
-        case 6: run(std::integral_constant<int, 6>{}); break;
-        case 5: run(std::integral_constant<int, 5>{}); break;
-        case 4: run(std::integral_constant<int, 4>{}); break;
-        case 3: run(std::integral_constant<int, 3>{}); break;
-        case 2: run(std::integral_constant<int, 2>{}); break;
-        case 1: run(std::integral_constant<int, 1>{}); break;
-      }
+    constexpr int Group = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
+    for (int64_t groups = (k1 - k0 + Group - 1) / Group, i = 0; i < groups; ++i) {
+      const int64_t begin = k0 + (k1 - k0) * i / groups, end = k0 + (k1 - k0) * (i + 1) / groups;
+      with_count<Group>(end - begin, [&](auto n) {
+        panel_transposed<T, decltype(n)::value>(w, net_.packed, chunk, r0, r1, begin, begins, delta(w.target()),
+                                                g + begin * R);
+      });
     }
   }
 

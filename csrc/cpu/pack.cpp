@@ -7,8 +7,7 @@ namespace flowkern::FK_ISA {
 template <class T>
 void prefetch_rows(Matrix<const T> weight, const int64_t* order, int64_t rows, int64_t columns) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t at = 0; at < columns; at += 64 / sizeof(T))
-      __builtin_prefetch(&weight(order[i], at));
+    for (int64_t at = 0; at < columns; at += 64 / sizeof(T)) __builtin_prefetch(&weight(order[i], at));
 }
 
 template <class T>

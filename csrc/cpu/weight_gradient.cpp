@@ -79,8 +79,8 @@ void unpack(const WeightGradient<T>& g, int linear, int64_t begin, int64_t end) 
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                        \
-  template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);    \
+#define FK_INSTANTIATE(T)                                                                     \
+  template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t); \
   template void unpack<T>(const WeightGradient<T>&, int, int64_t, int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
