@@ -12,8 +12,10 @@ namespace flowkern {
   extern const Kernels<double>& kDouble; \
   }
 FK_DECLARE(baseline)
-#ifdef FLOWKERN_X86
+#ifdef FLOWKERN_HAS_avx2
 FK_DECLARE(avx2)
+#endif
+#ifdef FLOWKERN_HAS_avx512
 FK_DECLARE(avx512)
 #endif
 
@@ -27,13 +29,13 @@ struct Choice {
 
 Choice choose() {
   const char* cap_text = std::getenv("FLOWKERN_ISA");
-  const std::string_view cap = cap_text ? cap_text : "";
-#ifdef FLOWKERN_X86
-  __builtin_cpu_init();
-  if (cap != "baseline") {
-    if (cap != "avx2" && __builtin_cpu_supports("x86-64-v4")) return {"avx512", &avx512::kFloat, &avx512::kDouble};
-    if (__builtin_cpu_supports("x86-64-v3")) return {"avx2", &avx2::kFloat, &avx2::kDouble};
-  }
+  [[maybe_unused]] const std::string_view cap = cap_text ? cap_text : "";
+#ifdef FLOWKERN_HAS_avx512
+  if (cap != "baseline" && cap != "avx2" && __builtin_cpu_supports("x86-64-v4"))
+    return {"avx512", &avx512::kFloat, &avx512::kDouble};
+#endif
+#ifdef FLOWKERN_HAS_avx2
+  if (cap != "baseline" && __builtin_cpu_supports("x86-64-v3")) return {"avx2", &avx2::kFloat, &avx2::kDouble};
 #endif
   return {"baseline", &baseline::kFloat, &baseline::kDouble};
 }

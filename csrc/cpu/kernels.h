@@ -1,4 +1,4 @@
-// The CPU kernels as seen from ops.cpp: plain functions on raw pointers, one table per instruction set.
+// The CPU kernels as seen from csrc/ops: plain functions on raw pointers, one table per instruction set.
 #pragma once
 
 #include <cstdint>

@@ -144,6 +144,7 @@ def test_second_derivatives_of_gates(operator: str) -> None:
 
 
 @OPERATOR
+@settings(max_examples=24)  # each pools a thousand elements
 @given(data=st.data())
 def test_any_network(operator: str, data: st.DataObject) -> None:
     any_network(operator, "native", data.draw)
