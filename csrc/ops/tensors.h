@@ -96,7 +96,7 @@ void parallel(int64_t n, const F& f) {
   });
 }
 
-// Asks for pages of 2 MB: a training step spends a tenth of its time on faults for small ones (docs/measured.md).
+// Asks for pages of 2 MB: a training step has a third of the page faults then (docs/measured.md).
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
   const auto begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
