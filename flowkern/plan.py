@@ -11,11 +11,13 @@ directed acyclic graph; a coupling layer is the case of two levels.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import struct
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +35,15 @@ _CHUNK = 8  # rows of a packed panel
 _MAX_HIDDEN = 64
 _Made = TypeVar("_Made")
 _known: dict[str, weakref.WeakSet[AutoregressivePlan]] = {}
+
+
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """For what is made once and kept: ordinary tensors, though the call that makes it is traced with tensors without values,
+    or in inference mode, whose tensors no gradient may meet later.
+    """
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        yield
 
 
 class AutoregressivePlan:
@@ -74,6 +85,7 @@ class AutoregressivePlan:
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), section 4.
     """
 
+    @outside_modes()
     def __init__(
         self,
         masks: Sequence[Tensor],
@@ -110,7 +122,7 @@ class AutoregressivePlan:
         self.activation_index = ACTIVATIONS.index(activation)
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = _Encoder(self).encode()
-        self.key = hashlib.sha1(bytes(self.meta.numpy()) + bytes(self.mask_bytes.numpy()), usedforsecurity=False).hexdigest()
+        self.key = hashlib.sha1(content(self.meta) + content(self.mask_bytes), usedforsecurity=False).hexdigest()
         self._register()
         widths = [m.shape[0] for m in self.masks]
         self.weight_shapes = [tuple(m.shape) for m in self.masks]
@@ -213,6 +225,15 @@ class AutoregressivePlan:
         self.units = [len(o) for o in self.unit_orders]
         self.output_order = outputs[self.feature_order].flatten()
         self.output_starts = self.feature_starts * self.parameters
+        # As numbers, for what walks the levels in plain PyTorch: a call that is traced must not read tensors.
+        self.level_starts = [s.tolist() for s in (*self.unit_starts, self.output_starts)]
+        self.level_features = self.feature_starts.tolist()
+        self.residual_places = [[] if s is None else self._places(s, i) for i, s in enumerate(self.residuals)]
+
+    def _places(self, source: int, layer: int) -> list[int]:
+        """Where the sorted units of a hidden layer are among those of an earlier one of the same width."""
+        place = {unit: i for i, unit in enumerate(self.unit_orders[source].tolist())}
+        return [place[unit] for unit in self.unit_orders[layer].tolist()]
 
     def _parameter_rows(self) -> Tensor:
         """(features, parameters): the output row of every parameter, shift before scale."""
@@ -265,7 +286,7 @@ class AutoregressivePlan:
                 raise RuntimeError(
                     "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
                 )
-            with _disable_current_modes():  # the first call may be one that torch.compile traces with fake tensors
+            with outside_modes():
                 self.tables[key] = make()
         return self.tables[key]
 
@@ -295,6 +316,17 @@ class AutoregressivePlan:
         )
 
 
+def version(t: Tensor) -> int:
+    """Counts the changes of a tensor in place; inference tensors do not count theirs."""
+    return 0 if t.is_inference() else t._version
+
+
+def content(t: Tensor) -> bytes:
+    """The bytes of a tensor on the CPU, without NumPy."""
+    t = t.contiguous()
+    return ctypes.string_at(t.data_ptr(), t.numel() * t.element_size())
+
+
 def _starts(levels: Tensor, count: int) -> Tensor:
     """First index of every level after sorting, and the total."""
     return torch.cat(
@@ -309,7 +341,7 @@ def block_levels(plan: AutoregressivePlan) -> list[int]:
     with earlier blocks, few enough that the level-by-level rest inside a block stays small. Measured in
     docs/measured.md.
     """
-    starts = [s.tolist() for s in [*plan.unit_starts, plan.output_starts]]
+    starts = plan.level_starts
     blocks = [0]
     for level in range(1, plan.levels):
         rows = [s[level] - s[blocks[-1]] for s in starts]
@@ -391,10 +423,6 @@ class _Encoder:
     def _hidden(self, layer: int) -> list[int]:
         plan = self.plan
         source = plan.residuals[layer]
-        residual_units: list[int] = []
-        if source is not None:
-            place = {unit: i for i, unit in enumerate(plan.unit_orders[source].tolist())}
-            residual_units = [place[unit] for unit in plan.unit_orders[layer].tolist()]
         return [
             plan.units[layer],
             plan.masks[layer].shape[0],
@@ -403,7 +431,7 @@ class _Encoder:
             sum(plan.units[:layer]),
             int(plan.activated[layer]),
             -1 if source is None else source,
-            self.put(residual_units),
+            self.put(plan.residual_places[layer]),
             self._addend(layer),
             int(layer in plan.residuals),
             len(plan.addends) + plan.gates.index(layer) if layer in plan.gates else -1,

@@ -7,9 +7,11 @@ Pickling and state dictionaries see the peer's class.
 from __future__ import annotations
 
 import copy
-import copyreg
 import functools
+import threading
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,9 +20,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from flowkern import ops
-from flowkern.adapters.network import Network, UnsupportedError, class_path, differs
+from flowkern.adapters.network import ChangedError, Network, UnsupportedError, class_path, differs
+from flowkern.adapters.structure import Structure
+from flowkern.plan import outside_modes
 
 Model = TypeVar("Model")
 STATE = "_flowkern"
@@ -36,12 +42,14 @@ class Layer:
             code; the self-check compares the operators with it.
         methods: what the accelerated class overrides; each calls :func:`fast` or :func:`own`.
         set_aside: instance attributes that would hide the methods.
+        caches: instance attributes that calls write, and that do not change what the layer computes.
     """
 
     read: Callable[[Any], Network]
     evaluate: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     methods: Mapping[str, Callable[..., Any]]
     set_aside: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,49 +84,78 @@ def libraries() -> list[Library]:
     return list(_libraries.values())
 
 
-@dataclass
+@dataclass(slots=True)  # without a __dict__, so that code which walks through all that a model holds does not enter it
 class State:
-    """What an accelerated layer carries."""
+    """What an accelerated layer carries, under :data:`STATE` in its dictionary."""
 
     layer: Layer
+    owner: weakref.ref[Any]
+    accelerated: type  # the class that the layer has now
     network: Network
+    structure: Structure | None  # of the layer when its network was read; none where that is known to be no longer true
     aside: dict[str, Any]
     verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
-    accelerated: type  # the class that the layer has now
+    standing: dict[bool, str | None] = field(default_factory=dict)  # obstacles by direction, while nothing changes
+    told: str | None = None  # the reason of the last warning
 
 
 UNCHECKED = "unchecked"
+HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
-def _parts(layer: Any) -> tuple[Any, Any, Any]:
+def state_of(layer: Any) -> State | None:
+    """The state of an accelerated layer; none where it was restored meanwhile, or is a copy that no library's code made."""
+    state = layer.__dict__.get(STATE)
+    return state if state is not None and (torch.compiler.is_compiling() or state.owner() is layer) else None
+
+
+# -- copies and pickles -----------------------------------------------------------------------------------------------
+
+_pickled = threading.local()
+
+
+def _parts(layer: Any, state: State | None) -> tuple[Any, Any, Any]:
     """What the peer's own object would give to pickle: how it is made, its arguments, its state. The layer stays as it is."""
-    state: State = layer.__dict__[STATE]
     peer: Any = object.__new__(peer_class(type(layer)))
-    peer.__dict__.update({k: v for k, v in layer.__dict__.items() if k != STATE}, **state.aside)
+    aside = {} if state is None else state.aside
+    peer.__dict__.update({k: v for k, v in layer.__dict__.items() if k != STATE}, **aside)
     function, arguments, values, *_ = peer.__reduce_ex__(2)
     return function, arguments, values
 
 
 def _reduce_ex(self: Any, protocol: Any) -> Any:
     """Pickles as the peer's own object."""
-    function, arguments, values = _parts(self)
-    if function.__name__ == "__newobj__":  # pickle wants the object's present class there; the older form names any
-        function, arguments = copyreg._reconstructor, (*arguments, object, None)  # type: ignore[attr-defined]
-    return function, arguments, values
+    _pickled.layer = self
+    return _parts(self, state_of(self))
+
+
+def _class(self: Any) -> type:
+    """The object's class; pickle, which asks for it right after :func:`_reduce_ex`, is told the peer's."""
+    if getattr(_pickled, "layer", None) is self:
+        _pickled.layer = None
+        return peer_class(type(self))
+    return type(self)
+
+
+def _set_class(self: Any, cls: type) -> None:
+    object.__dict__["__class__"].__set__(self, cls)
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     """A copy is accelerated too, over its own parameters."""
-    state: State = self.__dict__[STATE]
-    twin = _peer_copy(self, memo)
+    state = state_of(self)
+    if state is None:
+        return _peer_copy(self, None, memo)
+    _renewed(self, state)
+    twin = _peer_copy(self, state, memo)
     with suppress(UnsupportedError):  # changed since it was accelerated: the copy is the peer's own
         attach(twin, state.layer, state.verdict)
     return twin
 
 
-def _peer_copy(layer: Any, memo: dict[int, Any]) -> Any:
+def _peer_copy(layer: Any, state: State | None, memo: dict[int, Any]) -> Any:
     """A deep copy as the peer's own object."""
-    function, arguments, values = _parts(layer)
+    function, arguments, values = _parts(layer, state)
     twin = memo[id(layer)] = function(*arguments)
     values = copy.deepcopy(values, memo)
     if hasattr(twin, "__setstate__"):
@@ -128,14 +165,7 @@ def _peer_copy(layer: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
-def _setattr(self: Any, name: str, value: Any) -> None:
-    """What is assigned to a layer may change what it computes: it is read and checked anew before the next call."""
-    state: State = self.__dict__[STATE]
-    accelerated: Any = state.accelerated
-    super(accelerated, self).__setattr__(name, value)
-    if name not in ("training", "_inv") and not name.startswith("_cached"):
-        state.network.stale = True
-
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 _classes: dict[tuple[type, int], tuple[type, Layer]] = {}
 
@@ -145,22 +175,21 @@ def _accelerated_class(cls: type, layer: Layer) -> type:
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         # No base but the peer's class: an object can change its class only to one of the same layout.
-        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy, "__setattr__": _setattr}
+        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy}
+        common["__class__"] = property(_class, _set_class)
         # The layer is kept with the class, so that its id is not used again.
         _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods}), layer
     return _classes[key][0]
 
 
 def peer_class(cls: type) -> type:
-    """The class that an accelerated class stands in for."""
-    return cls._flowkern_peer  # type: ignore[attr-defined]
+    """The class that an accelerated class stands in for; any other class itself."""
+    return getattr(cls, "_flowkern_peer", cls)
 
 
 def own(layer: Any, name: str) -> Callable[..., Any]:
-    """The peer's own method of an accelerated layer, bound."""
-    state: State = layer.__dict__[STATE]
-    accelerated: Any = state.accelerated
-    return state.aside[name] if name in state.aside else getattr(super(accelerated, layer), name)
+    """The method that the peer's class defines, bound to an accelerated layer, or to one that was restored meanwhile."""
+    return getattr(peer_class(type(layer)), name).__get__(layer)
 
 
 def is_accelerated(layer: Any) -> bool:
@@ -169,20 +198,30 @@ def is_accelerated(layer: Any) -> bool:
 
 
 def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
-    """Accelerates one layer, or raises :class:`UnsupportedError`."""
+    """Accelerates one layer, or raises :class:`UnsupportedError`.
+
+    Other threads may use the layer meanwhile: at each step here either the peer's methods serve it or the new ones.
+    """
     if is_accelerated(layer):
         _detach(layer)
     network = network or _read(layer, how)
     accelerated = _accelerated_class(type(layer), how)
-    aside = {name: layer.__dict__.pop(name) for name in how.set_aside if name in layer.__dict__}
+    aside = {name: layer.__dict__[name] for name in how.set_aside if name in layer.__dict__}
+    state = State(how, weakref.ref(layer), accelerated, network, None, aside, verdict)
+    layer.__dict__[STATE] = state
     layer.__class__ = accelerated
-    layer.__dict__[STATE] = State(how, network, aside, verdict, accelerated)
+    for name in aside:
+        del layer.__dict__[name]
+    state.structure = _structure(layer, how)
+
+
+def _structure(layer: Any, how: Layer) -> Structure:
+    return Structure(layer, frozenset((STATE, *how.caches)))
 
 
 def _read(layer: Any, how: Layer) -> Network:
     """The network of a layer; whatever goes wrong is a reason to leave it alone."""
-    cls = peer_class(type(layer)) if is_accelerated(layer) else type(layer)
-    methods = {k for base in cls.__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
+    methods = {k for base in peer_class(type(layer)).__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
     hidden = [k for k, v in vars(layer).items() if callable(v) and k in methods and k not in how.set_aside]
     if hidden:
         raise UnsupportedError(f"its {', '.join(hidden)} was replaced")
@@ -199,8 +238,9 @@ def _detach(layer: Any) -> None:
     if type(layer) is not state.accelerated:
         name = type(layer).__qualname__
         raise RuntimeError(f"restore: the class of a {name} was changed after accelerate; change it back first")
+    layer.__dict__.update(state.aside)
     layer.__class__ = peer_class(type(layer))
-    layer.__dict__.update(layer.__dict__.pop(STATE).aside)
+    del layer.__dict__[STATE]
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -208,32 +248,74 @@ def _detach(layer: Any) -> None:
 
 def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
     """Keyword arguments of the operators for a call, or ``None`` where the peer's own code must serve it."""
-    state: State = layer.__dict__[STATE]
+    state = state_of(layer)
+    if state is None or state.network.busy() is not None:
+        return None
+    if torch.compiler.is_compiling():
+        if state.network.obstacle(inverse) is not None or not _checked_while_tracing(layer):
+            return None
+    elif not _ready(layer, state, inverse):
+        return None
     if not state.network.fits(x, context):
         return None
-    if state.network.obstacle(inverse) is not None:
-        return None
-    if not (_checked_while_tracing(layer) if torch.compiler.is_compiling() else checked(layer)):
-        return None
-    return state.network.arguments(context)
-
-
-def _renew(layer: Any, state: State) -> None:
-    """Reads a layer again, if something that it was read from is no longer there, and follows its masks."""
     try:
-        if state.network.outdated():
-            state.network, state.verdict = _read(layer, state.layer), UNCHECKED
-        else:
-            state.network.follow()
+        return state.network.arguments(context)
+    except ChangedError:
+        state.structure = None  # the layer is read again before its next call
+        return None
+
+
+def _ready(layer: Any, state: State, inverse: bool) -> bool:
+    """Whether a layer, as it is now, is one that the operators serve."""
+    if _renewed(layer, state) is not None:
+        _tell(layer, state)
+        return False
+    return _obstacle(state, inverse) is None and _checked(layer, state)
+
+
+def _obstacle(state: State, inverse: bool) -> str | None:
+    """The same as the network's, which looks at every module, only where something changed since it last did."""
+    if state.structure is None or state.structure.hooked():
+        return state.network.obstacle(inverse)
+    if inverse not in state.standing:
+        state.standing[inverse] = state.network.obstacle(inverse)
+    return state.standing[inverse]
+
+
+def _renewed(layer: Any, state: State, thorough: bool = False) -> str | None:
+    """Reads a layer again if something changed that its reader may have read, and follows its masks.
+
+    Returns why it must be left alone, if that is known by now. A thorough look also sees what a call would meet later on.
+    """
+    if thorough or state.structure is None or not state.structure.same(layer):
+        _look_again(layer, state)
+    try:
+        if state.network.follow() and state.verdict is not None:
+            state.verdict = UNCHECKED
     except UnsupportedError as error:
-        _leave(layer, state, str(error))
+        state.verdict = str(error)
+    return None if state.verdict == UNCHECKED else state.verdict
 
 
-def _leave(layer: Any, state: State, reason: str) -> None:
-    if state.verdict != reason:
-        state.verdict = reason
+def _look_again(layer: Any, state: State) -> None:
+    """What changed in a layer: a mode or a hook, which the next call looks at, or something that its reader read."""
+    now = _structure(layer, state.layer)
+    if state.structure is None or now.differs(state.structure):
+        try:
+            network = _read(layer, state.layer)
+            state.verdict = UNCHECKED
+            state.network = network  # last: other threads may be at work with the layer
+        except UnsupportedError as error:
+            state.verdict = str(error)
+    state.structure, state.standing = now, {}
+
+
+def _tell(layer: Any, state: State) -> None:
+    """Warns once that a layer is left alone."""
+    if state.told != state.verdict:
+        state.told = state.verdict
         name = type(layer).__qualname__
-        warnings.warn(f"flowkern leaves a {name} as it was: {reason}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"flowkern leaves a {name} as it was: {state.verdict}", RuntimeWarning, stacklevel=4)
 
 
 def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -250,17 +332,23 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
 
 def checked(layer: Any) -> bool:
     """Whether the operators agree with the peer's code; found out at the first use."""
-    state: State = layer.__dict__[STATE]
-    _renew(layer, state)
+    state = state_of(layer)
+    return state is not None and _renewed(layer, state) is None and _checked(layer, state)
+
+
+def _checked(layer: Any, state: State) -> bool:
+    """The same, of a layer that was read. Under a mode that traces, the check may not be possible: it is put off then."""
     if state.verdict == UNCHECKED:
+        traced = _get_current_dispatch_mode() is not None
         try:
             reason = _self_check(layer, state)
         except Exception as error:
+            if traced:
+                return False
             reason = f"the self-check failed: {type(error).__name__}: {error}"
-        if reason is None:
-            state.verdict = None
-        else:
-            _leave(layer, state, reason)
+        state.verdict = reason
+        if reason is not None:
+            _tell(layer, state)
     return state.verdict is None
 
 
@@ -273,16 +361,18 @@ def _checked_while_tracing(layer: Any) -> bool:
 _checked_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+# -- the self-check ---------------------------------------------------------------------------------------------------
+
+
 def _self_check(layer: Any, state: State) -> str | None:
     """Compares the operators with the peer's code on two rows in float64; returns what differs.
 
-    The copy has random weights: those of the model may be zero, which would hide a difference, or not finite.
+    The copy has random weights: those of the model may be zero, which would hide a difference, or not finite. Nothing here
+    draws from the global generator, from which other threads may draw at the same time.
     """
     with (
-        torch.inference_mode(False),
-        torch.no_grad(),
+        outside_modes(),
         torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=[]),
         # Peers create tensors on the default device. Setting one slows every call, so only where it is another.
         nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
     ):
@@ -291,13 +381,7 @@ def _self_check(layer: Any, state: State) -> str | None:
         def noise(*shape: int) -> Tensor:  # uniform in [-1, 1); quicker to draw than a normal, which is half of the time
             return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu").double() * 2 - 1
 
-        memo: dict[int, Any] = {}
-        modules = [*layer.modules(), *state.network.modules]
-        for p in (p for m in modules for p in m._parameters.values() if p is not None):
-            memo[id(p)] = nn.Parameter(noise(*p.shape) * (2 / max(p.shape[-1], 1)) ** 0.5 if p.dim() > 1 else noise(*p.shape))
-        for t in (t for m in modules for t in (*m._buffers.values(), *_results(m)) if t is not None):
-            memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
-        twin = _peer_copy(layer, memo).eval()
+        twin = _random_twin(layer, state, noise)
         network = state.layer.read(twin)
         x, context = noise(2, network.features), noise(2, network.context) if network.context else None
         expected = state.layer.evaluate(twin, x, context)
@@ -309,6 +393,43 @@ def _self_check(layer: Any, state: State) -> str | None:
         back, _ = ops.autoregressive_inverse(expected[0], **arguments)
         error = _error(state.layer.evaluate(twin, back, context)[0], expected[0])
         return None if error < 1e-6 else f"the round trip through its own code is off by {error:.1e}"
+
+
+def _random_twin(layer: Any, state: State, noise: Callable[..., Tensor]) -> Any:
+    """A copy as the peer's own object, in float64 and evaluation mode, with random parameters."""
+
+    def parameter(*shape: int) -> nn.Parameter:
+        return nn.Parameter(noise(*shape) * (2 / max(shape[-1], 1)) ** 0.5 if len(shape) > 1 else noise(*shape))
+
+    memo: dict[int, Any] = {}
+    modules = [*layer.modules(), *state.network.modules]
+    for p in (p for m in modules for p in m._parameters.values() if p is not None):
+        memo[id(p)] = parameter(*p.shape)
+    for t in (t for m in modules for t in (*m._buffers.values(), *_results(m)) if t is not None):
+        memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
+    # Nothing here calls hooks, and theirs and FSDP's states hold what cannot be copied, such as process groups.
+    for name, value in ((k, v) for m in modules for k, v in vars(m).items()):
+        if name in HOOKS or name.startswith("__composable_api_state"):
+            memo[id(value)] = OrderedDict()
+    for m in modules:
+        if parametrize.is_parametrized(m):
+            memo[id(m)] = _without_parametrizations(m, memo, parameter)
+    return _peer_copy(layer, state, memo).eval()
+
+
+def _without_parametrizations(module: nn.Module, memo: dict[int, Any], parameter: Callable[..., nn.Parameter]) -> nn.Module:
+    """A copy of a module with ordinary parameters in the place of parametrized ones.
+
+    These are the user's code, and need not be compared. It may draw random numbers, and inside of parametrize.cached() its
+    results are shared with the original.
+    """
+    twin: Any = object.__new__(parametrize.type_before_parametrizations(module))
+    state = {**vars(module), "_modules": {k: v for k, v in module._modules.items() if k != "parametrizations"}}
+    twin.__dict__.update(copy.deepcopy(state, memo))
+    sizes = [getattr(module, k) for k in ("out_features", "in_features", "num_features") if hasattr(module, k)]
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        twin.register_parameter(name, parameter(*sizes) if name == "weight" else parameter(sizes[0]))
+    return twin
 
 
 def _results(module: nn.Module) -> Iterator[Tensor]:
@@ -482,9 +603,10 @@ def _status(row: Found) -> str:
                 reason = str(error)
         return f"left alone: {reason}"
     state: State = row.layer.__dict__[STATE]
-    if state.verdict not in (None, UNCHECKED):
-        return f"left alone: {state.verdict}"
-    now = state.network.obstacle(inverse=False)
+    reason = _renewed(row.layer, state, thorough=True)
+    if reason is not None:
+        return f"left alone: {reason}"
+    now = state.network.busy() or state.network.obstacle(inverse=False)
     if now is not None:
         return f"accelerated, but its own code runs now: {now}"
     return "accelerated" if state.verdict is None else "accelerated, to be checked at the first call"

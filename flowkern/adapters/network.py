@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 
 from flowkern._checks import FLOATS
-from flowkern.plan import AutoregressivePlan
-
-Context = Callable[[Tensor], Tensor]
+from flowkern.plan import AutoregressivePlan, content, version
 
 
 class UnsupportedError(Exception):
@@ -68,13 +67,66 @@ def activation_of(*found: Any) -> tuple[str, float | None]:
     return names.pop() if names else ("identity", None)
 
 
-# -- linear maps ------------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class ChangedError(Exception):
+    """A module is not what it was when its layer was read: its bias or its running statistics are gone, or are new."""
+
+
+class Reading:
+    """The parameters that one call uses. Each module is read once: a parametrization may draw, or take a step, every time."""
+
+    def __init__(self) -> None:
+        self._found: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+
+    def linear(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias."""
+        found = self._found.get(module)
+        if found is None:
+            weight = _parameter(module, "weight")
+            if weight is None:
+                raise ChangedError
+            found = self._found[module] = weight, _parameter(module, "bias")
+        return found
+
+    def norm(self, module: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+        """Batch normalisation in evaluation mode as y = s x + t: s and t."""
+        found = self._found.get(module)
+        if found is None:
+            found = self._found[module] = _scale_and_shift(module)
+        scale, shift = found
+        assert shift is not None
+        return scale, shift
+
+
+Context = Callable[[Tensor, Reading], Tensor]
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor | None:
     # The dictionary first: attribute look-ups of nn.Module are slow. A parametrized one is an attribute only.
     own = module._parameters
     return own[name] if name in own else getattr(module, name)
+
+
+def _stored(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter, or of one with a parametrization, which is not evaluated, a tensor that it is made from."""
+    own = module._parameters
+    if name in own or not parametrize.is_parametrized(module, name):
+        return _parameter(module, name)
+    return next(iter(module.parametrizations[name].state_dict(keep_vars=True).values()))  # type: ignore[index, union-attr]
+
+
+def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ChangedError
+    scale = torch.rsqrt(var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
+
+
+# -- linear maps ------------------------------------------------------------------------------------------------------
 
 
 class Linear:
@@ -87,43 +139,37 @@ class Linear:
 
     def __init__(self, module: nn.Module, columns: slice | None = None) -> None:
         self.module, self.columns = module, columns
-        self.biased = _parameter(module, "bias") is not None
+        self.biased = self._has_bias = _stored(module, "bias") is not None
 
     def mask(self) -> Tensor:
         """What the columns may read, on the mask's device."""
-        mask = self.module._buffers["mask"]
-        assert mask is not None
+        (mask,) = self.masks()
         return (mask if self.columns is None else mask[:, self.columns]) != 0
 
     def checked_mask(self) -> Tensor:
         """The same, if it is a mask."""
         for mask in self.masks():
-            if mask is not None and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+            if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
                 raise UnsupportedError("its masks have values other than 0 and 1")
         return self.mask()
 
-    def masks(self) -> list[Tensor | None]:
+    def masks(self) -> list[Tensor]:
         """The buffers that the plan depends on."""
-        return [self.module._buffers["mask"]]
+        mask = self.module._buffers["mask"]
+        if mask is None:
+            raise UnsupportedError("a mask of it is gone")
+        return [mask]
 
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        weight = _parameter(self.module, "weight")
-        assert weight is not None
-        return weight if self.columns is None else weight[:, self.columns], _parameter(self.module, "bias")
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, as many as when the layer was read."""
+        weight, bias = read.linear(self.module)
+        if (bias is not None) != self._has_bias:
+            raise ChangedError
+        return weight if self.columns is None else weight[:, self.columns], bias
 
-    def apply(self, context: Tensor) -> Tensor:
+    def apply(self, context: Tensor, read: Reading) -> Tensor:
         """What the columns contribute for a context, without the bias."""
-        return F.linear(context, torch.where(self.mask(), self.tensors()[0], 0))
-
-
-def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Batch normalisation in evaluation mode as y = s x + t."""
-    mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert var is not None
-    scale = torch.rsqrt(var + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
+        return F.linear(context, torch.where(self.mask(), self.tensors(read)[0], 0))
 
 
 class LinearThenNorm(Linear):
@@ -133,18 +179,18 @@ class LinearThenNorm(Linear):
         super().__init__(module)
         self.norm, self.biased = norm, True
 
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = super().tensors()
-        scale, shift = _scale_and_shift(self.norm)
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().tensors(read)
+        scale, shift = read.norm(self.norm)
         return weight * scale[:, None], shift if bias is None else bias * scale + shift
 
 
 class NormThenLinear(LinearThenNorm):
     """Batch normalisation whose result only a linear map reads: folded into its weights."""
 
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = Linear.tensors(self)
-        scale, shift = _scale_and_shift(self.norm)
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        weight, bias = Linear.tensors(self, read)
+        scale, shift = read.norm(self.norm)
         moved = (torch.where(self.mask(), weight, 0) * shift).sum(1)  # no matrix product, which autocast would round
         return weight * scale, moved if bias is None else bias + moved
 
@@ -158,17 +204,22 @@ class Norm(Linear):
     def mask(self) -> Tensor:
         return torch.eye(self.norm.num_features, dtype=torch.bool, device="cpu")
 
-    def masks(self) -> list[Tensor | None]:
+    def masks(self) -> list[Tensor]:
         return []
 
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        scale, shift = _scale_and_shift(self.norm)
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        scale, shift = read.norm(self.norm)
         return torch.diag(scale), shift
 
 
-def scaled(context: Context, norm: nn.BatchNorm1d) -> Context:
+def called(layer: nn.Module, then: Callable[[Tensor], Tensor] | None = None) -> Context:
+    """What a module of its own gives for the context, and a function of that."""
+    return lambda context, read: layer(context) if then is None else then(layer(context))
+
+
+def scaled(contribution: Context, norm: nn.BatchNorm1d) -> Context:
     """A contribution of the context that passes through batch normalisation."""
-    return lambda c: context(c) * _scale_and_shift(norm)[0]
+    return lambda context, read: contribution(context, read) * read.norm(norm)[0]
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -180,7 +231,7 @@ def _shared_plan(masks: Sequence[Tensor], **structure: Any) -> AutoregressivePla
     """Layers with the same masks share one plan: building it takes milliseconds."""
     found = hashlib.sha1(usedforsecurity=False)
     for mask in masks:
-        found.update(mask.contiguous().view(torch.uint8).numpy().data)
+        found.update(content(mask))
     key = found.digest(), tuple(m.shape for m in masks), tuple(sorted((k, str(v)) for k, v in structure.items()))
     plan = _plans.get(key)
     if plan is None:
@@ -223,9 +274,7 @@ class Network:
         self.addends: dict[int, list[Context]] = {}
         self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
-        self.stale = False
-        self._facts: list[tuple[dict[str, Any], str, Any]] = []
-        self._seen: list[tuple[Tensor | None, int]] = []
+        self._seen: list[tuple[Tensor, int]] = []
 
     def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
         """The next layer; returns its index. The last one gives the parameters."""
@@ -249,10 +298,6 @@ class Network:
     def finish(self, *modules: nn.Module) -> Network:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
-        for m in self.modules:
-            self._facts += [(m._modules, key, child) for key, child in m._modules.items()]
-            if "activation" in vars(m):
-                self._facts.append((vars(m), "activation", m.activation))
         self._plan()
         return self
 
@@ -263,7 +308,8 @@ class Network:
         linears = self._all()
         activation, constant = self.activation
         depth = len(self.linears) - 1
-        if any(mask is not None and mask.is_meta for mask in self._masks()):
+        self._seen = [(mask, version(mask)) for mask in self._masks()]
+        if any(mask.is_meta for mask in self._masks()):
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
             self.plan = _shared_plan(
@@ -282,34 +328,38 @@ class Network:
             )
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
-        self._seen = [(mask, _version(mask)) for mask in self._masks()]
 
-    def outdated(self) -> bool:
-        """Whether the layer was assigned to, or a module or activation inside was exchanged, since it was read."""
-        return self.stale or any(where.get(key) is not value for where, key, value in self._facts)
-
-    def _masks(self) -> list[Tensor | None]:
+    def _masks(self) -> list[Tensor]:
         return [mask for linear in self._all() for mask in linear.masks()]
 
-    def follow(self) -> None:
+    def follow(self) -> bool:
         """A new plan where masks were changed in place (a checkpoint brings its own random masks) or moved."""
-        for now, (before, version) in zip(self._masks(), self._seen, strict=True):
-            if now is not before or _version(now) != version:
+        for now, (before, number) in zip(self._masks(), self._seen, strict=True):
+            if now is not before or version(now) != number:
                 self._plan()
-                return
+                return True
+        return False
 
-    def obstacle(self, inverse: bool) -> str | None:
-        """Why the peer's own code must run now, or ``None``."""
+    def busy(self) -> str | None:
+        """Why the peer's own code must run now whatever the modules are like, or ``None``."""
         if _has_any_global_hook():
             return "a hook on all modules is registered, which the fused call would pass over"
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return "it is being exported: what is stored is the library's own code, which runs without flowkern"
         if torch._C._are_functorch_transforms_active() and any(
             now is not before for now, (before, _) in zip(self._masks(), self._seen, strict=True)
         ):
             return "its masks are an argument of a torch.func transform: those of an ensemble may differ"
+        return None
+
+    def obstacle(self, inverse: bool) -> str | None:
+        """Why the modes and hooks of the modules call for the peer's own code, or ``None``."""
         for m in self.modules:
             if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
                 return f"a hook is registered on its {type(m).__name__}, which the fused call would pass over"
-            if "forward" in m.__dict__:
+            replaced = m.__dict__.get("forward")
+            # Who replaces a method for a time puts the bound method of the class in its place afterwards.
+            if replaced is not None and getattr(replaced, "__func__", None) is not type(m).forward:
                 return f"the forward of its {type(m).__name__} was replaced"
             if isinstance(m, nn.BatchNorm1d) and (m.training or m.running_mean is None):
                 return "its batch normalisation uses the statistics of the batch (train mode)"
@@ -319,27 +369,42 @@ class Network:
 
     def fits(self, x: Tensor, context: Tensor | None) -> bool:
         """Whether the operators take these arguments; those that they do not are for the peer to judge."""
-        weight = _parameter(self.linears[0].module, "weight")
-        assert weight is not None
+        like = _stored(self.linears[0].module, "weight")
         return (
-            isinstance(x, Tensor)
+            like is not None
+            and isinstance(x, Tensor)
             and x.dtype in FLOATS
-            and x.dtype is weight.dtype
-            and x.device == weight.device
+            and x.dtype is like.dtype
+            and x.device == like.device
             and x.device.type != "meta"
             and x.dim() > 0
             and x.shape[-1] == self.features
             and (context is not None) == (self.context > 0)
-            and (context is None or (context.dtype is x.dtype and context.dim() > 0 and context.shape[-1] == self.context))
+            and (context is None or self._fits_context(x, context))
+        )
+
+    def _fits_context(self, x: Tensor, context: Tensor) -> bool:
+        return (
+            isinstance(context, Tensor)
+            and context.dtype is x.dtype
+            and context.device == x.device
+            and context.dim() > 0
+            and context.shape[-1] == self.context
         )
 
     def arguments(self, context: Tensor | None) -> dict[str, Any]:
-        """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`."""
-        pairs = [linear.tensors() for linear in self._all()]
+        """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`.
+
+        Raises:
+            ChangedError: where a module is not what it was when the layer was read.
+        """
+        read = Reading()
+        pairs = [linear.tensors(read) for linear in self._all()]
         addends: list[Tensor] = []
         if context is not None:
-            addends = [functools.reduce(torch.add, (part(context) for part in parts)) for parts in self.addends.values()]
-            addends += [factor(context) for factor in self.gates.values()]
+            terms = ([part(context, read) for part in parts] for parts in self.addends.values())
+            addends = [functools.reduce(torch.add, parts) for parts in terms]
+            addends += [factor(context, read) for factor in self.gates.values()]
         return {
             "weights": [weight for weight, _ in pairs],
             "biases": [bias for _, bias in pairs if bias is not None],
@@ -347,10 +412,6 @@ class Network:
             "addends": addends,
             **self.map,
         }
-
-
-def _version(t: Tensor | None) -> int:
-    return 0 if t is None or t.is_inference() else t._version
 
 
 def expect(module: Any, path: str, what: str) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flowkern.adapters.engine import Layer, Library, fast, own
 from flowkern.adapters.network import (
-    Context,
     Linear,
     LinearThenNorm,
     Network,
@@ -19,6 +18,7 @@ from flowkern.adapters.network import (
     NormThenLinear,
     UnsupportedError,
     activation_of,
+    called,
     expect,
     scaled,
 )
@@ -38,13 +38,13 @@ def read(root: str, layer: Any) -> Network:
     residual = made.use_residual_blocks
     stream = network.add(linear(root, made.initial_layer), activated=not residual)
     if network.context:
-        network.add_context(stream, lambda c: made.activation(made.context_layer(c)))
+        network.add_context(stream, called(made.context_layer, made.activation))
     for block in made.blocks:
         if residual:
             stream = add_residual_block(network, root, block, stream)
             if network.context:
                 norm = block.batch_norm_layers[1] if block.use_batch_norm else None
-                contribution: Context = block.context_layer
+                contribution = called(block.context_layer)
                 network.add_context(stream - 1, contribution if norm is None else scaled(contribution, norm))
         else:
             expect(block, root + "MaskedFeedforwardBlock", "block")
@@ -103,7 +103,9 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
 
 def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
     # Rows of another number than the context's, and inputs that are no matrix, are errors or special to the peer.
-    if inputs.dim() != 2 or (context is not None and context.shape[:-1] != inputs.shape[:-1]):
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2:
+        return None
+    if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != inputs.shape[:-1]):
         return None
     return fast(self, inputs, context, inverse)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowkern.adapters.engine import Layer, Library
-from flowkern.adapters.network import Context, Network, UnsupportedError, activation_of, expect
+from flowkern.adapters.network import Network, UnsupportedError, activation_of, called, expect
 from flowkern.adapters.nflows import (
     COUPLING,
     METHODS,
@@ -34,22 +34,18 @@ def read(layer: Any) -> Network:
     )  # fmt: skip
     stream = network.add(linear(MADE, made.initial_layer))
     if network.context:
-        network.add_context(stream, made.context_layer)
+        network.add_context(stream, called(made.context_layer))
     for block in made.blocks:
         if hasattr(block, "linear_layers"):
             stream = add_residual_block(network, MADE, block, stream)
             if network.context:
-                network.add_gate(stream, _gate(block.context_layer))
+                network.add_gate(stream, called(block.context_layer, torch.sigmoid))
         else:
             expect(block, MADE + "MaskedFeedforwardBlock", "block")
             stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)
     network.add(linear(MADE, made.final_layer))
     network.activation = activation_of(*(block.activation for block in made.blocks))
     return network.finish(made)
-
-
-def _gate(layer: nn.Module) -> Context:
-    return lambda context: torch.sigmoid(layer(context))
 
 
 NORMFLOWS = Library(

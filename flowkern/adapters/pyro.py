@@ -7,15 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkern.adapters.engine import STATE, Layer, Library, attach, checked, fast, own
+from flowkern.adapters.engine import Layer, Library, attach, checked, fast, own, state_of
 from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, expect
 from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
 
 NETS = "pyro.nn.auto_reg_nn."
+ASIDE = ("_call", "_inverse")  # attributes of a stable transform, which hold its _call_stable and _inverse_stable
 
 
 def read(layer: Any) -> Network:
     """layers[i] and one activation between them; the context's columns come first; parameters are (mean, log-scale)."""
+    for name in ASIDE:
+        found = vars(layer).get(name)
+        if found is not None and getattr(found, "__func__", None) is not getattr(type(layer), name + "_stable"):
+            raise UnsupportedError(f"its {name} was replaced")
     arn = layer.arn.func if isinstance(layer.arn, functools.partial) else layer.arn
     return _read(arn, layer.stable, layer.sigmoid_bias, layer.log_scale_min_clip, layer.log_scale_max_clip)
 
@@ -68,7 +73,7 @@ def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
         context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
     found = fast(self, value, context, inverse)
     if found is None:
-        return own(self, name)(value)
+        return own(self, name + "_stable" if self.stable else name)(value)
     # log_abs_det_jacobian sums the cached log-scale over its last dimension.
     self._cached_log_scale = (-found[1] if inverse else found[1]).unsqueeze(-1)
     return found[0]
@@ -86,13 +91,19 @@ def _inverse(self: Any, y: Tensor) -> Tensor:
 
 def condition(self: Any, context: Tensor) -> Any:
     """The transform for a context, accelerated like this one."""
-    transform = own(self, "condition")(context)
-    if checked(self):
-        attach(transform, AFFINE, None, self.__dict__[STATE].network)
+    transform, state = own(self, "condition")(context), state_of(self)
+    if checked(self) and state is not None:
+        attach(transform, AFFINE, None, state.network)
     return transform
 
 
-AFFINE = Layer(read, evaluate, {"_call": _call, "_inverse": _inverse}, set_aside=("_call", "_inverse"))
+AFFINE = Layer(
+    read,
+    evaluate,
+    {"_call": _call, "_inverse": _inverse},
+    set_aside=ASIDE,
+    caches=("_inv", "_cached_x_y", "_cached_log_scale"),
+)
 CONDITIONAL = Layer(read_conditional, evaluate, {"condition": condition})
 TRANSFORMS = "pyro.distributions.transforms."
 PYRO = Library(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from flowkern.adapters.nflows import COUPLING
 
 def read(layer: Any) -> Network:
     """hyper = masked linear maps and activations in a row, or residual blocks without an activation before them."""
+    _transform_class(sys.modules["zuko.transforms"].AutoregressiveTransform)  # now: a compiler cannot trace that
     hyper = expect(layer.hyper, "zuko.nn.MaskedMLP", "network")
     features = hyper[-1].out_features // 2
     context = hyper[0].in_features - features

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern._checks import HALF, broadcast_batch, check_features, check_float, check_like, check_shapes
+from flowkern._checks import HALF, autocasts, broadcast_batch, check_features, check_float, check_like, check_shapes
 from flowkern.backends import chosen_backend, obstacle, product_precision
 from flowkern.ops._derivatives import plain_backward, wants_plain
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, version
 
 Kernels = tuple[str, str | None]  # a namespace of operators; how it multiplies float32 matrices, None on the CPU
 
@@ -127,15 +127,27 @@ class NetworkFunction(torch.autograd.Function):
     def forward(ctx: Any, call: Call, kernels: Kernels, packed: Tensor | None, x: Tensor, *tensors: Tensor) -> Any:
         outputs, state = call.run(kernels, x, tensors, packed, True)
         ctx.call, ctx.kernels, ctx.count = call, kernels, len(tensors)
-        ctx.save_for_backward(x, outputs[0] if call.solves else x, *tensors, *state)
+        ctx.aside, kept = (), tensors
+        if kernels[0] != "flowkern_cuda" and not torch.compiler.is_compiling():
+            # The backward kernels read the packed weights, of these only the sizes: an optimiser may step before they run,
+            # as it may where a library multiplies by masks. Autograd, which refuses that, is not told of them.
+            parameters, kept = tensors[: call.parameters], tensors[call.parameters :]
+            ctx.aside, ctx.versions = parameters, [version(t) for t in parameters]
+        ctx.save_for_backward(x, outputs[0] if call.solves else x, *kept, *state)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, seen, *rest = ctx.saved_tensors
-        tensors, state = rest[: ctx.count], rest[ctx.count :]
+        kept = ctx.count - len(ctx.aside)
+        tensors, state = (*ctx.aside, *rest[:kept]), rest[kept:]
         call, needs = ctx.call, ctx.needs_input_grad[3:]
         if wants_plain(grads):
+            if any(version(t) != before for t, before in zip(ctx.aside, getattr(ctx, "versions", ()), strict=True)):
+                raise RuntimeError(
+                    f"{call.name}: second derivatives and batched gradients need the weights of the forward pass, "
+                    "which were modified by an inplace operation since"
+                )
             # Under autocast the weights are of lower precision; the oracle takes one dtype.
             plain = lambda x, *rest: call.plain(x, *call.split([t.to(x.dtype) for t in rest]))  # noqa: E731
             return None, None, None, *plain_backward(plain, (x, *tensors), needs, grads)
@@ -160,6 +172,13 @@ def check_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor], plan: 
             for kind, part in (("weights", weights), ("biases", biases)):
                 for i, other in enumerate(part):
                     check_like(kind, other, first, "weights[0]", i)
+
+
+def check_packed(packed: Tensor, plan: AutoregressivePlan, x: Tensor) -> None:
+    """Raises for packed weights that are not of this plan, or not of the dtype and device of x."""
+    check_like("packed", packed, x)
+    if packed.shape != (plan.packed_size,):
+        raise ValueError(f"packed: expected shape ({plan.packed_size},) for this plan, got {tuple(packed.shape)}")
 
 
 def check_network(
@@ -194,7 +213,7 @@ def dispatch(
     """Checks the arguments, chooses the backend and runs the call; always a tuple."""
     chosen = chosen_backend(x, call.name)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and weights[0].dtype is not torch.float64:
+    if autocasts(x) and weights[0].dtype is not torch.float64:
         # The products use weights of autocast's dtype, in both directions alike; all else stays as it is.
         low, dtype = torch.get_autocast_dtype(device), weights[0].dtype
         x, addends = x.to(dtype), [a.to(dtype) for a in addends]
@@ -227,9 +246,11 @@ def _run(
     kernels = kernels_of(chosen, x)
     if kernels[1] is None and dtype in HALF:  # on the CPU: float32 inside, the packed weights and every sum
         x, tensors, packed = x.float(), [t.float() for t in tensors], None
-    if packed is not None and packed.dtype is not dtype:
-        raise TypeError(f"packed: expected dtype {dtype} like x, got {packed.dtype}")
+    if packed is not None:
+        check_packed(packed, call.plan, x)
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+        if not torch.compiler.is_compiling() and x.is_inference():
+            x = x.clone()  # inference tensors cannot be kept for a backward pass
         out = NetworkFunction.apply(call, kernels, packed, x, *tensors)
         outputs = out if isinstance(out, tuple) else (out,)
     else:

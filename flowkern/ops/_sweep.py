@@ -32,8 +32,7 @@ def sweep(
     like = weights[0]
     depth = len(plan.units)
     rows = [*plan.unit_orders, plan.output_order]
-    starts = [*(s.tolist() for s in plan.unit_starts), plan.output_starts.tolist()]
-    feature_starts = plan.feature_starts.tolist()
+    starts, feature_starts = plan.level_starts, plan.level_features
     sources = [plan.feature_order, *plan.unit_orders]
     sorted_weights = [
         torch.where(m, w, 0)[r][:, s] for m, w, r, s in zip(plan.masks_like(like), weights, rows, sources, strict=False)
@@ -67,8 +66,7 @@ def sweep(
                 break
             source = plan.residuals[layer]
             if source is not None:
-                place = {unit: i for i, unit in enumerate(rows[source].tolist())}
-                p = p + pre[source][..., [place[unit] for unit in rows[layer][u0:u1].tolist()]]
+                p = p + pre[source][..., plan.residual_places[layer][u0:u1]]
             pre[layer] = torch.cat([pre[layer], p], -1)
             h = activate(plan.activation, p, plan.constant) if plan.activated[layer] else p
             hidden[layer] = torch.cat([hidden[layer], h], -1)

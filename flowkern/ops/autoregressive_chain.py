@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkern._checks import HALF, check_features, check_float
 from flowkern.backends import chosen_backend
-from flowkern.ops._network import Call, as_rows, check_network
+from flowkern.ops._network import Call, as_rows, check_network, check_packed
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive import call_of as forward_call
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
@@ -67,6 +67,8 @@ def autoregressive_chain(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tens
         for inverse, arguments in steps:  # the kernel only says that something does not fit; say what
             weights, biases, plan = arguments["weights"], arguments["biases"], arguments["plan"]
             check_network(x, weights, biases, plan, arguments.get("addends", ()), "z" if inverse else "x")
+            if arguments.get("packed") is not None:
+                check_packed(arguments["packed"], plan, x)
         raise
 
 
@@ -83,8 +85,6 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         call = _call(inverse, arguments)
         plan = call.plan
         counts = len(arguments["weights"]), len(arguments["biases"]), len(arguments.get("addends", ()))
-        if any(t.is_meta for part in ("weights", "biases") for t in arguments[part]):
-            raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
         if counts != (call.weights, call.parameters - call.weights, len(plan.addend_widths)):
             raise RuntimeError("a step's tensors do not belong to its plan")
         weights += arguments["weights"]
@@ -96,6 +96,8 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         masks.append(plan.mask_bytes)
         maps += (inverse, *call.map[:2])
         constants += call.map[2:]
+    if any(t.is_meta for part in (weights, biases, addends, packed) for t in part):
+        raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
     check_features("z" if steps[0][0] else "x", x, steps[0][1]["plan"].features)
     rows, added, batch = as_rows(x, addends)
     packed = packed if len(packed) == len(steps) else []

@@ -388,6 +388,9 @@ def test_changes_that_no_kernel_follows() -> None:
         assert_same(layer(x), twin(x))
     assert status(layer) == ["left alone: its masks have values other than 0 and 1"]
     assert status(copy.deepcopy(layer)) == status(layer)
+    pyro_shadowed = PEERS["pyro: stable"].make()
+    pyro_shadowed._call = lambda _: None
+    assert status(pyro_shadowed) == ["left alone: its _call was replaced"]
     shadowed = nflows_layer()
     shadowed._elementwise_inverse = lambda *_: None
     assert status(shadowed) == ["left alone: its _elementwise_inverse was replaced"]

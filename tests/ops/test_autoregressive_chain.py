@@ -196,6 +196,31 @@ def test_the_kernel_trusts_no_list_and_no_device() -> None:
         fk.ops.autoregressive_chain(x, uneven)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["masked_mlp", "autoregressive", "autoregressive_inverse", "autoregressive_chain"])
+def test_packed_weights_that_cannot_be_those_of_the_call(name: str, grad: bool) -> None:
+    networks, x, _ = draw("density", 0, 5)
+    steps = steps_of(networks, [], torch.float64)
+    arguments = {k: steps[0][1][k] for k in ("weights", "biases", "plan")}
+    good = fk.ops.pack(arguments["plan"], arguments["weights"], arguments["biases"])
+
+    def call(packed: torch.Tensor) -> None:
+        if name == "autoregressive_chain":
+            fk.ops.autoregressive_chain(x, [(False, {**arguments, "packed": packed})] * 2)
+        else:
+            getattr(fk.ops, name)(x, **arguments, packed=packed)
+
+    with torch.set_grad_enabled(grad):
+        call(good)
+        for packed, error, message in (
+            (good.to("meta"), ValueError, "packed: expected device cpu like x, got meta"),
+            (good.float(), TypeError, "packed: expected dtype torch.float64 like x, got torch.float32"),
+            (good[:-1], ValueError, rf"packed: expected shape \({len(good)},\) for this plan, got \({len(good) - 1},\)"),
+        ):
+            with pytest.raises(error, match=message):
+                call(packed)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_a_flow_calls_it_unless_a_hook_wants_to_see_its_layers(inverse: bool) -> None:
     flow = fk.flows.MAF(4, transforms=3, hidden=(8,), context=2, batch_norm=True).eval()
