@@ -16,12 +16,17 @@ import xml.etree.ElementTree as ElementTree
 from importlib import metadata
 from pathlib import Path
 
+# Of sbi's tests those of score and flow matching, plots and notebooks, which hold no autoregressive layer and take most of
+# the time, and those that it marks as slow itself.
+SBI_WITHOUT = ("vector_field_nets", "vf_estimator", "score_samplers", "linearGaussian_vector_field", "plot", "tutorials")
+
 # Library: where its tests are in the sources, and pytest's options for them.
 SUITES = {
     "zuko": ["tests"],
     "nflows": ["tests", "-o", "python_files=*_test.py"],
     "normflows": ["normflows", "-o", "python_files=*_test.py"],
     "pyro-ppl": ["tests/distributions/test_transforms.py", "tests/nn/test_autoregressive.py"],
+    "sbi": ["tests", "-m", "not slow and not gpu", *(f"--ignore=tests/{name}_test.py" for name in SBI_WITHOUT)],
 }
 SEED = """
 import pytest, random, numpy, torch

@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
     "zuko_maf": "--features 5 --hidden 16 --batch 8",
-    "nflows_maf": "--features 5 --hidden 16 --batch 8",
+    "nflows_maf": "--features 16 --hidden 64 --batch 256",
     "glasflow_maf": "--features 5 --hidden 16 --batch 8",
     "normflows_maf": "--features 5 --hidden 16 --batch 8",
     "pyro_iaf": "--features 5 --hidden 16 --batch 8",

@@ -13,11 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import flowkern
-from flowkern.backends import triton_version
-from flowkern.cli.errors import CommandError, output_folder, require
+from flowkern.cli.errors import CommandError, require
+from flowkern.cli.output import OutputFolder, output_folder
 
 # Suite: its files in bench/, and the implementation that the others are compared with.
 SUITES = {
@@ -25,11 +22,11 @@ SUITES = {
     "peers": (("bench_peers.py",), "peer"),
     "gpu": (("bench_gpu.py",), "zuko"),
 }
+NO_TESTS = 5  # pytest's exit status
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser("bench", help="run the benchmarks; write JSON, a table and a chart")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
     parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated ones of peers, or a GPU")
     parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
@@ -38,48 +35,60 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs pytest-benchmark on the folder bench/ of a checkout and summarises its JSON."""
+    import torch
+
     require(("pytest", "pytest_benchmark", "matplotlib"), "bench")
-    suites = Path(flowkern.__file__).parents[1] / "bench"
+    suites = Path(__file__).parents[2] / "bench"
     if not (suites / "conftest.py").exists():
         raise CommandError(
             "the benchmarks are in the folder bench/ of a checkout; install it from there with: pip install -e ."
         )
-    folder = output_folder(options.output)
-    files, baseline = SUITES[options.suite]
-    name, clock = {"own": "benchmarks"}.get(options.suite, options.suite), []
+    name = {"own": "benchmarks"}.get(options.suite, options.suite)
     if options.suite == "gpu":
         if not torch.cuda.is_available():
             raise CommandError("torch sees no GPU; `flowkern doctor` says what it sees")
-        name, clock = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower(), ["--benchmark-timer=cuda_timer.now"]
-    report = folder / f"{name}.json"
+        name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).lower()
+    with output_folder(options.output) as folder:
+        folder.clear([f"{name}.{suffix}" for suffix in ("json", "md", "png")])
+        _measure(suites, options, folder.path / f"{name}.json")
+        _summarise(folder, name, SUITES[options.suite][1])
+    return 0
+
+
+def _measure(suites: Path, options: argparse.Namespace, report: Path) -> None:
+    """Runs the suite's benchmarks in a process of its own, which writes the report."""
     command = [
         sys.executable,
         "-m",
         "pytest",
-        *(str(suites / file) for file in files),
+        *(str(suites / file) for file in SUITES[options.suite][0]),
         "-c",
         str(suites / "pytest.ini"),
         "-q",
-        *clock,
+        *(["--benchmark-timer=cuda_timer.now"] if options.suite == "gpu" else []),
         f"--benchmark-json={report}",
         "-k",
         options.k,
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(suites), os.environ.get("PYTHONPATH", "")])}
     status = subprocess.run(command, check=False, env=environment).returncode
+    if status == NO_TESTS and options.k:
+        raise CommandError(f"-k: no benchmark of the suite {options.suite!r} matches {options.k!r}")
     if status != 0:
         raise CommandError(f"pytest ended with status {status}; nothing was summarised", status=1)
+
+
+def _summarise(folder: OutputFolder, name: str, baseline: str) -> None:
     from flowkern.cli import pictures
 
-    rows = summarise(json.loads(report.read_text())["benchmarks"], baseline)
+    rows = summarise(json.loads((folder.path / f"{name}.json").read_text())["benchmarks"], baseline)
     text = markdown(rows, baseline)
-    (folder / f"{name}.md").write_text(text)
+    folder.write(f"{name}.md", text.encode())
     ratios = {row["group"]: row["ratio"] for row in rows if row["implementation"] == "flowkern" and row["ratio"]}
     if ratios:
-        pictures.ratio_bars(ratios, f"flowkern against {baseline}, same architecture, one run", folder / f"{name}.png")
+        folder.write(f"{name}.png", pictures.ratios(ratios, baseline))
     print(text)
-    print(f"{name}.json, {name}.md{f' and {name}.png' if ratios else ''} are in {folder}/")
-    return 0
+    print(f"{name}.json, {name}.md{f' and {name}.png' if ratios else ''} are in {folder.path}/")
 
 
 def summarise(benchmarks: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
@@ -152,6 +161,10 @@ def markdown(rows: list[dict[str, Any]], baseline: str) -> str:
 
 def _machine(gpu: bool) -> str:
     """What a table was measured on."""
+    import torch
+
+    from flowkern.backends import triton_version
+
     if gpu:
         versions = f"torch {torch.__version__}, Triton {triton_version()}"
         return f"{torch.cuda.get_device_name()}, {versions}, {datetime.date.today()}"

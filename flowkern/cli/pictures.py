@@ -1,8 +1,9 @@
-"""Pictures of the demo and of the benchmarks."""
+"""Pictures of the demo and of the benchmarks, as the contents of PNG files."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import math
 from typing import Any
 
 import matplotlib
@@ -10,63 +11,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkern.data import Dequantised
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 
-def learning_curve(history: Any, path: Path) -> None:
-    """Training and validation score per epoch, the best epoch marked."""
+def learning_curve(history: Any, space: str) -> bytes:
+    """Training and validation score per epoch, the best epoch marked; ``space`` names the units of the density."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     epochs = np.arange(1, len(history.validation) + 1)
-    axes.plot(epochs, history.train, label="training")
-    axes.plot(epochs, history.validation, label="validation")
+    marker = "o" if len(epochs) == 1 else None  # one point makes no line
+    axes.plot(epochs, history.train, marker=marker, label="training")
+    axes.plot(epochs, history.validation, marker=marker, label="validation")
     axes.axvline(history.best + 1, color="grey", linestyle=":", label=f"best epoch ({history.best + 1})")
-    axes.set(xlabel="epoch", ylabel="negative log-likelihood (nats)")
+    axes.set(xlabel="epoch", ylabel=f"negative log-likelihood\n(nats per row, {space} units)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    _save(figure, path)
+    return _png(figure)
 
 
-def image_grid(data: Any, samples: Tensor, path: Path, rows: int = 8, columns: int = 8) -> None:
-    """Samples beside real images."""
-    side, n = data.images.side, rows * columns
-    real = data.test[:n] / (data.images.levels - 1)
+def image_grids(real: Tensor, samples: Tensor, images: Dequantised, rows: int = 8, columns: int = 8) -> bytes:
+    """Real images beside samples (n, pixels), both in the levels of the images."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
-    for axis, title, images in zip(axes, ("real images", "samples"), (real, data.images.decode(samples[:n])), strict=True):
-        grid = torch.nn.functional.pad(images.reshape(-1, side, side), (0, 1, 0, 1), value=0.5)
-        grid = grid.reshape(rows, columns, side + 1, side + 1).transpose(1, 2).reshape(rows * (side + 1), -1)
-        axis.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    for axis, title, levels in zip(axes, ("real images", "samples"), (real, samples), strict=True):
+        grid = _grid(levels[: rows * columns].reshape(rows, columns, images.side, images.side), (images.levels - 1) / 2)
+        axis.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=images.levels - 1, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
-    _save(figure, path)
+    return _png(figure)
 
 
-def throughput_bars(rates: dict[str, dict[str, float]], path: Path) -> None:
-    """Rows per second on a logarithmic axis, one panel for each kind of work."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+def _grid(images: Tensor, grey: float, zoom: int = 8, line: int = 4) -> Tensor:
+    """Images (rows, columns, side, side) beside and below each other, with grey lines around each of them."""
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    images = torch.nn.functional.pad(images, (0, line, 0, line), value=grey)  # on the right and below each
+    rows, columns, height, width = images.shape
+    grid = images.transpose(1, 2).reshape(rows * height, columns * width)
+    return torch.nn.functional.pad(grid, (line, 0, line, 0), value=grey)  # on the left and above all
+
+
+def throughputs(rates: dict[str, dict[str, float]]) -> bytes:
+    """Rows per second, a panel for each kind of work; points, since a bar on a logarithmic axis has no origin."""
+    layout = ConstrainedLayoutEngine(w_pad=0.2)  # inches: between the numbers of the two axes
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.4 * len(rates)), layout=layout, sharey=True)
+    colors = ["C1" if name == "flowkern" else "C0" for name in rates]
     for axis, work in zip(axes, ("training", "sampling"), strict=True):
-        names = list(rates)
-        values = [rates[name][work] for name in names]
-        bars = axis.barh(names, values, color=["C1" if name == "flowkern" else "C0" for name in names])
-        axis.bar_label(bars, [f"{v:,.0f}" for v in values], padding=3)
-        axis.set(xscale="log", xlabel="rows per second", title=work)
-        axis.set_xlim(min(values) / 3, max(values) * 12)
-        axis.invert_yaxis()
-    _save(figure, path)
+        values = {name: rate[work] for name, rate in rates.items()}
+        _points(axis, values, "{:,.0f}", colors, low=min(values.values()))
+        axis.set(xlabel="rows per second (logarithmic)", title=work)
+    return _png(figure)
 
 
-def ratio_bars(ratios: dict[str, float], title: str, path: Path) -> None:
-    """Speed-ups on a logarithmic axis, 1 marked."""
-    figure, axis = plt.subplots(figsize=(10, 1.2 + 0.35 * len(ratios)), layout="constrained")
-    bars = axis.barh(list(ratios), list(ratios.values()), color="C1")
-    axis.bar_label(bars, [f"{v:,.1f}x" for v in ratios.values()], padding=3)
-    axis.axvline(1, color="grey")
-    axis.set(xscale="log", xlabel="times faster")
-    figure.suptitle(title)
-    axis.set_xlim(0.5, max(ratios.values()) * 10)
-    axis.invert_yaxis()
-    _save(figure, path)
+def ratios(values: dict[str, float], baseline: str) -> bytes:
+    """Speed-ups as points joined to 1, where both are equally fast."""
+    figure, axis = plt.subplots(figsize=(10, 1.4 + 0.3 * len(values)), layout="constrained")
+    _points(axis, values, "{:,.1f}x", ["C1"] * len(values), low=min(1.0, *values.values()))
+    axis.hlines(range(len(values)), 1, list(values.values()), color="C1", linewidth=1)
+    axis.axvline(1, color="grey", linewidth=1)
+    axis.set_xlabel(f"times as fast as {baseline} (logarithmic)")
+    figure.suptitle(f"flowkern against {baseline}, same architecture, one run")
+    return _png(figure)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
+def _points(axis: Any, values: dict[str, float], label: str, colors: list[str], low: float) -> None:
+    """A line for each name from top to bottom, with a point and its value; whole decades from that of ``low`` on."""
+    axis.scatter(values.values(), range(len(values)), color=colors, zorder=3, clip_on=False)
+    for line, value in enumerate(values.values()):
+        axis.annotate(label.format(value), (value, line), (6, 0), textcoords="offset points", va="center")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:,.9g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    high = 6 * max(values.values())  # room for the labels
+    axis.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    axis.set_yticks(range(len(values)), values)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
+    return file.getvalue()

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import flowkern as fk
+from flowkern.backends import backend
+from flowkern.cli.errors import CommandError
 from flowkern.flows import MAF
+from flowkern.nn import MaskedAutoregressive
 
 
 def median_seconds(function: Callable[[], Any], budget: float = 1.0, most: int = 30) -> float:
@@ -24,17 +26,28 @@ def median_seconds(function: Callable[[], Any], budget: float = 1.0, most: int =
     return sorted(times)[len(times) // 2]
 
 
+def zuko_obstacle(flow: MAF) -> str | None:
+    """Why there is no such model in zuko here, or ``None``."""
+    if flow.features == 1:
+        return "its MAF of one feature has no networks"
+    try:
+        import zuko  # noqa: F401
+    except ImportError:
+        return "not installed"
+    return None
+
+
 def zuko_twin(flow: MAF) -> Any:
-    """zuko's MAF with the same parameters, or ``None`` where zuko is not installed.
+    """zuko's MAF with the same parameters, or ``None`` where :func:`zuko_obstacle` has a reason.
 
     The flow must have been made with ``scale="soft_clipped_exp"`` and ``placement="scale_shift"``, zuko's univariate
     map; hidden units and masks then agree one by one.
     """
-    try:
-        import zuko
-    except ImportError:
+    if zuko_obstacle(flow) is not None:
         return None
-    layers = [t for t in flow.transform.transforms if isinstance(t, fk.nn.MaskedAutoregressive)]
+    import zuko
+
+    layers = [t for t in flow.transform.transforms if isinstance(t, MaskedAutoregressive)]
     hidden = [layer.out_features for layer in layers[0].network.layers[:-1]]
     twin = zuko.flows.MAF(flow.features, transforms=len(layers), hidden_features=hidden)
     with torch.no_grad():
@@ -56,14 +69,18 @@ def throughputs(flow: MAF, x: Tensor, samples: int) -> dict[str, dict[str, float
     """Rows per second in a training step on the rows x, and in sampling, for every implementation that is here."""
     twin = zuko_twin(flow)
     if twin is not None:
-        check_twin(flow, twin, x[:64])
+        try:
+            check_twin(flow, twin, x[:64])
+        except AssertionError as error:
+            reason = str(error).splitlines()[-1]
+            raise CommandError(f"zuko's densities of the same model differ, nothing was timed: {reason}", status=1) from None
 
     def step(model: torch.nn.Module, log_prob: Callable[[Tensor], Tensor]) -> None:
         model.zero_grad()
         (-log_prob(x).mean()).backward()
 
     def oracle(function: Callable[[], Any]) -> None:
-        with fk.backend("reference"):
+        with backend("reference"):
             function()
 
     def draw_twin() -> None:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from flowkern.cli import main
+import flowkern as fk
+from flowkern.cli import main, timing
+from flowkern.cli.demo import FILES
+from flowkern.cli.errors import CommandError
+from flowkern.cli.output import output_folder
+from flowkern.data import split
+from flowkern.flows import MAF
 
 
 @pytest.fixture(autouse=True)
-def _plain_memory() -> None:
+def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(False)  # scikit-learn and matplotlib are not under test
+    seconds = timing.median_seconds
+    monkeypatch.setattr(timing, "median_seconds", lambda function: seconds(function, most=1))
 
 
 def table(path: Path, rows: int = 300, columns: int = 3) -> Path:
@@ -31,6 +45,10 @@ def table(path: Path, rows: int = 300, columns: int = 3) -> Path:
     return path
 
 
+def demo(data: Path, output: Path, *others: str) -> int:
+    return main(["demo", "--data", str(data), "--epochs", "1", "--output", str(output), *others])
+
+
 def test_doctor_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
@@ -38,96 +56,136 @@ def test_doctor_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in text
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".npy"])
-def test_demo_on_a_table(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, output = table(tmp_path / f"rows{suffix}"), tmp_path / "out"
-    assert main(["demo", "--data", str(data), "--epochs", "2", "--seed", "3", "--output", str(output)]) == 0
+# -- what the demo makes ----------------------------------------------------------------------------------------------
+
+
+def test_demo_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files are in the units of the table, where a column holds times in seconds, and name it if it is odd."""
+    values = np.random.default_rng(0).normal(size=(300, 3)) * [1, 60, 1e-3] + [0, 1.7e9, 5]
+    np.savetxt(tmp_path / "[b] [red].TXT", values)
+    output, seed = tmp_path / "out", 2**64 - 1
+    assert demo(tmp_path / "[b] [red].TXT", output, "--seed", str(seed), "--epochs", "2") == 0
     results = json.loads((output / "results.json").read_text())
     assert results["epochs"] == 2
-    assert -10 < results["test_nats"] < 0
     assert {"plain PyTorch", "flowkern"} <= results["rows_per_second"].keys()
-    for name in ("flow.pt", "samples.pt", "learning_curve.png", "throughput.png"):
-        assert (output / name).stat().st_size > 0
-    assert torch.load(output / "samples.pt").shape == (1000, 3)
-    assert "held-out log-likelihood" in capsys.readouterr().out
+
+    made = torch.load(output / "flow.pt", weights_only=True)
+    assert made["model"] == "MAF"
+    flow = MAF(**made["arguments"])
+    flow.load_state_dict(made["state"])
+    mean, std = made["encoding"]["mean"], made["encoding"]["std"]
+    assert mean.dtype is torch.float64
+    x = torch.from_numpy(values)[split(300, seed)[2]]
+    with torch.no_grad():
+        log_prob = flow.log_prob(((x - mean) / std).float()).mean().item()
+    assert results["test_nats_standardised"] == pytest.approx(log_prob, rel=1e-5)
+    assert results["test_nats"] == pytest.approx(log_prob - std.log().sum().item(), rel=1e-5)
+    out = capsys.readouterr().out
+    assert "[b] [red].TXT: 240 training, 30 validation, 30 test rows" in out
+    assert f"held-out log-likelihood: {results['test_nats']:.3f} nats per row in the units of the data" in out
+    assert f"({results['test_nats_standardised']:.3f} nats in standardised units)" in out
+
+    samples = torch.load(output / "samples.pt", weights_only=True)
+    assert samples.shape == (1000, 3)
+    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=30)
+    assert len(samples[:, 1].unique()) > 990
+    for name in ("learning_curve.png", "throughput.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+    assert not (output / "samples.png").exists()
 
 
 def test_demo_on_the_digits_learns_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--epochs", "3", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert 1 < results["test_bits_per_dimension"] < 5
-    assert (tmp_path / "samples.png").stat().st_size > 0
+    assert results["test_nats"] == pytest.approx(-64 * math.log(2) * results["test_bits_per_dimension"])
+    assert results["test_nats_logit"] != results["test_nats"]
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    samples = torch.load(tmp_path / "samples.pt")
+    assert samples.unique().tolist() == list(range(17))
+    assert torch.load(tmp_path / "flow.pt", weights_only=True)["encoding"] == {"levels": 17, "side": 8, "margin": 0.05}
     assert "bits per dimension" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
-    data = table(tmp_path / "rows.csv")
-    found = []
+    data = table(tmp_path / "rows.npy")
     for name in ("first", "second"):
-        main(["demo", "--data", str(data), "--epochs", "1", "--output", str(tmp_path / name)])
-        found.append(torch.load(tmp_path / name / "samples.pt"))
-    assert torch.equal(*found)
+        assert demo(data, tmp_path / name) == 0
+    first, second = (torch.load(tmp_path / name / "samples.pt") for name in ("first", "second"))
+    assert torch.equal(first, second)
 
 
-def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    def text(name: str, content: str) -> Path:
-        path = folder / name
-        path.write_text(content)
-        return path
-
-    body = "1,2\n" * 30
-    holes = np.ones((30, 2))
-    holes[4, 1] = np.nan
-    np.save(folder / "holes.npy", holes)
-    np.save(folder / "words.npy", np.array([["a", "b"]] * 30))
-    np.save(folder / "cube.npy", np.zeros((30, 2, 2)))
-    return {
-        "no such file": (folder / "none.csv", "cannot read"),
-        "another format": (text("rows.txt", body), "expected a .npy or .csv file"),
-        "a word": (text("word.csv", body + "3,four\n"), r"row 31, column 2 is no number: 'four'"),
-        "a gap": (text("gap.csv", "a,b\n" + body + "3,\n"), r"row 32, column 2 is missing"),
-        "a short row": (text("short.csv", body + "3\n"), r"row 31 has 1 columns, the first has 2"),
-        "too few rows": (text("few.csv", "1,2\n3,4\n"), "at least 20 rows"),
-        "a constant column": (text("constant.csv", "".join(f"1,{i}\n" for i in range(30))), "column 1 is constant"),
-        "not finite": (folder / "holes.npy", r"row 5, column 2 is missing or not finite"),
-        "an array of words": (folder / "words.npy", "expected numbers"),
-        "three dimensions": (folder / "cube.npy", "has shape"),
-        "no array": (text("text.npy", "hello"), "cannot read"),
-    }
+def test_one_column_has_no_twin_in_zuko(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo(table(tmp_path / "rows.npy", columns=1), tmp_path / "out") == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows_per_second"].keys() == {"plain PyTorch", "flowkern"}
+    assert "zuko is left out: its MAF of one feature has no networks" in capsys.readouterr().out
 
 
-BAD_FILES = [
-    "no such file",
-    "another format",
-    "a word",
-    "a gap",
-    "a short row",
-    "too few rows",
-    "a constant column",
-    "not finite",
-    "an array of words",
-    "three dimensions",
-    "no array",
-]
+def test_nothing_is_timed_against_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zuko")
+    flow = MAF(2, 1, (4,), placement="scale_shift")
+    twin = timing.zuko_twin(MAF(2, 1, (4,), placement="scale_shift"))
+    monkeypatch.setattr(timing, "zuko_twin", lambda flow: twin)
+    with pytest.raises(CommandError, match="nothing was timed: Greatest") as error:
+        timing.throughputs(flow, torch.randn(64, 2), 10)
+    assert error.value.status == 1
 
 
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_data_is_named_before_any_work(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, message = bad_files(tmp_path)[case]
-    assert main(["demo", "--data", str(path), "--output", str(tmp_path / "out")]) == 2
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.csv", "cannot read .*none.csv: No such file"),
+        ("", "expected the name of a file, got ''"),
+        ("extreme.csv", "line 9, column 1: 1e\\+30 is so far from the rest"),
+        ("few.csv", "expected at least 20 rows"),
+    ],
+)
+def test_bad_data_is_named_before_any_work(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an earlier run has made stays."""
+    monkeypatch.chdir(tmp_path)
+    Path("few.csv").write_text("1,2\n3,4\n")
+    Path("extreme.csv").write_text("a,b\n" + "".join(f"{i if i != 7 else 1e30},{i % 5}\n" for i in range(30)))
+    Path("out").mkdir()
+    Path("out/flow.pt").write_text("earlier")
+    assert main(["demo", "--data", name, "--output", "out"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("flowkern: error: --data")
+    assert error.startswith("flowkern: error: --data: ")
     assert re.search(message, error), error
-    assert not (tmp_path / "out" / "flow.pt").exists()
+    assert error.count("\n") == 1
+    assert [path.name for path in Path("out").iterdir()] == ["flow.pt"]
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["file", "file/folder", ""])
+def test_an_output_folder_that_cannot_be_written(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["demo", "--output", str(tmp_path / "file" / "folder")]) == 2
-    assert "--output: cannot write to" in capsys.readouterr().err
+    assert main(["demo", "--output", str(tmp_path / name) if name else ""]) == 2
+    assert re.match("flowkern: error: --output: (cannot write to|expected the name)", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["demo", "--epochs", "many"], ["fly"], []])
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    assert demo(table(tmp_path / "rows.npy"), tmp_path / "out") == 2
+    assert "results.json: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--epochs", "0"],
+        ["demo", "--epochs", "many"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", str(2**64)],
+        ["demo", "--seed", "²"],
+        ["fly"],
+        [],
+    ],
+)
 def test_bad_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -141,44 +199,194 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
     assert "pip install 'flowkern[demo]'" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(
+def test_a_benchmark_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "-k", "no_such_work", "--output", str(tmp_path)]) == 2
+    assert "-k: no benchmark of the suite 'own' matches 'no_such_work'" in capsys.readouterr().err
+
+
+# -- runs that fail ---------------------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, method: str, call: int, value: float) -> None:
+    """Makes one call of a method of the flow return other numbers."""
+    original, calls = getattr(MAF, method), []
+
+    def poisoned(self: MAF, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(self, *arguments, **options) * (value if len(calls) == call else 1.0)
+
+    monkeypatch.setattr(MAF, method, poisoned)
+
+
+# A table of 300 rows: two batches and one validation per epoch, of two epochs; then the test rows.
+@pytest.mark.parametrize(
+    ("method", "call", "message", "left"),
+    [
+        ("log_prob", 1, r"the loss is nan at step 1 \(epoch 1, batch 1 of 2\)$", set()),
+        (
+            "log_prob",
+            5,
+            r"the loss is nan at step 4 \(epoch 2, batch 2 of 2\); the checkpoint is of the best epoch",
+            {"flow.pt"},
+        ),
+        ("log_prob", 3, r"the validation loss is nan after epoch 1$", set()),
+        ("log_prob", 7, r"the held-out log-likelihood is nan", {"flow.pt", "learning_curve.png"}),
+        ("sample", 1, r"1000 of 1000 samples are not finite", {"flow.pt", "learning_curve.png", "results.json"}),
+    ],
+)
+def test_numbers_that_are_not_finite_end_the_run(
+    method: str, call: int, message: str, left: set[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In a folder with an earlier run's files and one of the user's, of which only that one stays."""
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in (*FILES, ".flow.pt.part", "notes.txt"):
+        (output / name).write_text("earlier")
+    poison(monkeypatch, method, call, math.nan)
+    assert demo(table(tmp_path / "rows.csv"), output, "--epochs", "2") == 1
+    assert re.search(message, capsys.readouterr().err, re.MULTILINE)
+    assert {path.name for path in output.iterdir()} == left | {"notes.txt"}
+    assert all((output / name).read_bytes() != b"earlier" for name in left)
+    if "flow.pt" in left:
+        state = torch.load(output / "flow.pt")["state"]
+        assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As on a disk with so little room: longer files cannot be written."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_without_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = table(tmp_path / "rows.npy")
+    with file_size_limit(1000):
+        assert demo(data, tmp_path / "out") == 1
+    assert capsys.readouterr().err == f"flowkern: error: cannot write {tmp_path / 'out' / 'flow.pt'}: File too large\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_results_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flowkern.flows import MAF
+    """The file of the run before is not there in their place."""
+    replace = os.replace
 
-    original, calls = MAF.log_prob, []
+    def refuse(part: Path, path: Path) -> None:
+        if path.name == "results.json":
+            raise OSError(28, "No space left on device")
+        replace(part, path)
 
-    def poisoned(self: MAF, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
-        calls.append(1)
-        return original(self, x, context) * (float("nan") if len(calls) == 5 else 1.0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("earlier")
+    monkeypatch.setattr(os, "replace", refuse)
+    assert demo(table(tmp_path / "rows.npy"), tmp_path / "out") == 1
+    assert capsys.readouterr().err.endswith("results.json: No space left on device\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"flow.pt", "learning_curve.png"}
 
-    monkeypatch.setattr(MAF, "log_prob", poisoned)
-    data = table(tmp_path / "rows.csv")  # two batches and one validation per epoch
-    assert main(["demo", "--data", str(data), "--output", str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert "the loss is nan at step 4 (epoch 2, batch 2 of 2)" in error
-    assert "best epoch before" in error
-    state = torch.load(tmp_path / "out" / "flow.pt")
-    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen:
+    """A command in a process of its own, which Ctrl-C ends (pytest-xdist's workers ignore it)."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+
+
+def wait(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert condition()
 
 
 def test_ctrl_c_leaves_what_was_made(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flowkern.cli", "demo", "--epochs", "100000", "--output", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest-xdist's workers ignore it
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "flow.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = start("flowkern", "demo", "--epochs", "100000", "--output", str(tmp_path))
+    wait((tmp_path / "flow.pt").exists, process)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "interrupted" in output
     assert "Traceback" not in output
-    for name in ("flow.pt", "learning_curve.png", "samples.png", "results.json"):
-        assert (tmp_path / name).exists(), name
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"throughput.png"}
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a run that was killed keeps nobody out."""
+    data, output = table(tmp_path / "rows.npy", rows=60_000), tmp_path / "out"
+    process = start("flowkern.cli", "demo", "--data", str(data), "--epochs", "100000", "--output", str(output))
+    wait((output / "flow.pt").exists, process)
+    assert demo(data, output) == 2
+    expected = f"flowkern: error: --output: process {process.pid} is writing to {str(output)!r}; wait for it or name another\n"
+    assert capsys.readouterr().err == expected
+    process.terminate()
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGTERM
+    assert "Traceback" not in text
+    assert {path.name for path in output.iterdir()} <= {"flow.pt", ".flow.pt.part", ".lock"}
+    with output_folder(str(output)) as folder:
+        assert (output / ".lock").read_text() == str(os.getpid())
+        folder.clear(FILES)
+    assert list(output.iterdir()) == []
+
+
+def stub(folder: Path, body: str) -> dict[str, str]:
+    """An environment in which torch is another module."""
+    (folder / "torch.py").write_text(body)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.mark.parametrize("way", [["-m", "flowkern"], ["-m", "flowkern.cli"], ["script"]], ids=" ".join)
+def test_before_torch_is_there(way: list[str], tmp_path: Path) -> None:
+    """Ctrl-C says so in one line, and help does not wait."""
+    if way == ["script"]:
+        found = shutil.which("flowkern", path=Path(sys.executable).parent)
+        if found is None:
+            pytest.skip("flowkern is not installed")
+        way = [found]
+
+    def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *way, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    environment = stub(tmp_path, "raise KeyboardInterrupt")
+    for arguments in (["doctor"], ["bench"], ["demo", "--data", "rows.csv", "--output", str(tmp_path)]):
+        done = run(environment, *arguments)
+        assert (done.returncode, done.stderr) == (130, "flowkern: interrupted\n")
+    environment = stub(tmp_path, "raise RuntimeError('torch was imported')")
+    for arguments in (["--version"], ["--help"], ["demo", "--help"], ["bench", "--help"]):
+        done = run(environment, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "flowkern" in done.stdout
+
+
+def test_an_output_that_takes_nothing() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flowkern", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "flowkern: error: [Errno 28] No space left on device\n")
+
+
+def test_the_command_line_leaves_nothing_of_the_package_out() -> None:
+    program = "import sys; sys.argv[0] = 'flowkern'; import flowkern as fk; assert 'torch' not in sys.modules; "
+    program += "print(*(type(getattr(fk, name)).__name__ for name in fk.__all__)); fk.missing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [type(getattr(fk, name)).__name__ for name in fk.__all__]
+    assert "AttributeError: module 'flowkern' has no attribute 'missing'" in done.stderr

@@ -1,0 +1,7 @@
+"""``python -m flowkern``."""
+
+import sys
+
+from flowkern.cli import main
+
+sys.exit(main())
