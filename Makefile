@@ -1,23 +1,24 @@
-# Every target sets up what it needs in .venv and is quick when nothing changed.
+# Every target sets up what it needs in .venv, says what it is doing, and is quick when nothing changed.
 # The environment reaches pip: PIP_EXTRA_INDEX_URL may point it at PyTorch's CPU builds, see README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 PYTHONS := flowkern kernels tests bench examples setup.py
 
 .PHONY: demo test bench bench-peers test-peers kernels gpu-check gpu-bench lint format clean
-demo: $(VENV)/.peers
+demo: $(VENV)/.demo
 	$(BIN)/flowkern demo $(ARGS)
 
 # One process per processor, each with one thread.
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-bench: $(VENV)/.peers
+bench: $(VENV)/.built
 	$(BIN)/flowkern bench $(ARGS)
 
-bench-peers: $(VENV)/.peers
+bench-peers: $(VENV)/.built
 	$(BIN)/flowkern bench --suite peers $(ARGS)
 
 test-peers: $(VENV)/.peers
@@ -53,7 +54,7 @@ format: $(VENV)/.built
 	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf build $(VENV) flowkern/_C*.so flowkern/cuda/*.cubin *.egg-info
+	rm -rf build $(VENV) flowkern/_C*.so flowkern/_build_error.txt flowkern/cuda/*.cubin *.egg-info
 
 # torch and the build tools first: the extension is built against this environment, not an isolated one.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -65,15 +66,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "No C++ compiler found; on Debian: apt-get install g++. (Without one: FLOWKERN_BUILD_EXT=0 pip install .)"; exit 1; }
 	@echo '#include <Python.h>' | $${CXX:-c++} -x c++ -fsyntax-only -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - 2>/dev/null || \
 	  { echo "Python's headers are missing; on Debian: apt-get install python3-dev"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools pybind11 cmake ninja torch numpy
-	touch $@
+	@echo "-- torch and the build tools into $(VENV): a download of 0.2 GB for the CPU, of some GB where pip takes PyTorch's CUDA builds"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools pybind11 cmake ninja torch
+	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
-	touch $@
+# What the demo needs: the package with its kernels, and the library that it is compared with.
+$(VENV)/.demo: $(VENV)/.installed $(SOURCES)
+	@echo "-- the package: the compiler takes some minutes where it has not run yet, nvcc as many more where it is installed"
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) -q --no-build-isolation -e '.[demo]' zuko
+	@$(BIN)/flowkern doctor | grep "CPU kernels"
+	@touch $@
 
+# What tests, linters and benchmarks need besides. The package is there: only the rest of its dependencies is installed.
+$(VENV)/.built: pyproject.toml constraints.txt | $(VENV)/.demo
+	@echo "-- test tools, linters, the libraries that are accelerated, Triton: a download of 1 GB"
+	@$(PIP) 'flowkern[dev]'
+	@touch $@
+
+# What the suites of those libraries need besides.
 $(VENV)/.peers: $(VENV)/.built
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[peers]' torchtestcase parameterized || \
-	  echo "Not all peers could be installed; what needs them is skipped and says so."
-	touch $@
+	@$(PIP) -q torchtestcase parameterized pandas pytest-harvest pytest-mock
+	@touch $@

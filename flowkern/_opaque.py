@@ -19,6 +19,15 @@ PLAN = "str plan, str precision"
 _Function = Callable[..., Any]
 
 
+def constant_while_compiling(function: _Function) -> _Function:
+    """Lets torch.compile call a function and keep its result, instead of tracing it.
+
+    torch.compiler.assume_constant_result says the same, but imports the whole of the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class Namespace:
     """A library of operators with one implementation for every device: the kernels' stand-ins run on the CPU."""
 

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from flowkern._library import BUILD_ERROR
+from flowkern._library import BUILD_ERROR, REBUILD
+from flowkern._opaque import constant_while_compiling
 from flowkern.cuda import code
 
 __all__ = ["BACKENDS", "backend", "chosen_backend"]
@@ -27,7 +28,6 @@ TRITON_OPERATORS = ("affine", "autoregressive", "coupling", "log_det", "masked_m
 CUDA_OPERATORS = ("autoregressive_inverse",)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; read when a kernel is first imported
 _TRITON_LEAST = 3, 6
-REBUILD = "pip install --no-build-isolation -e ."
 
 # What was forced, else "auto". A plain global: torch.compile traces it, and guards on it.
 _current = os.environ.get("FLOWKERN_BACKEND", "auto")
@@ -42,6 +42,10 @@ def backend(name: str) -> Iterator[None]:
 
     It holds for the whole process, like the flags of torch.backends; the environment variable FLOWKERN_BACKEND sets it
     from the start. Forcing kernels where they cannot run is an error that says why.
+
+    What torch.export, torch.onnx and torch.jit.trace record is plain PyTorch, unless kernels are forced: such a program runs
+    without flowkern, and has gradients. With forced kernels, under ``torch.no_grad()``, a program holds flowkern's operators:
+    import flowkern where it is loaded.
 
     Args:
         name: the backend.
@@ -73,7 +77,7 @@ def obstacle(x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"there is no native kernel for device {x.device.type!r}"
     if BUILD_ERROR is not None:
-        return f"the extension is not built ({BUILD_ERROR}); build it with `{REBUILD}`"
+        return str(BUILD_ERROR)
     return None
 
 
@@ -86,7 +90,7 @@ def native_obstacle(x: Tensor, operator: str) -> str | None:
     return "there is no native kernel for AMD's GPUs" if torch.version.hip is not None else _cuda_obstacle(x.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _cuda_obstacle(index: int) -> str | None:
     return code.obstacle(torch.cuda.get_device_capability(index))
 
@@ -122,13 +126,15 @@ def _triton_missing() -> str | None:
         return f"Triton {version} is too old; `pip install 'triton>={'.'.join(map(str, _TRITON_LEAST))}'` mends it"
     if importlib.util.find_spec("numpy") is None:
         return "NumPy is not installed; `pip install numpy` mends it"
+    if importlib.util.find_spec("flowkern.kernels") is None:
+        return f"flowkern itself is not installed, and its kernels are in another folder; {REBUILD} mends it"
     return None
 
 
 _TRITON_MISSING = _triton_missing()
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _architecture_obstacle(index: int) -> str | None:
     if torch.version.hip is not None:
         return None
@@ -144,22 +150,25 @@ def chosen_backend(x: Tensor, operator: str) -> str:
     """
     if _current == "reference":
         return _current
-    transformed = _transformed()
     native = x.device.type == "cpu" or operator in CUDA_OPERATORS
     kernels = _current if _current != "auto" else "native" if native else "triton"
     reason = native_obstacle(x, operator) if kernels == "native" else triton_obstacle(x, operator)
-    if _current != "auto" and (reason is not None or transformed):
-        why = reason or "torch.func transforms have rules for plain PyTorch only"
-        raise RuntimeError(f"backend {_current!r} was forced, but {why}")
+    if _current != "auto":
+        why = reason or _rule_obstacle()
+        if why is not None:
+            raise RuntimeError(f"backend {_current!r} was forced, but {why}")
+        return kernels
+    if _transformed() or exporting():
+        return "torch"
     if reason is None:
-        return "torch" if transformed else kernels
+        return kernels
     mendable = operator in TRITON_OPERATORS or torch.version.hip is None
     if x.device.type == "cpu" or (x.device.type == "cuda" and mendable):
         _warn_once(reason)  # something is missing here
     return "torch"
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def product_precision() -> str:
     """How a GPU multiplies float32 matrices: tf32 only where torch's own setting allows it. A compiled graph keeps it."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
@@ -170,8 +179,37 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+@constant_while_compiling  # torch.compile of earlier PyTorch takes is_exporting for true
+def exporting() -> bool:
+    """Whether the call is recorded for a program that is to run elsewhere: torch.export, torch.onnx, torch.jit.trace.
+
+    It is recorded in plain PyTorch: such a program needs no flowkern where it runs, has gradients, and can be translated.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+@constant_while_compiling
+def _exporting_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+def _rule_obstacle() -> str | None:
+    """Why kernels that were forced cannot serve a call now, whatever its arguments."""
+    if _transformed():
+        return "torch.func transforms have rules for plain PyTorch only"
+    if not exporting():
+        return None
+    if _exporting_to_onnx():
+        return "ONNX has no such operators; export in plain PyTorch, as without a forced backend"
+    if torch.is_grad_enabled():
+        return "an exported program has no gradients of kernels; export it under torch.no_grad()"
+    return None
+
+
+@constant_while_compiling
 def _warn_once(reason: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"flowkern runs without its kernels: {reason}", RuntimeWarning, stacklevel=4)
+        message = f"flowkern runs without its kernels: {reason} (`flowkern doctor` says more)"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

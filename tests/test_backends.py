@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from accuracy import DEVICE
 from networks import network
 
 import flowkern as fk
-from flowkern import backends
+from flowkern import _library, backends
+from flowkern._library import BuildError
 
 
 def affine() -> torch.Tensor:
@@ -70,8 +73,77 @@ def test_what_the_gpu_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends._architecture_obstacle(0) is None
 
 
-def test_doctor_names_the_triton_kernels() -> None:
-    from flowkern.cli import doctor
+def test_triton_needs_numpy_and_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.0")
+    for missing, message in (("numpy", "NumPy is not installed; `pip install numpy`"), ("flowkern.kernels", "not installed")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, gone=missing: None if name == gone else name)
+        assert message in str(backends._triton_missing())
 
-    found = dict(doctor.report())
+
+def run_doctor(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+    """Exit status and findings."""
+    from flowkern.cli import main
+
+    status = main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    return status, {line[:22].strip(): line[23:] for line in lines if not line.startswith(" ")}
+
+
+MISSING = (
+    BuildError("FLOWKERN_BUILD_EXT=0 was set when it was installed", "unset it, then run `pip install .`"),
+    BuildError("compiling failed with exit status 1", "mend what its last lines complain of", "$ cmake\nerror: no such type"),
+    BuildError("it does not load: undefined symbol: aoti_torch_new", "build it again"),
+)
+
+
+@pytest.mark.parametrize("error", MISSING, ids=["choice", "failure", "other torch"])
+def test_doctor_says_why_kernels_are_missing(
+    error: BuildError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_library, "BUILD_ERROR", error)
+    from flowkern.cli import main
+
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert f"CPU kernels            no: the extension is missing ({error.reason}); {error.cure}\n" in text
+    for line in error.log.splitlines():
+        assert f"\n    {line}\n" in text
+
+
+def test_doctor_is_content_where_all_that_can_run_here_does(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = run_doctor(capsys)
+    assert status == 0
+    assert found["CPU kernels"].startswith("yes, ")
     assert found["Triton kernels"].startswith(("yes, Triton", "no: "))
+
+
+def test_doctor_of_a_gpu_without_its_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"is_available": True, "device_count": 1, "get_device_name": "a GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch, "empty", lambda *_, device: SimpleNamespace(device=torch.device(device)))
+    for cuda, triton, hip, expected in (
+        (None, None, None, 0),
+        ("cuda-bindings is not installed", None, None, 1),
+        (None, "NumPy is not installed; `pip install numpy` mends it", None, 1),
+        ("there is no native kernel for AMD's GPUs", None, "7.0", 0),  # nothing is missing: there are none
+    ):
+        monkeypatch.setattr(backends, "_TRITON_MISSING", triton)
+        monkeypatch.setattr(backends, "_cuda_obstacle", lambda index, reason=cuda: reason)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        status, found = run_doctor(capsys)
+        assert status == expected
+        assert found["GPU"] == "a GPU"
+        assert found["CUDA kernels"].startswith("yes, " if cuda is None else f"no: {cuda}; until then")
+        assert found["Triton kernels"].startswith("yes, " if triton is None else f"no: {triton}")
+
+
+def test_doctor_names_what_installs_a_missing_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    _, found = run_doctor(capsys)
+    assert found["numpy"] == found["matplotlib"] == "not installed; `pip install 'flowkern[demo]'`"

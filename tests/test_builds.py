@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -124,7 +127,7 @@ try:
     with fk.backend("native"):
         flow.log_prob(x)
 except RuntimeError as error:
-    assert "was forced, but the extension is not built" in str(error), error
+    assert "was forced, but the extension is missing" in str(error), error
 else:
     raise AssertionError("forcing what cannot run must fail")
 from flowkern.cli import main
@@ -162,24 +165,132 @@ def test_backends_by_name_and_device() -> None:
     assert chosen_backend(torch.ones(1), "affine") == "native"
 
 
-def test_the_source_distribution_builds_from_what_it_carries(tmp_path: Path) -> None:
-    program = f"from setuptools import build_meta; print(build_meta.build_sdist(r'{tmp_path}'))"
+# -- packages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the checkout, without what was built in it."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
-    shutil.copytree(
-        ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(".git", ".venv", "build", "*.so", "output", ".*_cache")
+    built = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "*.cubin", "_build_error.txt", "output", ".*_cache")
+    return Path(shutil.copytree(ROOT, tmp_path / "sources", ignore=built))
+
+
+def build(hook: str, sources: Path, folder: Path, **environment: str) -> Path:
+    """What pip builds, by the hook that it calls for that; without isolation, and without CUDA."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = f"from setuptools import build_meta; print(build_meta.{hook}({str(folder)!r}))"
+    text = run([sys.executable, "-c", program], sources, **{"FLOWKERN_BUILD_CUDA": "0", **environment})
+    return folder / text.splitlines()[-1]
+
+
+def files(wheel: Path) -> dict[str, str]:
+    """The files of a wheel, with the text of those that are short."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {i.filename: archive.read(i).decode() if i.file_size < 4000 else "" for i in archive.infolist()}
+
+
+NO_COMPILER = {"CXX": "/nonexistent"}
+RECORD = "flowkern/_build_error.txt"
+# An editable install beside it would lend its extension to what lies elsewhere.
+ALONE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in f.__module__]\n"
+
+
+def test_a_source_distribution_without_a_compiler_becomes_a_wheel_that_says_so(sources: Path, tmp_path: Path) -> None:
+    with tarfile.open(build("build_sdist", sources, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    wheel = build("build_wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel", **NO_COMPILER)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    packed = files(wheel)
+    for folder in ("flowkern", "kernels", "csrc/cuda", "csrc/include"):
+        place = folder if folder == "flowkern" else f"flowkern/{folder}"
+        of_use = [f for f in (sources / folder).rglob("*") if f.suffix in (".py", ".cu", ".h", ".typed")]
+        assert {f"{place}/{f.relative_to(sources / folder)}" for f in of_use} <= packed.keys()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    use = """
+import warnings, torch
+import flowkern as fk
+from flowkern.cli import main
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    fk.flows.MAF(4, 2, (8,)).sample((5,))
+assert "(no C++ compiler was found); install one" in str(seen[0].message), seen[0].message
+raise SystemExit(main(["doctor"]) - 1)
+"""
+    text = run([sys.executable, "-c", ALONE + use], tmp_path, PYTHONPATH=str(tmp_path / "installed"))
+    assert "CPU kernels            no: the extension is missing (no C++ compiler was found); install one" in text
+    assert "then run `pip install --no-build-isolation .` in the sources of flowkern" in text
+    assert "    $ cmake -G Ninja" in text
+    assert "/nonexistent" in text
+
+
+@pytest.fixture
+def cmake(tmp_path: Path) -> dict[str, str]:
+    """The environment of builds with a CMake that takes no time: it leaves an empty extension, or fails where FAIL is set."""
+    tool, target = tmp_path / "bin" / "cmake", tmp_path / "target"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"""#!/bin/sh
+for argument; do case $argument in -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=*) echo "${{argument#*=}}" > {target};; esac; done
+test "$1" = --build || exit 0
+test -z "$FAIL" || {{ echo "error: no such instruction"; exit 3; }}
+touch "$(cat {target})/_C{sysconfig.get_config_var("EXT_SUFFIX")}"
+"""
     )
-    run([sys.executable, "-c", program], tmp_path / "tree")
-    names = run(["tar", "tzf", str(next(tmp_path.glob("*.tar.gz")))])
-    for needed in (
-        "CMakeLists.txt",
-        "csrc/ops/rows.cpp",
-        "csrc/cpu/autoregressive.cpp",
-        "csrc/include/flowkern/simd.h",
-        "csrc/cuda/pack.cu",
-        "LICENSE",
+    tool.chmod(0o755)
+    return {"PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_each_build_leaves_its_own_outcome_and_nothing_of_the_one_before(
+    sources: Path, tmp_path: Path, cmake: dict[str, str]
+) -> None:
+    extension = f"flowkern/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    for environment, reason in (
+        ({"FLOWKERN_BUILD_EXT": "0"}, "FLOWKERN_BUILD_EXT=0 was set when it was installed\nunset it\n"),
+        (cmake, None),
+        ({**cmake, "FAIL": "1"}, "compiling failed with exit status 3\nmend what its last lines complain of\n$ cmake --build"),
     ):
-        assert f"/{needed}\n" in names, needed
+        wheel = build("build_wheel", sources, tmp_path / "wheels", **environment)
+        found = files(wheel)
+        assert (extension in found) == (reason is None)
+        assert wheel.name.endswith("-py3-none-any.whl") == (reason is not None)
+        assert (RECORD in found) == (reason is not None)
+        assert found.get(RECORD, "").startswith(reason or "")
+    assert "error: no such instruction" in found[RECORD]
+
+    build("build_editable", sources, tmp_path / "editable", **cmake)
+    assert (sources / extension).exists()
+    build("build_editable", sources, tmp_path / "editable", **NO_COMPILER)
+    assert (sources / RECORD).read_text().startswith("no C++ compiler was found\n")
+    assert not (sources / extension).exists()
+    with tarfile.open(build("build_sdist", sources, tmp_path / "sdist")) as archive:
+        assert not [name for name in archive.getnames() if name.endswith(RECORD)]
+    build("build_editable", sources, tmp_path / "editable", **cmake)
+    assert (sources / extension).exists()
+    assert not (sources / RECORD).exists()
+
+    with pytest.raises(AssertionError, match="the extension could not be built: no C\\+\\+ compiler was found; install one"):
+        build("build_wheel", sources, tmp_path / "wheels", **NO_COMPILER, FLOWKERN_BUILD_EXT="1")
+
+
+def test_why_an_extension_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flowkern import _library
+
+    monkeypatch.setattr(_library, "_HERE", tmp_path)
+
+    def said(error: str = "No module named 'flowkern._C'") -> str:
+        return str(_library._build_error(ImportError(error)))
+
+    assert "(it was never built); run `pip install --no-build-isolation -e .`" in said()
+    (tmp_path / "_C.cpython-39-other.so").touch()
+    assert "(it was built for another Python: _C.cpython-39-other.so); run `pip install" in said()
+    (tmp_path / "_build_error.txt").write_text("FLOWKERN_BUILD_EXT=0 was set when it was installed\nunset it\n")
+    assert "(FLOWKERN_BUILD_EXT=0 was set when it was installed); unset it, then run `pip install" in said()
+    (tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").touch()
+    text = said("undefined symbol: aoti_torch_new")
+    assert "(it does not load: undefined symbol: aoti_torch_new); build it again, for this torch: `pip install" in text
 
 
 @pytest.mark.slow

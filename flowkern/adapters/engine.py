@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from flowkern import ops
+from flowkern._opaque import constant_while_compiling
 from flowkern.adapters.network import ChangedError, Network, UnsupportedError, class_path, differs
 from flowkern.adapters.structure import Structure
 from flowkern.plan import outside_modes
@@ -352,13 +353,9 @@ def _checked(layer: Any, state: State) -> bool:
     return state.verdict is None
 
 
+@constant_while_compiling
 def _checked_while_tracing(layer: Any) -> bool:
     return checked(layer)
-
-
-# torch.compile calls it instead of tracing it. torch.compiler.assume_constant_result says the same, but imports the
-# whole of the compiler.
-_checked_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # -- the self-check ---------------------------------------------------------------------------------------------------

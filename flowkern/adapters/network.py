@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from flowkern._checks import FLOATS
+from flowkern.backends import exporting
 from flowkern.plan import AutoregressivePlan, content, version
 
 
@@ -344,7 +345,7 @@ class Network:
         """Why the peer's own code must run now whatever the modules are like, or ``None``."""
         if _has_any_global_hook():
             return "a hook on all modules is registered, which the fused call would pass over"
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if exporting():
             return "it is being exported: what is stored is the library's own code, which runs without flowkern"
         if torch._C._are_functorch_transforms_active() and any(
             now is not before for now, (before, _) in zip(self._masks(), self._seen, strict=True)

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from flowkern._version import __version__
 from flowkern.cuda import code
 
 _MENDS = {
+    "numpy": "pip install 'flowkern[demo]'",
     "zuko": "pip install 'flowkern[peers]'",
     "matplotlib": "pip install 'flowkern[demo]'",
     "rich": "pip install 'flowkern[demo]'",
@@ -24,54 +25,80 @@ _MENDS = {
 }
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser("doctor", help="print what can run here, and why the rest cannot")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser: there are none."""
     parser.set_defaults(run=run)
 
 
+class Finding(NamedTuple):
+    """One subject of the report; ``wrong`` where kernels are missing for a device that is here."""
+
+    subject: str
+    text: str
+    wrong: bool = False
+
+
 def run(options: argparse.Namespace) -> int:
-    """Prints the report; the exit status is 1 if the CPU kernels are missing."""
-    for name, value in report():
-        print(f"{name:<22} {value}")
-    return 0 if _library.BUILD_ERROR is None else 1
+    """Prints the report; the exit status is 1 if kernels are missing for a device that is here."""
+    wrong = False
+    for finding in report():
+        print(f"{finding.subject:<22} {finding.text}")
+        wrong = wrong or finding.wrong
+    return int(wrong)
 
 
-def cuda_kernels() -> str:
+def cpu_kernels() -> Finding:
+    """How the extension was built, or why there is none, with the last lines of its build."""
+    error = _library.BUILD_ERROR
+    if error is not None:
+        return Finding("CPU kernels", "\n    ".join([f"no: {error}", *error.log.splitlines()]), wrong=True)
+    info = _library._C.build_info()
+    built = f"built by {info['compiler']} against torch {info['torch']}"
+    return Finding("CPU kernels", f"yes, {_library._C.instruction_set()}; {built}")
+
+
+def cuda_kernels() -> Finding:
     """Which code of the CUDA kernels is in use, or what there is for a GPU that may come."""
+    subject = "CUDA kernels"
     built = sorted({f.name.split(".")[1] for f in Path(code.__file__).parent.glob("*.cubin")})
     if not torch.cuda.is_available():
         nvrtc = code.nvrtc_obstacle()
         others = "NVRTC compiles others at first use" if nvrtc is None else f"others: {nvrtc}"
-        return f"built for {', '.join(built)}; {others}" if built else f"none built here; {others}"
+        return Finding(subject, f"built for {', '.join(built)}; {others}" if built else f"none built here; {others}")
     reason = backends.native_obstacle(torch.empty(0, device="cuda"), "autoregressive_inverse")
     if reason is not None:
-        return f"no: {reason}; until then inverses run in plain PyTorch, level by level"
+        text = f"no: {reason}; until then inverses run in plain PyTorch, level by level"
+        return Finding(subject, text, wrong=torch.version.hip is None)
     file = code.built_file("autoregressive_inverse", torch.cuda.get_device_capability())
-    return "yes, " + (f"built for {file.name.split('.')[1]}" if file else "compiled by NVRTC at first use, then from its cache")
+    how = f"built for {file.name.split('.')[1]}" if file else "compiled by NVRTC at first use, then from its cache"
+    return Finding(subject, f"yes, {how}")
 
 
-def report() -> Iterator[tuple[str, str]]:
-    """Lines of the report as (subject, finding)."""
-    yield "flowkern", __version__
-    yield "python", f"{platform.python_version()} on {platform.machine()}"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
-    if _library.BUILD_ERROR is None:
-        info = _library._C.build_info()
-        yield "CPU kernels", f"yes, {_library._C.instruction_set()}; built by {info['compiler']} against torch {info['torch']}"
-    else:
-        yield "CPU kernels", f"no: {_library.BUILD_ERROR}; a C++20 compiler and `{backends.REBUILD}` mend it"
+def triton_kernels() -> Finding:
+    """Whether Triton's kernels can run; they need a GPU."""
+    gpu = torch.cuda.is_available()
+    reason = backends.triton_obstacle(torch.empty(0, device="cuda" if gpu else "cpu"), "autoregressive")
+    if reason is None:
+        return Finding("Triton kernels", f"yes, Triton {backends.triton_version()}")
+    return Finding("Triton kernels", f"no: {reason}", wrong=gpu)
+
+
+def report() -> Iterator[Finding]:
+    """The findings, in the order in which they are printed."""
+    yield Finding("flowkern", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
+    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield cpu_kernels()
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        yield "GPU", ", ".join(sorted(names))
+        yield Finding("GPU", ", ".join(sorted(names)))
     else:
-        yield "GPU", "none that torch can see"
-    yield "CUDA kernels", cuda_kernels()
-    reason = backends.triton_obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"), "autoregressive")
-    yield "Triton kernels", f"yes, Triton {backends.triton_version()}" if reason is None else f"no: {reason}"
-    yield "backend", f"{backends._current} (FLOWKERN_BACKEND or flowkern.backend)"
+        yield Finding("GPU", "none that torch can see")
+    yield cuda_kernels()
+    yield triton_kernels()
+    yield Finding("backend", f"{backends._current} (FLOWKERN_BACKEND or flowkern.backend)")
     for package, mend in _MENDS.items():
         try:
-            yield package, importlib.metadata.version(package)
+            yield Finding(package, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            yield package, f"not installed; `{mend}`"
+            yield Finding(package, f"not installed; `{mend}`")
