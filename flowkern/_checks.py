@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,79 @@ HALF = (torch.bfloat16, torch.float16)  # computed in float32
 FLOATS = (torch.float32, torch.float64, *HALF)
 
 
+def whole_number(name: str, value: Any, least: int) -> int:
+    """A whole number of at least ``least``, NumPy's included."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or isinstance(value, bool):
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def widths(name: str, given: Any) -> tuple[int, ...]:
+    """The widths of some layers."""
+    try:
+        return tuple(whole_number(name, width, 1) for width in given)
+    except TypeError:
+        raise TypeError(f"{name}: expected a sequence of widths such as (64, 64), got {given!r}") from None
+    except ValueError:
+        raise ValueError(f"{name}: expected positive widths, got {tuple(given)}") from None
+
+
+def sizes(name: str, given: Any) -> torch.Size:
+    """A shape."""
+    try:
+        size = torch.Size(given)
+    except TypeError:
+        example = given if isinstance(given, int) else 3
+        raise TypeError(f"{name}: expected a tuple of sizes such as ({example},), got {given!r}") from None
+    if not torch.compiler.is_compiling() and any(n < 0 for n in size):  # a size may be unknown while a graph is made
+        raise ValueError(f"{name}: expected sizes of at least 0, got {tuple(size)}")
+    return size
+
+
+def numbers(name: str, given: Any, device: str | None = None) -> Tensor:
+    """A tensor, made of an array or a nested list where it is none."""
+    try:
+        return torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a tensor or a list of numbers, got {given!r}") from None
+
+
+def permutation(name: str, given: Any, features: int | None = None) -> Tensor:
+    """A permutation of 0 to features - 1, on the CPU; ``None`` for any number of features."""
+    order = numbers(name, given, "cpu")
+    n = order.numel() if features is None else features
+    if order.shape != (n,) or n == 0 or sorted(order.tolist()) != list(range(n)):
+        last = "n - 1" if features is None else n - 1
+        raise ValueError(f"{name}: expected a permutation of 0 to {last}, got {order.tolist()}")
+    return order.long()
+
+
+def check_generator(generator: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator: expected a torch.Generator such as torch.Generator().manual_seed(0), got {type(generator).__name__}"
+        )
+
+
+def check_tensor(name: str, t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(t).__name__}")
+
+
 def check_float(name: str, t: Tensor) -> None:
-    if t.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor, got dtype {t.dtype}")
+    if isinstance(t, Tensor) and t.dtype in FLOATS:
+        return
+    check_tensor(name, t)
+    raise TypeError(f"{name}: expected a floating-point tensor, got dtype {t.dtype}")
+
+
+def check_device(name: str, t: Tensor, other: Tensor, other_name: str = "x") -> None:
+    if t.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} like {other_name}, got {t.device}")
 
 
 def check_like(name: str, t: Tensor, other: Tensor, other_name: str = "x", index: int | None = None) -> None:
@@ -21,8 +93,7 @@ def check_like(name: str, t: Tensor, other: Tensor, other_name: str = "x", index
     if t.dtype is other.dtype and t.device == other.device:
         return
     name = name if index is None else f"{name}[{index}]"
-    if t.device != other.device:
-        raise ValueError(f"{name}: expected device {other.device} like {other_name}, got {t.device}")
+    check_device(name, t, other, other_name)
     raise TypeError(f"{name}: expected dtype {other.dtype} like {other_name}, got {t.dtype}")
 
 
@@ -33,14 +104,21 @@ def check_features(name: str, t: Tensor, features: int) -> None:
 
 def check_context(taker: str, context: Tensor | None, features: int, like: Tensor, like_name: str) -> None:
     """A context of so many features, none for zero; its dtype is free under autocast. ``taker``: a network, a layer."""
+    if context is not None:
+        check_tensor("context", context)
     if (context is None) != (features == 0):
         got = "None" if context is None else f"shape {tuple(context.shape)}"
         takes = f"{features} context features" if features else "no context"
         raise ValueError(f"context: this {taker} takes {takes}, got {got}")
     if context is not None:
         check_features("context", context, features)
-        if not torch.is_autocast_enabled(context.device.type):
+        if not autocasts(context):
             check_like("context", context, like, like_name)
+
+
+def autocasts(t: Tensor) -> bool:
+    """Whether products on the device of a tensor take another dtype; the device of tensors without values knows none."""
+    return not t.is_meta and torch.is_autocast_enabled(t.device.type)
 
 
 def check_raw(raw: Tensor | None, scale: str) -> None:
@@ -59,8 +137,12 @@ def check_shapes(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[in
 
 def broadcast_batch(x: Tensor, others: Sequence[Tensor], name: str) -> torch.Size:
     """The common batch shape of x and of tensors whose last dimension may differ."""
+    batch = x.shape[:-1]
+    # torch.broadcast_shapes takes longer than a small network; a graph in the making must not compare sizes.
+    if not torch.compiler.is_compiling() and all(t.shape[:-1] == batch for t in others):
+        return batch
     try:
-        return torch.broadcast_shapes(x.shape[:-1], *(t.shape[:-1] for t in others))
+        return torch.broadcast_shapes(batch, *(t.shape[:-1] for t in others))
     except RuntimeError:
         got = ", ".join(str(tuple(t.shape)) for t in others)
-        raise ValueError(f"{name}: expected batch shapes that broadcast with {tuple(x.shape[:-1])}, got shapes {got}") from None
+        raise ValueError(f"{name}: expected batch shapes that broadcast with {tuple(batch)}, got shapes {got}") from None

@@ -79,8 +79,11 @@ def resolve(scale: str, placement: str, constants: Sequence[float] | None) -> tu
     default = default_constants(scale)
     if placement not in PLACEMENTS:
         raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")
-    values = default if constants is None else constants
+    try:
+        values = tuple(map(float, default if constants is None else constants))
+    except (TypeError, ValueError):
+        raise ValueError(f"constants: expected numbers, got {constants!r}") from None
     if len(values) != len(default):
         raise ValueError(f"constants: the scale map {scale!r} takes {len(default)}, got {len(values)}")
-    c0, c1 = (*map(float, values), 0.0, 0.0)[:2]
+    c0, c1 = (*values, 0.0, 0.0)[:2]
     return SCALES.index(scale), PLACEMENTS.index(placement), c0, c1

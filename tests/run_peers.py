@@ -16,9 +16,19 @@ import xml.etree.ElementTree as ElementTree
 from importlib import metadata
 from pathlib import Path
 
-# Of sbi's tests those of score and flow matching, plots and notebooks, which hold no autoregressive layer and take most of
-# the time, and those that it marks as slow itself.
-SBI_WITHOUT = ("vector_field_nets", "vf_estimator", "score_samplers", "linearGaussian_vector_field", "plot", "tutorials")
+# What is left out of sbi's suite: files on networks and samplers without an autoregressive layer, plots and notebooks, and
+# tests that take minutes: those that it marks as slow, comparisons of posteriors (c2st), Markov chains, zuko's UNAF.
+SBI_FILES = (
+    "abc",
+    "bm",
+    "linearGaussian_vector_field",
+    "plot",
+    "score_samplers",
+    "tutorials",
+    "vector_field_nets",
+    "vf_estimator",
+)
+SBI = ["tests", "-m", "not slow and not gpu", "-k", "not c2st and not mcmc and not unaf"]
 
 # Library: where its tests are in the sources, and pytest's options for them.
 SUITES = {
@@ -26,7 +36,7 @@ SUITES = {
     "nflows": ["tests", "-o", "python_files=*_test.py"],
     "normflows": ["normflows", "-o", "python_files=*_test.py"],
     "pyro-ppl": ["tests/distributions/test_transforms.py", "tests/nn/test_autoregressive.py"],
-    "sbi": ["tests", "-m", "not slow and not gpu", *(f"--ignore=tests/{name}_test.py" for name in SBI_WITHOUT)],
+    "sbi": [*SBI, *(f"--ignore=tests/{name}_test.py" for name in SBI_FILES)],
 }
 SEED = """
 import pytest, random, numpy, torch

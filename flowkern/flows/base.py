@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from flowkern import ops
+from flowkern._checks import check_features, check_float, sizes, whole_number
+from flowkern.nn.heads import randn
 
 
 class Base(Protocol):
     """The base of a flow: any object with these two methods, a torch.distributions.Distribution included.
 
-    The methods may also take ``context`` and ``generator`` keywords; they are passed where the signature has them. A base
-    with an attribute ``conditional`` that is False is given no context.
+    One that has ``sample`` instead of ``rsample``, or whose ``has_rsample`` is False, gives samples without gradients. The
+    methods may also take ``context``, ``generator`` and ``chunk_size`` keywords; they are passed where the signature has
+    them. A base with an attribute ``conditional`` that is False is given no context.
     """
 
     def log_prob(self, z: Tensor) -> Tensor: ...
@@ -38,22 +41,35 @@ class StandardNormal(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = whole_number("features", features, 1)
         self.register_buffer("like", torch.empty(0), persistent=False)  # follows the flow's device and dtype
 
     def log_prob(self, z: Tensor) -> Tensor:
+        check_float("z", z)
+        check_features("z", z, self.features)
         return ops.normal_log_prob(z)
 
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        size = (*shape, self.features)
-        return torch.randn(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
+        return randn((*sizes("shape", shape), self.features), self.like, generator)
 
 
-def sample_size(shape: Sequence[int]) -> torch.Size:
-    """A sample shape, checked."""
-    if isinstance(shape, int):
-        raise TypeError(f"shape: expected a tuple of sizes such as ({shape},), got {shape}")
-    return torch.Size(shape)
+def check_base(base: Any, features: int) -> None:
+    """Raises for what cannot be the base of a flow of so many features."""
+    if not hasattr(base, "log_prob") or not (hasattr(base, "rsample") or hasattr(base, "sample")):
+        raise TypeError(f"base: expected an object with log_prob and rsample, got {type(base).__name__}")
+    if isinstance(base, Distribution) and base.event_shape != (features,):
+        raise ValueError(
+            f"base: expected event shape ({features},), got {tuple(base.event_shape)}; "
+            "a distribution of single numbers becomes one of vectors by torch.distributions.Independent"
+        )
+    width = getattr(base, "features", features)
+    if isinstance(width, int) and width != features:
+        raise ValueError(f"base: expected {features} features like the transforms, got {width}")
+
+
+def has_rsample(base: Any) -> bool:
+    """Whether the samples of a base carry gradients."""
+    return getattr(base, "has_rsample", hasattr(base, "rsample"))
 
 
 def takes_context(base: Any, method: Any) -> bool:
@@ -62,12 +78,19 @@ def takes_context(base: Any, method: Any) -> bool:
 
 
 def call_base(
-    base: Any, method: Any, argument: Any, context: Tensor | None, generator: torch.Generator | None = None
+    base: Any,
+    method: Any,
+    argument: Any,
+    context: Tensor | None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
 ) -> Tensor:
-    """Calls a method of a base with the context and the generator where it takes them."""
+    """Calls a method of a base with the context, the generator and the chunk size where it takes them."""
     options: dict[str, Any] = {"context": context} if takes_context(base, method) else {}
     if generator is not None:
         if "generator" not in inspect.signature(method).parameters:
             raise ValueError(f"generator: {type(base).__name__}.{method.__name__} takes none")
         options["generator"] = generator
+    if chunk_size is not None and "chunk_size" in inspect.signature(method).parameters:
+        options["chunk_size"] = chunk_size
     return method(argument, **options)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkern import nn as fnn
-from flowkern.flows.base import sample_size
+from flowkern._checks import check_features, check_generator, check_tensor, sizes, whole_number
 from flowkern.ops._network import optional_biases
 from flowkern.ops._sweep import sweep
 
@@ -59,7 +60,7 @@ class MADE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(head, str) and head not in HEADS:
+        if head not in HEADS if isinstance(head, str) else not isinstance(head, fnn.Head):
             raise ValueError(f"head: expected one of {', '.join(HEADS)} or a Head, got {head!r}")
         named: dict[str, Callable[[], fnn.Head]] = {
             "bernoulli": fnn.Bernoulli,
@@ -71,7 +72,7 @@ class MADE(nn.Module):
         self.network = fnn.MADE(
             features, self.head.outputs, hidden, context, activation, order, degrees, residual, skip, masks, generator
         )
-        self.features = features
+        self.features = self.network.features
         self._next = 0
 
     @property
@@ -85,6 +86,8 @@ class MADE(nn.Module):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability (or log-density) in nats, with the batch's shape."""
+        check_tensor("x", x)
+        check_features("x", x, self.features)
         if not self.training and self.network.masks > 1:
             all_sets = [self._log_prob(x, context, i) for i in range(self.network.masks)]
             return torch.logsumexp(torch.stack(all_sets), 0) - math.log(len(all_sets))
@@ -97,14 +100,38 @@ class MADE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        shape: Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        chunk_size: int | None = None,
     ) -> Tensor:
-        """Samples (*shape, features), or (*shape, *context batch, features): one sweep over the levels."""
+        """Samples (*shape, features), or (*shape, *context batch, features): one sweep over the levels.
+
+        Args:
+            shape: sample shape, as in torch.distributions.
+            context: conditions (*batch, context features).
+            generator: source of the random numbers.
+            chunk_size: samples drawn at once, for each row of the context; bounds the memory of the intermediate results.
+                Random numbers are drawn feature by feature, so another chunk size gives other samples.
+        """
+        size = sizes("shape", shape)
+        check_generator(generator)
         mask = 0
         if not self.training and self.network.masks > 1:
-            mask = int(torch.randint(self.network.masks, (), generator=generator))
+            device = "cpu" if generator is None else generator.device
+            mask = int(torch.randint(self.network.masks, (), generator=generator, device=device))
         arguments = self.network.arguments(context, mask)
-        batch = sample_size(shape) + (torch.Size() if context is None else context.shape[:-1])
+        batch = torch.Size() if context is None else context.shape[:-1]
+        if chunk_size is None:
+            return self._sample(arguments, size + batch, generator)
+        n, chunk_size = size.numel(), whole_number("chunk_size", chunk_size, 1)
+        chunks = [min(chunk_size, n - i) for i in range(0, n, chunk_size)] or [0]
+        drawn = torch.cat([self._sample(arguments, torch.Size((rows, *batch)), generator) for rows in chunks])
+        return drawn.reshape(*size, *batch, self.features)
+
+    def _sample(self, arguments: dict[str, Any], size: torch.Size, generator: torch.Generator | None) -> Tensor:
         drawn: list[Tensor] = []
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:
@@ -113,5 +140,5 @@ class MADE(nn.Module):
 
         plan = arguments["plan"]
         biases = optional_biases(plan, arguments["biases"])
-        sweep(solve, arguments["weights"], biases, plan, arguments["addends"], batch)
+        sweep(solve, arguments["weights"], biases, plan, arguments["addends"], size)
         return torch.cat(drawn, -1)[..., torch.argsort(plan.feature_order)]

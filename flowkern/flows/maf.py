@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowkern._checks import whole_number
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.nn import BatchNorm, InverseAutoregressive, MaskedAutoregressive, Standardize, Transform
@@ -25,8 +26,9 @@ def build_stack(
     """Autoregressive layers in alternating orders, each followed by batch normalisation where asked."""
     if order not in ORDERS:
         raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
-    if not isinstance(transforms, int) or transforms < 1:
-        raise ValueError(f"transforms: expected a whole number of at least 1, got {transforms!r}")
+    transforms = whole_number("transforms", transforms, 1)
+    if standardize is not None and not isinstance(standardize, Transform):
+        raise TypeError(f"standardize: expected a flowkern.nn.Standardize, got {type(standardize).__name__}")
     stack: list[Transform] = [] if standardize is None else [standardize]
     for i in range(transforms):
         # "reverse" turns the order around from each transform to the next, as the papers do.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkern._checks import whole_number
 from flowkern.nn.transform import Unconditional, batch_log_det
 
 
@@ -41,6 +42,11 @@ class BatchNorm(Unconditional):
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__()
+        features = whole_number("features", features, 1)
+        if not (isinstance(eps, (int, float)) and eps >= 0):
+            raise ValueError(f"eps: expected a number of at least 0, got {eps!r}")
+        if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+            raise ValueError(f"momentum: expected a number between 0 and 1, or None, got {momentum!r}")
         self.features, self.eps, self.momentum = features, eps, momentum
         self.log_gamma = nn.Parameter(torch.zeros(features))
         self.beta = nn.Parameter(torch.zeros(features))
@@ -49,7 +55,7 @@ class BatchNorm(Unconditional):
         self._last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
+        self._check("x", x, self.running_mean)
         if self.training:
             rows = x.reshape(-1, self.features)
             if len(rows) == 0:
@@ -66,7 +72,7 @@ class BatchNorm(Unconditional):
         return z, batch_log_det(self._log_det(var), x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
+        self._check("z", z, self.running_mean)
         if self.training:
             if self._last is None:
                 raise RuntimeError(
@@ -82,7 +88,9 @@ class BatchNorm(Unconditional):
     @torch.no_grad()
     def set_statistics(self, x: Tensor) -> None:
         """Takes the mean and the biased variance of the rows of x (n, features) for evaluation."""
-        self._check("x", x)
+        self._check("x", x, self.running_mean)
+        if x.dim() != 2 or len(x) == 0:
+            raise ValueError(f"x: expected shape (n, {self.features}) with at least one row, got {tuple(x.shape)}")
         self.running_mean.copy_(x.mean(0))
         self.running_var.copy_(x.var(0, unbiased=False))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import broadcast_batch, check_context, check_features
-from flowkern.nn.made import version
-from flowkern.nn.transform import Transform, show_context
+from flowkern._checks import broadcast_batch, check_context, check_features, whole_number, widths
+from flowkern.nn.transform import Transform, explain, show_context
+from flowkern.plan import version
 from flowkern.univariate import constants_of, resolve
 
 MASKS = ("halves", "alternating")
@@ -81,14 +81,13 @@ class AffineCoupling(Transform):
     ) -> None:
         super().__init__()
         resolve(scale, placement, constants)
-        if not isinstance(features, int) or features < 2:
-            raise ValueError(f"features: expected a whole number of at least 2, got {features!r}")
-        if not isinstance(context, int) or context < 0:
-            raise ValueError(f"context: expected a whole number of at least 0, got {context!r}")
+        features, context = whole_number("features", features, 2), whole_number("context", context, 0)
+        if network is not None and not isinstance(network, nn.Module):
+            raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self.features, self.context = features, context
         self.scale, self.placement = scale, placement
         self.constants = constants_of(scale, constants)
-        chosen = _transformed(mask, features) ^ swap
+        chosen = _transformed(mask, features) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, features):
             raise ValueError(f"mask: expected some of the {features} features to be transformed, got {self.count}")
@@ -98,7 +97,7 @@ class AffineCoupling(Transform):
         self._arrange()
         outputs = self.count * (1 if scale == "none" else 2)
         inputs = features - self.count + context
-        self.network = _mlp([inputs, *hidden, outputs], activation) if network is None else network
+        self.network = _mlp(inputs, hidden, outputs, activation) if network is None else network
 
     def _arrange(self) -> None:
         """Tables of the mask: the column of each feature's parameters, and the features that pass."""
@@ -133,14 +132,21 @@ class AffineCoupling(Transform):
         return self._apply_map("z", z, context, inverse=True)
 
     def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        self._check(name, x)
         self._follow()
+        passing = self.passing
+        self._check(name, x, passing)
         check_context("layer", context, self.context, x, name)
-        seen = x.index_select(-1, self.passing)
+        seen = x.index_select(-1, passing)
         if context is not None:
             batch = broadcast_batch(x, [context], "context")
             seen = torch.cat([seen.expand(*batch, -1), context.to(x.dtype).expand(*batch, -1)], -1)
-        parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast
+        try:
+            parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast
+        except RuntimeError:
+            weight = next(self.network.parameters(), None)
+            if weight is not None:
+                explain(name, x, weight, None)
+            raise
         check_features("network: its result", parameters, self.count * (1 if self.scale == "none" else 2))
         shift, raw = (parameters, None) if self.scale == "none" else parameters.chunk(2, -1)
         z, log_det = ops.coupling(
@@ -211,10 +217,9 @@ def _as_slice(chosen: Tensor) -> slice | None:
     return found if list(range(len(chosen)))[found] == places else None
 
 
-def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
+def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
     """Linear layers with an activation between each two."""
-    if any(not isinstance(n, int) or n < 1 for n in sizes):
-        raise ValueError(f"hidden: expected positive widths, got {tuple(sizes[1:-1])}")
+    sizes = [inputs, *widths("hidden", hidden), outputs]
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowkern._checks import whole_number
+
+
+def randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard-normal numbers with the dtype and on the device of a tensor."""
+    # Named only where there is one: with generator=None, torch.compile takes no size that changes.
+    source: Any = {} if generator is None else {"generator": generator}
+    return torch.randn(shape, dtype=like.dtype, device=like.device, **source)
 
 
 class Head(nn.Module):
@@ -52,9 +62,7 @@ class Categorical(Head):
 
     def __init__(self, categories: int) -> None:
         super().__init__()
-        if categories < 2:
-            raise ValueError(f"categories: expected at least 2, got {categories}")
-        self.outputs = self.categories = categories
+        self.outputs = self.categories = whole_number("categories", categories, 2)
 
     def encode(self, x: Tensor) -> Tensor:
         return x * (2 / (self.categories - 1)) - 1
@@ -85,7 +93,7 @@ class Gaussian(Head):
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, log_std = p.unbind(-1)
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=p.dtype, device=p.device)
+        return mean + log_std.exp() * randn(mean.shape, p, generator)
 
 
 class MixtureOfGaussians(Head):
@@ -97,10 +105,8 @@ class MixtureOfGaussians(Head):
 
     def __init__(self, components: int = 10) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components: expected at least 1, got {components}")
-        self.components = components
-        self.outputs = 3 * components
+        self.components = whole_number("components", components, 1)
+        self.outputs = 3 * self.components
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)
@@ -113,4 +119,4 @@ class MixtureOfGaussians(Head):
         draws = torch.multinomial(F.softmax(logits, -1).reshape(-1, self.components), 1, generator=generator)
         index = draws.reshape(*mean.shape[:-1], 1)
         mean, log_std = mean.gather(-1, index).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator, dtype=p.dtype, device=p.device)
+        return mean + log_std.exp() * randn(mean.shape, p, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
-from flowkern._checks import check_context
+from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
 from flowkern.backends import obstacle
-from flowkern.plan import AutoregressivePlan
+from flowkern.nn.transform import explain
+from flowkern.plan import AutoregressivePlan, version
 
 ORDERS = ("natural", "reverse", "random")
 DEGREES = ("sequential", "random")
@@ -34,15 +38,12 @@ def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torc
         if order == "random":
             return torch.randperm(features, generator=generator, device="cpu")
         raise ValueError(f"order: expected one of {', '.join(ORDERS)} or a permutation, got {order!r}")
-    positions = torch.as_tensor(order, dtype=torch.int64).cpu()
-    if positions.shape != (features,) or sorted(positions.tolist()) != list(range(features)):
-        raise ValueError(f"order: expected a permutation of 0 to {features - 1}, got {positions.tolist()}")
-    return positions
+    return permutation("order", order, features)
 
 
-def version(t: Tensor) -> int:
-    """Counts the changes in place; inference tensors do not count theirs."""
-    return 0 if t.is_inference() else t._version
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of this module would run hooks of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 class MADE(nn.Module):
@@ -50,6 +51,10 @@ class MADE(nn.Module):
 
     Hidden unit j has a degree m(j) and sees the inputs of position < m(j); outputs of the feature at position i see
     the units of degree <= i. With a context, units of degree 0 exist too, so that every feature sees the context.
+
+    The whole network is one operator, which calls no layer of it: hooks on ``layers`` do not run, and are warned of; only
+    those by which torch.nn.utils.prune and older weight norms compute a weight do. Hooks on the network itself run, in a
+    transform too, where it is evaluated in one pass; in a sweep over the levels nothing calls it.
 
     Args:
         features: number of features D.
@@ -67,7 +72,7 @@ class MADE(nn.Module):
         generator: source of the random orders and degrees.
 
     Raises:
-        ValueError: for impossible sizes, unknown names, or an order that is no permutation.
+        TypeError, ValueError: for impossible sizes, unknown names, or an order that is no permutation.
 
     Example:
         >>> import torch
@@ -80,6 +85,8 @@ class MADE(nn.Module):
     """
 
     degrees: Tensor
+    _packed: list[Tensor | None]
+    _frozen: list[tuple[str, dict[str, Any], str, Tensor, int]]
 
     def __init__(
         self,
@@ -96,17 +103,10 @@ class MADE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        hidden = tuple(hidden)
-        for name, value, least in (
-            ("features", features, 1),
-            ("outputs", outputs, 1),
-            ("context", context, 0),
-            ("masks", masks, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-        if any(not isinstance(h, int) or h < 1 for h in hidden):
-            raise ValueError(f"hidden: expected positive widths, got {hidden}")
+        features, outputs = whole_number("features", features, 1), whole_number("outputs", outputs, 1)
+        context, masks = whole_number("context", context, 0), whole_number("masks", masks, 1)
+        hidden = widths("hidden", hidden)
+        check_generator(generator)
         if residual and (not hidden or len(set(hidden)) > 1):
             raise ValueError(f"hidden: residual blocks need one or more equal widths, got {hidden}")
         if degrees not in DEGREES:
@@ -114,23 +114,24 @@ class MADE(nn.Module):
         self.features, self.outputs, self.context = features, outputs, context
         self.activation, self.residual, self.skip, self.masks = activation, residual, skip, masks
         # A residual block is two layers of the block's width.
-        widths = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
-        sizes = [features + context, *widths, features * outputs]
+        units = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
+        sizes = [features + context, *units, features * outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         if skip:
             self.layers.append(nn.Linear(features, features * outputs, bias=False))
-        sets = [self._draw(widths, order, degrees if i == 0 else "random", generator) for i in range(masks)]
+        sets = [self._draw(units, order, degrees if i == 0 else "random", generator) for i in range(masks)]
         self._split = [len(part) for part in sets[0]]
         # Positions of the features, then degrees of the units, one row per mask set. A buffer, so that a state dict
         # brings its orders along.
         self.register_buffer("degrees", torch.stack([torch.cat(parts) for parts in sets]))
+        self._newest_hook, self._hooked = -1, False
         self.replan()
 
-    def _draw(self, widths: Sequence[int], order: Any, degrees: str, generator: torch.Generator | None) -> list[Tensor]:
+    def _draw(self, units: Sequence[int], order: Any, degrees: str, generator: torch.Generator | None) -> list[Tensor]:
         """Positions of the features and degrees of the units of one mask set."""
         low, high = min(0 if self.context else 1, self.features - 1), self.features - 1
         drawn = [order_of(order, self.features, generator)]
-        for layer, width in enumerate(widths):
+        for layer, width in enumerate(units):
             if layer and self.residual:
                 drawn.append(drawn[-1])
             elif degrees == "sequential":
@@ -148,7 +149,7 @@ class MADE(nn.Module):
         """
         self._planned = self.degrees.detach().cpu().clone()
         self._version = version(self.degrees)
-        self._packed: list[Tensor | None] = [None] * self.masks
+        self.thaw()
         self.plans = [self._plan(list(row.split(self._split))) for row in self._planned]
 
     def _plan(self, degrees: list[Tensor]) -> AutoregressivePlan:
@@ -169,11 +170,36 @@ class MADE(nn.Module):
         )
 
     def _follow(self) -> None:
-        """New plans where the degrees were changed in place. Only eager code looks: the check would break a graph."""
-        if not torch.compiler.is_compiling() and self._version != version(self.degrees):
+        """New plans where the degrees were changed in place; a look at hooks where there are new ones.
+
+        Only eager code looks: the checks would break a graph.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if self._version != version(self._buffers["degrees"]):  # type: ignore[arg-type]
             self._version = version(self.degrees)
             if not self.degrees.is_meta and not torch.equal(self.degrees.cpu(), self._planned):
                 self.replan()
+        newest = RemovableHandle.next_id  # of all hooks anywhere
+        if self._newest_hook != newest:
+            self._newest_hook, self._hooked = newest, True
+            self._warn_of_hooks()
+
+    def _warn_of_hooks(self) -> None:
+        for name, layer in self.layers.named_children():
+            if has_hooks(layer) and {"weight", "bias"} <= layer._parameters.keys():
+                warnings.warn(
+                    f"flowkern: the hooks of layers.{name} of a MADE do not run: a network is one operator, "
+                    "which calls no layer; those of the network run where it is evaluated in one pass",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def hooked(self) -> bool:
+        """Whether a call of this network would run a hook, as of the last :meth:`arguments`."""
+        if not torch.compiler.is_compiling() and not self._hooked:
+            return False
+        return has_hooks(self) or bool(_has_any_global_hook())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -181,7 +207,8 @@ class MADE(nn.Module):
         self._follow()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": [None] * self.masks}  # a copy of a frozen network is not frozen
+        # A copy of a frozen network is not frozen, and has its hooks looked at anew.
+        return {**self.__dict__, "_packed": [None] * self.masks, "_frozen": [], "_newest_hook": -1}
 
     @property
     def order(self) -> Tensor:
@@ -192,18 +219,18 @@ class MADE(nn.Module):
         """Keyword arguments of the masked-network operators for these weights: what :meth:`forward` passes on."""
         self._follow()
         weights, biases = self._parameter_lists()
-        check_context("network", context, self.context, weights[0], "the weights")
         addends = []
-        if context is not None:
-            addends.append(F.linear(context, weights[0][:, self.features :]))
+        if context is not None or self.context:
+            check_context("network", context, self.context, weights[0], "the weights")
+            addends.append(F.linear(context, weights[0][:, self.features :]))  # type: ignore[arg-type]
             weights[0] = weights[0][:, : self.features]
-        return {
-            "weights": weights,
-            "biases": biases,
-            "plan": self.plans[mask],
-            "addends": addends,
-            "packed": self._packed[mask],
-        }
+        try:
+            plan, packed = self.plans[mask], self._packed[mask]
+        except (IndexError, TypeError):
+            raise ValueError(f"mask: expected a whole number below {self.masks}, got {mask!r}") from None
+        if packed is not None and not torch.compiler.is_compiling() and self._changed():
+            packed = None
+        return {"weights": weights, "biases": biases, "plan": plan, "addends": addends, "packed": packed}
 
     def _parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases of the layers, as a parametrization gives them where there is one."""
@@ -213,8 +240,12 @@ class MADE(nn.Module):
         for layer in layers._modules.values():
             # The dictionary of parameters first: attribute look-ups of nn.Module are slow, and small flows live by them.
             own = layer._parameters
-            weight = own["weight"] if "weight" in own else layer.weight  # noqa: SIM401, the default is the slow one
-            bias = own["bias"] if "bias" in own else layer.bias  # noqa: SIM401
+            if "weight" in own and "bias" in own:
+                weight, bias = own["weight"], own["bias"]
+            else:
+                for hook in layer._forward_pre_hooks.values():  # by which torch.nn.utils.prune computes them, from no input
+                    hook(layer, ())
+                weight, bias = layer.weight, layer.bias
             weights.append(weight)
             if bias is not None:
                 biases.append(bias)
@@ -222,12 +253,22 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: int = 0) -> Tensor:
         """Parameters (..., features, outputs) of x (..., features), by mask set ``mask``."""
-        return ops.masked_mlp(x, **self.arguments(context, mask)).unflatten(-1, (self.features, self.outputs))
+        check_tensor("x", x)
+        arguments = self.arguments(context, mask)
+        try:
+            parameters = ops.masked_mlp(x, **arguments)
+        except (TypeError, ValueError):
+            explain("x", x, arguments["weights"][0], context)
+            raise
+        return parameters.unflatten(-1, (self.features, self.outputs))
 
-    def freeze(self) -> None:
-        """Packs the weights once; until :meth:`thaw` calls use them as they are now.
+    def freeze(self, name: str = "") -> None:
+        """Packs the weights once; until :meth:`thaw` calls use them, for as long as no parameter changes.
 
         Half precision packs on every call all the same, since its kernels work in float32.
+
+        Args:
+            name: of this network in its model, for the warning that a parameter has changed.
         """
         weight = self._parameter_lists()[0][0]
         context = weight.new_zeros(self.context) if self.context else None
@@ -235,10 +276,30 @@ class MADE(nn.Module):
             with torch.no_grad():
                 sets = [self.arguments(context, i) for i in range(self.masks)]
                 self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]
+            prefix = name + "." if name else ""
+            self._frozen = [
+                (prefix + f"{path}.{key}", module._parameters, key, parameter, parameter._version)
+                for path, module in self.named_modules()
+                for key, parameter in module._parameters.items()
+                if parameter is not None and not parameter.is_inference()  # which count no changes
+            ]
 
     def thaw(self) -> None:
         """Packs on every call again."""
         self._packed = [None] * self.masks
+        self._frozen = []
+
+    def _changed(self) -> bool:
+        """Whether a parameter is no longer the one that was packed."""
+        for name, owner, key, parameter, before in self._frozen:
+            if owner.get(key) is not parameter or parameter._version != before:
+                warnings.warn(
+                    f"flowkern.frozen: {name} has changed inside the block; its network packs its weights on every call",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return True
+        return False
 
     def extra_repr(self) -> str:
         return f"features={self.features}, outputs={self.outputs}, context={self.context}, activation={self.activation!r}"
@@ -248,10 +309,15 @@ class MADE(nn.Module):
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Packs the weights of every masked network of a model once, for serving.
 
-    Inside, the weights must not change: a change has no effect on what the kernels compute until the block ends.
+    Inside, the weights should not change. A network of which a parameter changes, by a step of an optimiser or by
+    ``load_state_dict``, warns at its next call and computes with what it has then, packing its weights on every call. A
+    change that PyTorch does not record (``.data``) has no effect until the block ends.
 
     Args:
         model: any module that contains layers of flowkern.
+
+    Raises:
+        TypeError: if it is no module.
 
     Example:
         >>> import torch, flowkern as fk
@@ -260,11 +326,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         ...     flow.sample((2,)).shape
         torch.Size([2, 3])
     """
-    networks = [m for m in model.modules() if isinstance(m, MADE)]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    networks = {name: m for name, m in model.named_modules() if isinstance(m, MADE)}
     try:
-        for network in networks:
-            network.freeze()
+        for name, network in networks.items():
+            network.freeze(name)
         yield model
     finally:
-        for network in networks:
+        for network in networks.values():
             network.thaw()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from flowkern._checks import check_features, check_float, numbers
 from flowkern.reference.masked_mlp import masked_linear
 
 
@@ -33,11 +33,13 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
 
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
-        mask = torch.as_tensor(mask) != 0
+        mask = numbers("mask", mask) != 0
         if mask.dim() != 2:
             raise ValueError(f"mask: expected shape (out, in), got {tuple(mask.shape)}")
         super().__init__(mask.shape[1], mask.shape[0], bias=bias)
         self.register_buffer("mask", mask)
 
     def forward(self, input: Tensor) -> Tensor:
+        check_float("input", input)
+        check_features("input", input, self.in_features)
         return masked_linear(input, self.weight, self.bias, self.mask)

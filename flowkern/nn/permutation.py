@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkern._checks import permutation, whole_number
 from flowkern.nn.transform import Unconditional, batch_log_det
 
 
@@ -33,19 +34,18 @@ class Permutation(Unconditional):
 
     def __init__(self, order: Sequence[int] | Tensor) -> None:
         super().__init__()
-        order = torch.as_tensor(order, dtype=torch.int64)
-        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
-            raise ValueError(f"order: expected a permutation of 0 to n - 1, got {order.tolist()}")
-        self.features = len(order)
-        self.register_buffer("order", order)
-        self.register_buffer("back", torch.argsort(order))
+        device = order.device if isinstance(order, Tensor) else torch.get_default_device()
+        places = permutation("order", order)
+        self.features = len(places)
+        self.register_buffer("order", places.to(device))
+        self.register_buffer("back", torch.argsort(places).to(device))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
+        self._check("x", x, self.order)
         return x[..., self.order], batch_log_det(x.new_zeros(()), x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
+        self._check("z", z, self.back)
         return z[..., self.back], batch_log_det(z.new_zeros(()), z)
 
 
@@ -59,4 +59,4 @@ class Reverse(Permutation):
     """
 
     def __init__(self, features: int) -> None:
-        super().__init__(torch.arange(features).flip(0))
+        super().__init__(range(whole_number("features", features, 1))[::-1])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from flowkern._checks import check_float
+from flowkern._checks import check_float, check_like, numbers
 from flowkern.nn.transform import Unconditional, batch_log_det
 
 
@@ -17,7 +16,7 @@ class Standardize(Unconditional):
         std: (features,), positive.
 
     Raises:
-        ValueError: if the shapes differ or a deviation is not positive.
+        TypeError, ValueError: if the two do not fit each other, are not finite, or a deviation is not positive.
 
     Example:
         >>> import torch
@@ -32,26 +31,36 @@ class Standardize(Unconditional):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
+        mean, std = numbers("mean", mean), numbers("std", std)
         check_float("mean", mean)
-        check_float("std", std)
-        if mean.dim() != 1 or mean.shape != std.shape:
+        check_like("std", std, mean, "mean")
+        if mean.dim() != 1 or mean.shape != std.shape or len(mean) == 0:
             raise ValueError(f"mean, std: expected the shape (features,), got {tuple(mean.shape)} and {tuple(std.shape)}")
-        if not bool((std > 0).all()):
-            raise ValueError("std: expected positive deviations; a constant feature has no density")
+        if not mean.isfinite().all():
+            raise ValueError(f"mean: expected finite numbers, got {mean.tolist()}")
+        bad = (~((std > 0) & std.isfinite())).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"std: expected positive deviations; a constant feature has no density; got {std[bad[0]].item()} for feature "
+                f"{bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+            )
         self.features = len(mean)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     @classmethod
     def fit(cls, x: Tensor) -> Standardize:
-        """The layer that standardises the rows of x (n, features)."""
+        """The layer that standardises the rows of x (n, features), n of at least 2."""
+        x = numbers("x", x)
+        check_float("x", x)
+        if x.dim() != 2 or len(x) < 2:
+            raise ValueError(f"x: expected shape (n, features) with at least two rows, got {tuple(x.shape)}")
         return cls(x.mean(0), x.std(0))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
+        self._check("x", x, self.mean)
         return (x - self.mean.to(x)) / self.std.to(x), batch_log_det(-self.std.to(x).log().sum(), x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
+        self._check("z", z, self.mean)
         return z * self.std.to(z) + self.mean.to(z), batch_log_det(self.std.to(z).log().sum(), z)

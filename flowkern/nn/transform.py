@@ -14,7 +14,7 @@ from torch.distributions import transforms as td
 from torch.nn.modules.module import _has_any_global_hook
 
 from flowkern import ops
-from flowkern._checks import check_features, check_float
+from flowkern._checks import broadcast_batch, check_device, check_features, check_float, check_like
 
 
 class Transform(nn.Module):
@@ -56,9 +56,12 @@ class Transform(nn.Module):
         """
         return _DistributionTransform(self, context)
 
-    def _check(self, name: str, x: Tensor) -> None:
+    def _check(self, name: str, x: Tensor, own: Tensor | None = None) -> None:
+        """Of the input; ``own`` is a tensor of the layer, where the operators do not look at its device."""
         check_float(name, x)
         check_features(name, x, self.features)
+        if own is not None:
+            check_device(name, x, own, "the layer")
 
 
 class _DistributionTransform(td.Transform):
@@ -120,21 +123,27 @@ class Compose(Transform):
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
+        if not isinstance(transforms, Iterable):
+            raise TypeError(f"transforms: expected a sequence of transforms, got {type(transforms).__name__}")
         transforms = list(transforms)
-        self.transforms = nn.ModuleList(transforms)
         if not transforms:
             raise ValueError("transforms: expected at least one")
+        for i, transform in enumerate(transforms):
+            if not isinstance(transform, Transform):
+                raise TypeError(f"transforms[{i}]: expected a flowkern.nn.Transform, got {type(transform).__name__}")
         widths = [t.features for t in transforms]
         if len(set(widths)) > 1:
             raise ValueError(f"transforms: expected one number of features, got {widths}")
         self.features = widths[0]
+        self.transforms = nn.ModuleList(transforms)
 
     @property
     def conditional(self) -> bool:
         return any(t.conditional for t in self._all())
 
     def _all(self) -> list[Transform]:
-        return cast("list[Transform]", list(self.transforms))
+        layers = self._modules["transforms"]  # the attribute takes nn.Module's slow look-up
+        return cast("list[Transform]", list(layers._modules.values()))  # type: ignore[union-attr]
 
     def leaves(self) -> Iterator[Transform]:
         """The transforms in order, nested ones resolved."""
@@ -142,9 +151,11 @@ class Compose(Transform):
             yield from transform.leaves() if isinstance(transform, Compose) else (transform,)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("x", x)
         return _chain(x, context, self._all(), inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("z", z)
         return _chain(z, context, self._all()[::-1], inverse=True)
 
 
@@ -152,12 +163,17 @@ def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], i
     """The transforms in the order given; without a gradient, neighbours that can share a kernel call do."""
     terms: list[Tensor] = []
     run: list[ops.Step] = []
-    joining = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _has_any_global_hook()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    joining = not torch.is_grad_enabled() and not tracing and not _has_any_global_hook()
 
     def flush() -> None:
         nonlocal x
         if run:
-            x, log_det = ops.autoregressive_chain(x, run)
+            try:
+                x, log_det = ops.autoregressive_chain(x, run)
+            except (TypeError, ValueError):
+                explain("z" if inverse else "x", x, run[0][1]["weights"][0], context)
+                raise
             terms.append(show_context(log_det, context))
             run.clear()
 
@@ -172,6 +188,13 @@ def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], i
         terms.append(log_det)
     flush()
     return x, reduce(add, terms)
+
+
+def explain(name: str, x: Tensor, weight: Tensor, context: Tensor | None) -> None:
+    """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much."""
+    if context is not None:
+        broadcast_batch(x, [context], "context")
+    check_like(name, x, weight, "the weights")
 
 
 def show_context(log_det: Tensor, context: Tensor | None) -> Tensor:

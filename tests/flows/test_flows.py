@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
+from torch.distributions import Distribution, Independent, Normal
 
 import flowkern as fk
 from flowkern.flows import IAF, MADE, MAF, Flow
@@ -60,14 +60,39 @@ def test_generators_and_chunks(kind: type[Flow]) -> None:
         return flow.sample((40,), context, generator=torch.Generator().manual_seed(5), **options)
 
     assert torch.equal(draw(), draw())
-    assert draw(chunk_size=16).shape == (40, 3, 4)
-    torch.testing.assert_close(draw(chunk_size=1000), draw())
     assert flow.sample((2, 3), context, chunk_size=4).shape == (2, 3, 3, 4)
-    with pytest.raises(ValueError, match="chunk_size: expected a whole number"):
-        flow.sample((4,), context, chunk_size=0)
-    for model, arguments in ((flow, (context,)), (MADE(4, "gaussian", (8,)), ())):
-        with pytest.raises(TypeError, match=r"shape: expected a tuple of sizes such as \(4,\), got 4"):
-            model.sample(4, *arguments)
+    assert flow.sample((0,), context, chunk_size=4).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 16, 17, 40, 1000])
+def test_samples_do_not_depend_on_the_chunk_size(chunk_size: int) -> None:
+    context = torch.randn(3, 2).double()
+    inner = small(IAF, context=2)
+    for flow, shape, condition in (
+        (small(MAF), (40,), None),
+        (small(IAF, context=2), (5, 8), context),
+        (small(MAF, context=2, base=inner), (40,), context),
+        (small(MAF, base=small(MAF)), (40,), None),
+    ):
+        whole, parts = (
+            flow.sample(shape, condition, generator=torch.Generator().manual_seed(5), chunk_size=size)
+            for size in (None, chunk_size)
+        )
+        torch.testing.assert_close(parts, whole)
+
+
+def test_chunks_of_bases_that_are_flows_or_draw_feature_by_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer sees more than a chunk."""
+    seen: list[int] = []
+    base = MADE(4, "mixture", (8,), context=2)
+    flow = MAF(4, 1, (8,), context=2, base=MAF(4, 1, (8,), context=2, base=base))
+    inverse, sample = fk.nn.Compose.inverse, MADE._sample
+    monkeypatch.setattr(fk.nn.Compose, "inverse", lambda self, z, c=None: seen.append(len(z)) or inverse(self, z, c))
+    monkeypatch.setattr(MADE, "_sample", lambda self, a, size, g: seen.append(size[0]) or sample(self, a, size, g))
+    assert flow.sample((7,), torch.randn(3, 2), chunk_size=3).shape == (7, 3, 4)
+    assert seen == [3, 3, 1] * 3
+    assert base.sample((0,), torch.randn(3, 2), chunk_size=2).shape == (0, 3, 4)
+    assert base.sample((2, 2), torch.randn(3, 2), chunk_size=3).shape == (2, 2, 3, 4)
 
 
 @FLOWS
@@ -156,13 +181,6 @@ def test_the_distribution_is_a_torch_distribution() -> None:
     y, log_prob = d.rsample_and_log_prob((2,))
     torch.testing.assert_close(log_prob, d.log_prob(y))
 
-    @register_kl(fk.flows.FlowDistribution, Distribution)
-    def _(p: Any, q: Any) -> torch.Tensor:
-        sample, log_p = p.rsample_and_log_prob((100,))
-        return (log_p - q.log_prob(sample)).mean(0)
-
-    assert kl_divergence(free, Independent(Normal(torch.zeros(4), torch.ones(4)), 1)).shape == ()
-
 
 def test_calibrate_sets_the_statistics_of_the_whole_data_set() -> None:
     flow = small(MAF, batch_norm=True)
@@ -246,6 +264,42 @@ def test_compiled_flow_gives_the_same_numbers() -> None:
     torch.testing.assert_close(torch.autograd.grad(compiled(x, context), list(flow.parameters())), wanted)
     sampler = torch.compile(lambda z, c: flow.transform.inverse(z, c)[0], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(sampler(x, context), flow.transform.inverse(x, context)[0])
+
+
+def sampling_functions() -> dict[str, tuple[Any, list[Any]]]:
+    """Functions that sample, and arguments of three sizes."""
+    free, conditional, gated = MAF(3, 2, (8,)), MAF(3, 1, (8,), context=2), IAF(3, 1, (8,), context=2, gated=True)
+    based = MAF(3, 1, (8,), base=MADE(3, "gaussian", (8,)))
+    mixture = MADE(3, "mixture", (8,), context=2)
+    sizes, contexts = [3, 5, 7], [torch.randn(n, 2) for n in (3, 5, 7)]
+    return {
+        "size": (lambda n: free.sample((n,)), sizes),
+        "context": (lambda c: conditional.sample((), c), contexts),
+        "density": (lambda c: gated.rsample_and_log_prob((2,), c), contexts),
+        "base": (lambda n: based.sample((n,)), sizes),
+        "mixture": (lambda c: mixture.sample((2,), c), contexts),
+        "noise": (lambda n: fk.flows.StandardNormal(3).rsample(torch.Size((n,))), sizes),
+        "distribution": (lambda c: conditional.distribution(c).stddev, contexts),
+        "entropy": (lambda c: gated.distribution(c).entropy(), contexts),
+    }
+
+
+@pytest.mark.parametrize("name", sampling_functions())
+def test_compiled_sampling_takes_every_size(name: str) -> None:
+    function, arguments = sampling_functions()[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for argument in arguments:
+        found, wanted = compiled(argument), function(argument)
+        found, wanted = (t if isinstance(t, tuple) else (t,) for t in (found, wanted))
+        assert [t.shape for t in found] == [t.shape for t in wanted]
+        assert all(torch.isfinite(t).all() for t in found)
+
+
+def test_compiled_sampling_with_a_generator_outside_the_graph() -> None:
+    flow, generator = MAF(3, 1, (8,)), torch.Generator()
+    compiled = torch.compile(lambda n: flow.sample((n,), generator=generator.manual_seed(n)), backend="aot_eager")
+    for n in (3, 5):
+        torch.testing.assert_close(compiled(n), flow.sample((n,), generator=torch.Generator().manual_seed(n)))
 
 
 def test_cost_of_the_inverse_in_multiply_adds_is_one_pass() -> None:

@@ -14,6 +14,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 
 import flowkern as fk
 from flowkern import nn as fnn
+from flowkern.plan import block_levels
 
 
 def layers() -> dict[str, Any]:
@@ -197,7 +198,7 @@ def test_a_context_that_is_missing_unexpected_or_not_finite() -> None:
         layer(x)
     with pytest.raises(ValueError, match=r"context: expected shape \(\.\.\., 2\), got \(4, 3\)"):
         layer(x, x)
-    with pytest.raises(ValueError, match="addends: expected batch shapes that broadcast"):
+    with pytest.raises(ValueError, match=r"context: expected batch shapes that broadcast with \(4,\), got shapes \(5, 2\)"):
         layer(x, torch.randn(5, 2))
     with pytest.raises(ValueError, match="context: this network takes no context"):
         fnn.MaskedAutoregressive(3, hidden=(9,))(x, x)
@@ -206,6 +207,30 @@ def test_a_context_that_is_missing_unexpected_or_not_finite() -> None:
         context[1, 0] = bad
         for function in (layer, layer.inverse):
             assert torch.isfinite(function(x, context)[1]).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("order", ["natural", "random"])
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_a_number_that_is_not_finite_reaches(order: str, rows: int, bad: float) -> None:
+    """In a sweep those that depend on it; in one pass those of its block besides; no others. An infinity may vanish."""
+    features = 24
+    layer = fnn.MaskedAutoregressive(features, hidden=(32, 32), order=order)
+    plan, position = layer.network.plans[0], layer.network.order
+    block = torch.bucketize(plan.feature_levels, torch.tensor(block_levels(plan)), right=True)
+    assert len(block.unique()) > 3
+    x, row = torch.randn(rows, features), rows // 2
+    for feature in range(features):
+        dirty = x.clone()
+        dirty[row, feature] = bad
+        after = position >= position[feature]
+        with fk.backend("native"):
+            swept, passed = (~torch.isfinite(f(dirty)[0]) for f in (layer.inverse, layer))
+        assert (swept[row] <= after).all()
+        assert (passed[row] <= after | (block == block[feature])).all()
+        if math.isnan(bad):
+            assert (swept[row] & passed[row] >= after).all()
+        assert swept.sum() + passed.sum() == swept[row].sum() + passed[row].sum()
 
 
 # -- batch normalisation --------------------------------------------------------------------------------------------
