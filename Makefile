@@ -7,13 +7,19 @@ PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 PYTHONS := flowkern kernels tests bench examples setup.py
 
-.PHONY: demo test bench bench-peers test-peers kernels gpu-check gpu-bench lint format clean
+.PHONY: demo test test-long test-all bench bench-peers test-peers kernels gpu-check gpu-bench lint format clean
 demo: $(VENV)/.demo
 	$(BIN)/flowkern demo $(ARGS)
 
-# One process per processor, each with one thread.
+# One process per processor, each with one thread. What shows that the project works here; the long proofs; both.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.built
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-long: $(VENV)/.built
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-long
 
 bench: $(VENV)/.built
 	$(BIN)/flowkern bench $(ARGS)
