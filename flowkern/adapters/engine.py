@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
@@ -97,6 +97,7 @@ class State:
     aside: dict[str, Any]
     verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
     standing: dict[bool, str | None] = field(default_factory=dict)  # obstacles by direction, while nothing changes
+    unread: str | None = None  # why the layer as it is now could not be read: the network is an earlier one's
     told: str | None = None  # the reason of the last warning
 
 
@@ -106,7 +107,7 @@ HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 def state_of(layer: Any) -> State | None:
     """The state of an accelerated layer; none where it was restored meanwhile, or is a copy that no library's code made."""
-    state = layer.__dict__.get(STATE)
+    state = getattr(layer, "__dict__", {}).get(STATE)
     return state if state is not None and (torch.compiler.is_compiling() or state.owner() is layer) else None
 
 
@@ -126,16 +127,21 @@ def _parts(layer: Any, state: State | None) -> tuple[Any, Any, Any]:
 
 def _reduce_ex(self: Any, protocol: Any) -> Any:
     """Pickles as the peer's own object."""
-    _pickled.layer = self
+    if protocol >= 2:  # an older one does not ask for the class
+        _pickled.layer = weakref.ref(self)
     return _parts(self, state_of(self))
+
+
+def _copy(self: Any) -> Any:
+    """A shallow copy is the peer's own object."""
+    function, arguments, values = _parts(self, state_of(self))
+    return _with_values(function(*arguments), values)
 
 
 def _class(self: Any) -> type:
     """The object's class; pickle, which asks for it right after :func:`_reduce_ex`, is told the peer's."""
-    if getattr(_pickled, "layer", None) is self:
-        _pickled.layer = None
-        return peer_class(type(self))
-    return type(self)
+    pickled, _pickled.layer = getattr(_pickled, "layer", None), None
+    return peer_class(type(self)) if pickled is not None and pickled() is self else type(self)
 
 
 def _set_class(self: Any, cls: type) -> None:
@@ -158,7 +164,10 @@ def _peer_copy(layer: Any, state: State | None, memo: dict[int, Any]) -> Any:
     """A deep copy as the peer's own object."""
     function, arguments, values = _parts(layer, state)
     twin = memo[id(layer)] = function(*arguments)
-    values = copy.deepcopy(values, memo)
+    return _with_values(twin, copy.deepcopy(values, memo))
+
+
+def _with_values(twin: Any, values: Any) -> Any:
     if hasattr(twin, "__setstate__"):
         twin.__setstate__(values)
     else:
@@ -176,7 +185,7 @@ def _accelerated_class(cls: type, layer: Layer) -> type:
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         # No base but the peer's class: an object can change its class only to one of the same layout.
-        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__deepcopy__": _deepcopy}
+        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__copy__": _copy, "__deepcopy__": _deepcopy}
         common["__class__"] = property(_class, _set_class)
         # The layer is kept with the class, so that its id is not used again.
         _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods}), layer
@@ -194,8 +203,8 @@ def own(layer: Any, name: str) -> Callable[..., Any]:
 
 
 def is_accelerated(layer: Any) -> bool:
-    """Whether a layer is accelerated."""
-    return hasattr(type(layer), "_flowkern_peer")
+    """Whether a layer is accelerated; an object that its class made, or a copy of its dictionary, is not."""
+    return hasattr(type(layer), "_flowkern_peer") and state_of(layer) is not None
 
 
 def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
@@ -206,7 +215,8 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Net
     if is_accelerated(layer):
         _detach(layer)
     network = network or _read(layer, how)
-    accelerated = _accelerated_class(type(layer), how)
+    cls = type(layer)
+    accelerated = _accelerated_class(peer_class(cls) if "_flowkern_peer" in vars(cls) else cls, how)
     aside = {name: layer.__dict__[name] for name in how.set_aside if name in layer.__dict__}
     state = State(how, weakref.ref(layer), accelerated, network, None, aside, verdict)
     layer.__dict__[STATE] = state
@@ -268,10 +278,18 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
 
 def _ready(layer: Any, state: State, inverse: bool) -> bool:
     """Whether a layer, as it is now, is one that the operators serve."""
+    if torch._C._are_functorch_transforms_active() and not _settled(layer, state):
+        return False  # what is read and checked under a transform would be a part of it: that is put off
     if _renewed(layer, state) is not None:
         _tell(layer, state)
         return False
     return _obstacle(state, inverse) is None and _checked(layer, state)
+
+
+def _settled(layer: Any, state: State) -> bool:
+    """Whether there is nothing to read, to follow or to check before a call."""
+    known = state.verdict != UNCHECKED and state.structure is not None and state.structure.same(layer)
+    return known and (state.unread is not None or not state.network.touched())
 
 
 def _obstacle(state: State, inverse: bool) -> str | None:
@@ -290,6 +308,8 @@ def _renewed(layer: Any, state: State, thorough: bool = False) -> str | None:
     """
     if thorough or state.structure is None or not state.structure.same(layer):
         _look_again(layer, state)
+    if state.unread is not None:
+        return state.unread
     try:
         if state.network.follow() and state.verdict is not None:
             state.verdict = UNCHECKED
@@ -305,9 +325,9 @@ def _look_again(layer: Any, state: State) -> None:
         try:
             network = _read(layer, state.layer)
             state.verdict = UNCHECKED
-            state.network = network  # last: other threads may be at work with the layer
+            state.network, state.unread = network, None  # last: other threads may be at work with the layer
         except UnsupportedError as error:
-            state.verdict = str(error)
+            state.verdict = state.unread = str(error)
     state.structure, state.standing = now, {}
 
 
@@ -370,13 +390,12 @@ def _self_check(layer: Any, state: State) -> str | None:
     with (
         outside_modes(),
         torch.autocast("cpu", enabled=False),
-        # Peers create tensors on the default device. Setting one slows every call, so only where it is another.
-        nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
+        torch._C.DisableTorchFunction(),  # modes of the caller: a default device, what a user intercepts
     ):
         generator = torch.Generator("cpu").manual_seed(0)
 
         def noise(*shape: int) -> Tensor:  # uniform in [-1, 1); quicker to draw than a normal, which is half of the time
-            return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu").double() * 2 - 1
+            return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").double() * 2 - 1
 
         twin = _random_twin(layer, state, noise)
         network = state.layer.read(twin)
@@ -402,7 +421,7 @@ def _random_twin(layer: Any, state: State, noise: Callable[..., Tensor]) -> Any:
     modules = [*layer.modules(), *state.network.modules]
     for p in (p for m in modules for p in m._parameters.values() if p is not None):
         memo[id(p)] = parameter(*p.shape)
-    for t in (t for m in modules for t in (*m._buffers.values(), *_results(m)) if t is not None):
+    for t in (t for m in modules for t in (*m._buffers.values(), *_results(vars(m))) if t is not None):
         memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
     # Nothing here calls hooks, and theirs and FSDP's states hold what cannot be copied, such as process groups.
     for name, value in ((k, v) for m in modules for k, v in vars(m).items()):
@@ -429,12 +448,15 @@ def _without_parametrizations(module: nn.Module, memo: dict[int, Any], parameter
     return twin
 
 
-def _results(module: nn.Module) -> Iterator[Tensor]:
+def _results(value: Any) -> Iterator[Tensor]:
     """Tensors in plain attributes, such as caches and sampled weights: those with a graph cannot be copied."""
-    for value in vars(module).values():
-        if isinstance(value, functools.partial):
-            value = tuple(value.keywords.values())
-        yield from (t for t in (value if isinstance(value, tuple) else (value,)) if isinstance(t, Tensor))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, functools.partial):
+        yield from _results(value.keywords)
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _results(item)
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:

@@ -156,9 +156,9 @@ class Linear:
 
     def masks(self) -> list[Tensor]:
         """The buffers that the plan depends on."""
-        mask = self.module._buffers["mask"]
+        mask = self.module._buffers.get("mask")
         if mask is None:
-            raise UnsupportedError("a mask of it is gone")
+            raise UnsupportedError("a mask of it is no buffer any more")
         return [mask]
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
@@ -173,12 +173,19 @@ class Linear:
         return F.linear(context, torch.where(self.mask(), self.tensors(read)[0], 0))
 
 
+def _expect_norm(norm: nn.Module) -> nn.BatchNorm1d:
+    """The module, if it is batch normalisation and no kin of it, which may do other things in train mode."""
+    if parametrize.type_before_parametrizations(norm) is not nn.BatchNorm1d:
+        raise UnsupportedError(f"its normalisation is a {type(norm).__qualname__}, expected BatchNorm1d")
+    return norm  # type: ignore[return-value]
+
+
 class LinearThenNorm(Linear):
     """A linear map of which only batch normalisation reads the result."""
 
-    def __init__(self, module: nn.Module, norm: nn.BatchNorm1d) -> None:
+    def __init__(self, module: nn.Module, norm: nn.Module) -> None:
         super().__init__(module)
-        self.norm, self.biased = norm, True
+        self.norm, self.biased = _expect_norm(norm), True
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().tensors(read)
@@ -199,8 +206,8 @@ class NormThenLinear(LinearThenNorm):
 class Norm(Linear):
     """Batch normalisation of a sum that a later residual reads too: a diagonal layer of its own."""
 
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        self.norm, self.biased = norm, True
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm, self.biased = _expect_norm(norm), True
 
     def mask(self) -> Tensor:
         return torch.eye(self.norm.num_features, dtype=torch.bool, device="cpu")
@@ -264,6 +271,8 @@ class Network:
         layout: str = "feature_major",
         scale_first: bool = False,
     ) -> None:
+        if any(isinstance(c, Tensor) for c in constants):
+            raise UnsupportedError("a constant of its univariate map is a tensor, which may change at any time")
         self.features, self.context = features, context
         self.map = {"scale": scale, "placement": placement, "constants": tuple(map(float, constants))}
         self.layout, self.scale_first = layout, scale_first
@@ -276,6 +285,7 @@ class Network:
         self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
         self._seen: list[tuple[Tensor, int]] = []
+        self._refused = False  # whether the masks, as they are now, are such that there is no plan
 
     def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
         """The next layer; returns its index. The last one gives the parameters."""
@@ -310,6 +320,8 @@ class Network:
         activation, constant = self.activation
         depth = len(self.linears) - 1
         self._seen = [(mask, version(mask)) for mask in self._masks()]
+        if isinstance(constant, Tensor):
+            raise UnsupportedError("a constant of its activation is a tensor, which may change at any time")
         if any(mask.is_meta for mask in self._masks()):
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
@@ -333,13 +345,35 @@ class Network:
     def _masks(self) -> list[Tensor]:
         return [mask for linear in self._all() for mask in linear.masks()]
 
+    def touched(self) -> bool:
+        """Whether masks were exchanged, or written to, since they were last looked at."""
+        return any(
+            now is not before or version(now) != number for now, (before, number) in zip(self._masks(), self._seen, strict=True)
+        )
+
     def follow(self) -> bool:
-        """A new plan where masks were changed in place (a checkpoint brings its own random masks) or moved."""
-        for now, (before, number) in zip(self._masks(), self._seen, strict=True):
-            if now is not before or version(now) != number:
-                self._plan()
-                return True
-        return False
+        """A new plan where masks were changed: a checkpoint brings its own random masks. Says whether the plan is another now.
+
+        Who touches all buffers (DistributedDataParallel, averages of weights) mostly writes what was there.
+        """
+        if not self.touched():
+            return False
+        before, self._refused = self._refused, True
+        same = self._masks_are_those_of_the_plan()
+        if same:
+            self._seen = [(mask, version(mask)) for mask in self._masks()]
+        else:
+            self._plan()
+        self._refused = False
+        return before or not same
+
+    def _masks_are_those_of_the_plan(self) -> bool:
+        for linear, planned in zip(self._all(), self.plan.masks, strict=True):
+            for mask in linear.masks():
+                now = mask if linear.columns is None else mask[:, linear.columns]
+                if now.is_meta or not torch.equal(now, planned.to(now.device, now.dtype)):
+                    return False
+        return True
 
     def busy(self) -> str | None:
         """Why the peer's own code must run now whatever the modules are like, or ``None``."""

@@ -47,7 +47,7 @@ def read(root: str, layer: Any) -> Network:
                 contribution = called(block.context_layer)
                 network.add_context(stream - 1, contribution if norm is None else scaled(contribution, norm))
         else:
-            expect(block, root + "MaskedFeedforwardBlock", "block")
+            expect_dropout(expect(block, root + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(root, block.linear, before=block.batch_norm), activated=True)
     network.add(linear(root, made.final_layer))
     network.activation = activation_of(made.activation, *(block.activation for block in made.blocks))
@@ -56,7 +56,7 @@ def read(root: str, layer: Any) -> Network:
 
 def add_residual_block(network: Network, root: str, block: Any, stream: int) -> int:
     """[norm] act linear [norm] act linear, added to the layer ``stream``; returns the index of the sum."""
-    expect(block, root + "MaskedResidualBlock", "block")
+    expect_dropout(expect(block, root + "MaskedResidualBlock", "block"))
     norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]
     if norms[0] is None:
         network.activated[stream] = True
@@ -64,6 +64,12 @@ def add_residual_block(network: Network, root: str, block: Any, stream: int) -> 
         network.add(Norm(norms[0]), activated=True)
     network.add(linear(root, block.linear_layers[0], after=norms[1]), activated=True)
     return network.add(linear(root, block.linear_layers[1]), residual=stream)
+
+
+def expect_dropout(block: Any) -> None:
+    """Something else in its place may do what evaluation mode, in which layers are checked, does not show."""
+    if type(block.dropout) not in (nn.Dropout, nn.Identity):
+        raise UnsupportedError(f"its dropout is a {type(block.dropout).__qualname__}, expected Dropout")
 
 
 def linear(root: str, module: Any, before: Any = None, after: Any = None) -> Linear:

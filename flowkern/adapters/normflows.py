@@ -18,6 +18,7 @@ from flowkern.adapters.nflows import (
     add_residual_block,
     context_width,
     evaluate,
+    expect_dropout,
     linear,
 )
 
@@ -41,7 +42,7 @@ def read(layer: Any) -> Network:
             if network.context:
                 network.add_gate(stream, called(block.context_layer, torch.sigmoid))
         else:
-            expect(block, MADE + "MaskedFeedforwardBlock", "block")
+            expect_dropout(expect(block, MADE + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)
     network.add(linear(MADE, made.final_layer))
     network.activation = activation_of(*(block.activation for block in made.blocks))

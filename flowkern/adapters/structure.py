@@ -78,9 +78,9 @@ class Structure:
             if name != "parametrizations":  # whose values are asked for at every call, and may keep counts
                 self._module(value)
         elif isinstance(value, dict):
-            self._container(value, value.values(), value.items())
+            self._container(value, (value, value.values()), value.items())
         elif isinstance(value, list):
-            self._container(value, value, enumerate(value))
+            self._container(value, (value,), enumerate(value))
         elif isinstance(value, tuple):
             for i, item in enumerate(value):
                 self._fact(where, (name, i), item)
@@ -90,10 +90,10 @@ class Structure:
         elif not isinstance(value, Tensor):
             self._facts.append((where, name, value))
 
-    def _container(self, container: Any, view: Iterable[Any], items: Iterable[tuple[Any, Any]]) -> None:
+    def _container(self, container: Any, views: Iterable[Iterable[Any]], items: Iterable[tuple[Any, Any]]) -> None:
         if id(container) not in self._visited:
             self._visited.add(id(container))
-            self._views.append(view)
+            self._views += views
             for name, value in items:
                 self._fact(id(container), name, value)
 

@@ -50,6 +50,8 @@ def _log_slope(layer: Any) -> float:
     if not known or set(options) - {"slope"} or tuple(map(tuple, layer.shapes)) != ((), ()):
         name = class_path(univariate) if isinstance(univariate, type) else repr(univariate)
         raise UnsupportedError(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
+    if any(isinstance(option, Tensor) for option in options.values()):
+        raise UnsupportedError("a constant of its univariate map is a tensor, which may change at any time")
     zero, large = torch.zeros((), dtype=torch.float64, device="cpu"), torch.full((), 1e30, dtype=torch.float64, device="cpu")
     return abs(float(layer.univariate(zero, large).log_scale))
 

@@ -272,3 +272,118 @@ def test_the_first_call_inside_of_a_cache_of_parametrizations(dtype: torch.dtype
         assert p.grad is not None, name
         assert_same(p.grad, q.grad)
     assert status(layer) == "accelerated"
+
+
+# -- what the check, which runs in evaluation mode, cannot see ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nflows: batch norm", "nflows: plain, batch norm", "normflows: batch norm"])
+@pytest.mark.parametrize("first", [True, False])
+def test_kin_of_batch_norm_is_left_to_the_library(name: str, first: bool) -> None:
+    peer = PEERS[name]
+    layer, x = peer.make(), torch.randn(4, peer.features)
+    if not first:
+        fk.accelerate(layer)
+        peer.forward(layer, x, None)
+    layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+    if first:
+        with pytest.warns(RuntimeWarning, match="its normalisation is a SyncBatchNorm"):
+            fk.accelerate(layer)
+    else:
+        with pytest.warns(RuntimeWarning, match="its normalisation is a SyncBatchNorm"):
+            peer.forward(layer, x, None)
+    assert "its normalisation is a SyncBatchNorm" in status(layer)
+
+
+@pytest.mark.parametrize("name", ["nflows: residual", "nflows: plain", "normflows: residual", "normflows: plain"])
+def test_kin_of_dropout_is_left_to_the_library(name: str) -> None:
+    layer = PEERS[name].make()
+    for block in layer.autoregressive_net.blocks:
+        block.dropout = nn.AlphaDropout(0.5)
+    assert status(layer) == "left alone: its dropout is a AlphaDropout, expected Dropout"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyro_layer(stable=True, sigmoid_bias=nn.Parameter(torch.tensor([2.0]))),
+        lambda: pyro_layer(log_scale_max_clip=torch.tensor(3.0)),
+        lambda: zuko_layer(univariate=functools.partial(zuko.transforms.MonotonicAffineTransform, slope=torch.tensor(0.1))),
+    ],
+)
+def test_constants_that_are_tensors_are_left_to_the_library(make: Any) -> None:
+    assert status(make()) == "left alone: a constant of its univariate map is a tensor, which may change at any time"
+
+
+def test_a_constant_that_becomes_a_tensor() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    fk.accelerate(layer)
+    layer(x)
+    layer._epsilon = torch.tensor(0.5)
+    twin = fk.restore(copy.deepcopy(layer))
+    with pytest.warns(RuntimeWarning, match="a constant of its univariate map is a tensor"):
+        assert_same(layer(x), twin(x))
+
+
+def test_keys_of_dictionaries_count() -> None:
+    layer, x = pyro_conditional(), torch.randn(4, 5)
+    for p in layer.parameters():
+        nn.init.normal_(p, std=0.8)
+    layer.kwargs = {"log_scale_min_clip": 0.5}
+    fk.accelerate(layer)
+    values(layer, x)
+    layer.kwargs["log_scale_max_clip"] = layer.kwargs.pop("log_scale_min_clip")
+    assert_same(values(layer, x), values(fk.restore(copy.deepcopy(layer)), x))
+
+
+def test_touching_masks_revives_no_layer_that_could_not_be_read() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    fk.accelerate(layer)
+    layer(x)
+    layer.inverse = layer.inverse
+    with pytest.warns(RuntimeWarning, match="its inverse was replaced"):
+        layer(x)
+    layer._epsilon = 0.9
+    layer.autoregressive_net.final_layer.mask.mul_(1)
+    assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
+    assert status(layer).startswith("left alone: its inverse was replaced")
+    del layer.inverse
+    assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
+    assert status(layer) == "accelerated"
+
+
+def test_a_mask_that_is_no_buffer_any_more() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    fk.accelerate(layer)
+    expected, final = layer(x), layer.autoregressive_net.final_layer
+    mask = final.mask
+    del final.mask
+    final.mask = mask
+    with pytest.warns(RuntimeWarning, match="a mask of it is no buffer any more"):
+        assert_same(layer(x), expected)
+
+
+def test_masks_that_are_written_again_make_no_new_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel broadcasts all buffers before every forward pass."""
+    layer, x = nflows_layer(use_residual_blocks=False, random_mask=True), torch.randn(4, 5)
+    fk.accelerate(layer)
+    layer(x)
+    network = layer.__dict__["_flowkern"].network
+    plans: list[int] = []
+    original = type(network)._plan
+    monkeypatch.setattr(type(network), "_plan", lambda self: (plans.append(1), original(self))[1])
+    for _ in range(3):
+        for buffer in layer.buffers():
+            buffer.copy_(buffer.clone())
+        layer(x)
+    assert plans == []
+    assert status(layer) == "accelerated"
+
+
+def test_numbers_that_parameters_hold() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    layer.temperature = nn.Parameter(torch.tensor(1.0))
+    layer.kept = {"a": [layer.temperature * 2]}
+    fk.accelerate(layer)
+    layer(x)
+    assert status(layer) == "accelerated"

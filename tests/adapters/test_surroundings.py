@@ -149,7 +149,7 @@ def test_second_derivatives_after_a_step_are_an_error_that_says_so() -> None:
     with torch.no_grad():
         for p in layer.parameters():
             p.mul_(0.5)
-    with pytest.raises(RuntimeError, match=r"autoregressive: second derivatives .* need the weights of the forward pass"):
+    with pytest.raises(RuntimeError, match=r"autoregressive: second derivatives .* need the weights and inputs"):
         torch.autograd.grad(y.sum() + log_det.sum(), x, create_graph=True)
 
 
@@ -256,6 +256,38 @@ def test_zuko_compiled_whole_before_any_call(direction: str, monkeypatch: pytest
     assert_same(compiled(x), call(twin, x))
     assert status(layer) == "accelerated"
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("change", ["first use", "masks touched", "structure"])
+def test_what_must_be_read_or_checked_under_a_transform_is_put_off(change: str) -> None:
+    layer, x = fk.accelerate(nflows_layer()), torch.randn(4, 5)
+    if change != "first use":
+        layer(x)
+    if change == "masks touched":
+        layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+    if change == "structure":
+        layer._epsilon = 0.3
+    twin = fk.restore(copy.deepcopy(layer))
+    found, expected = (torch.func.jacrev(lambda r, m=m: m(r)[0])(x) for m in (layer, twin))
+    assert_same(found, expected)
+    rows = (torch.func.vmap(lambda r, m=m: m(r[None])[1][0], randomness="error")(x) for m in (layer, twin))
+    assert_same(*rows)
+    assert_same(layer(x), twin(x))
+    assert status(layer) == "accelerated"
+
+
+def test_a_mode_of_the_caller_does_not_reach_the_check() -> None:
+    class Doubled(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            return 2 * result if func is torch.nn.functional.linear else result
+
+    layer, x = fk.accelerate(nflows_layer()), torch.randn(4, 5)
+    twin = fk.restore(copy.deepcopy(layer))
+    with Doubled():
+        layer(x)
+    assert_same(layer(x), twin(x))
+    assert status(layer) == "accelerated"
 
 
 # -- wrappers ---------------------------------------------------------------------------------------------------------
@@ -390,6 +422,72 @@ def test_an_accelerated_layer_is_freed_with_its_last_reference() -> None:
             assert not any(r() is not None for r in seen)
         finally:
             gc.enable()
+
+
+def test_objects_of_an_accelerated_class() -> None:
+    layer, x = fk.accelerate(nflows_layer()), torch.randn(4, 5)
+
+    class Sub(type(layer)):  # type: ignore[misc]
+        pass
+
+    for made in (type(layer)(5, 16), Sub(5, 16), copy.copy(layer)):
+        expected = made(x)
+        assert status(made) == "can be accelerated"
+        fk.restore(made)
+        fk.accelerate(made)
+        assert isinstance(made, Sub) == (type(made).__qualname__ == Sub.__qualname__)
+        assert_same(made(x), expected)
+        assert status(made) == "accelerated"
+        fk.restore(made)
+        assert status(made) == "can be accelerated"
+
+
+def test_a_copy_or_an_old_pickle_keeps_nothing_alive() -> None:
+    layer = fk.accelerate(nflows_layer())
+    copy.copy(layer)
+    layer.__reduce_ex__(4)
+    gone = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_results_may_be_written_to(direction: str) -> None:
+    layer, found = nflows_layer(), []
+    twin = copy.deepcopy(layer)
+    fk.accelerate(layer)
+    x = torch.randn(4, 5)
+    for model in (layer, twin):
+        noise = x.clone()
+        y, log_det = getattr(model, direction)(noise)
+        y.mul_(2)
+        if direction == "inverse":  # the density's gradient needs its input, also in the library
+            noise.mul_(2)
+        (y.sum() + log_det.sum()).backward()
+        found.append([p.grad for p in model.parameters()])
+    assert_same(*found)
+
+
+def test_kept_losses_keep_no_weights() -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    for linear in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+        torch.nn.utils.parametrizations.weight_norm(linear)
+    fk.accelerate(layer)
+    layer(x)
+    seen: list[Any] = []
+    original = fk.ops.autoregressive
+
+    def watched(x: Any, weights: Any, **rest: Any) -> Any:
+        seen.extend(weakref.ref(w) for w in weights)
+        return original(x, weights, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.ops, "autoregressive", watched)
+        loss = layer(x)[1].sum()
+    loss.backward()
+    assert seen
+    assert not any(r() is not None for r in seen), "the loss keeps computed weights alive"
 
 
 def test_pickles_survive_an_interrupted_one() -> None:
