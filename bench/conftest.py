@@ -1,4 +1,4 @@
-"""What both suites share: sizes, implementations, peak memory, and the options of pytest-benchmark.
+"""What the suites share: sizes, implementations, peak memory, and the options of pytest-benchmark.
 
 Every benchmark belongs to a group, named after the work; within it the implementations are compared. Before a group is
 timed, all of them must give the same numbers.

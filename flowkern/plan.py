@@ -292,7 +292,7 @@ class AutoregressivePlan:
 
     @staticmethod
     def find(key: str) -> AutoregressivePlan:
-        """A plan by its key, which says all that the kernels know of it: operators that cannot take a plan take this."""
+        """The plan with this key. Operators take tensors and numbers only; plans with one key are the same to all kernels."""
         return next(iter(_known[key]))
 
     def _register(self) -> None:

@@ -65,5 +65,5 @@ def resident_programs(device: torch.device) -> int:
 
 
 def near(t: torch.Tensor) -> torch.Tensor:
-    """A matrix whose columns are so close that the kernels can count from one to another in 32 bits."""
+    """The matrix, copied where a row spans 2^31 elements or more: the kernels count columns in 32 bits."""
     return t.contiguous() if t.stride(1) * t.shape[1] >= 2**31 else t

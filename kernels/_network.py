@@ -267,7 +267,8 @@ def hidden_backward(
 ):  # fmt: skip
     """Cotangents of all hidden layers' linear maps, from the last to the first, given those of the outputs in ``delta``.
 
-    ``outer`` holds the cotangents before a gate, which are those that a residual passes on.
+    Where a layer has a gate, ``outer`` holds the cotangent of its output, which a residual connection passes on as it is, and
+    ``delta`` that times the gate, the cotangent of its linear map.
     """
     for step in range(depth):
         tl.debug_barrier()

@@ -101,7 +101,7 @@ class Tables:
             n, k = len(rows) // block, len(columns) // block
             counts = visible.reshape(n, block, k, block).any((1, 3))
             counts = np.where(counts.any(1), k - counts[:, ::-1].argmax(1), 1)
-            counts = np.maximum.accumulate(counts)  # of a staircase; a graph's holes do not narrow it again
+            counts = np.maximum.accumulate(counts)  # no row of blocks is narrower than the one before, also where it has holes
             bases = blocks + np.concatenate([[0], np.cumsum(counts)[:-1]])
             first = np.searchsorted(counts, np.arange(k), side="right")  # first row block that reads a column block
             index = np.where(visible, rows[:, None] * mask.shape[1] + columns, -1)

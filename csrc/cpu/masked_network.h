@@ -1,4 +1,5 @@
-// A masked network on one tile of rows: forward, one-sweep inverse, and both of their backward passes.
+// A masked network on one tile of rows: forward and one-sweep inverse. Their gradients are in
+// masked_network_backward.h.
 //
 // A tile keeps every quantity as [unit][R rows]. In bulk R is two vectors, so a weight is broadcast and the rows
 // fill the lanes; in a small tile (R = 1 or 4) the eight units of a packed panel fill the lanes. Units are sorted by
@@ -232,8 +233,9 @@ class Tile {
   T* ungated_[kMaxHidden];  // where a gated layer keeps its value before the gate, or null
 };
 
-// Calls f(numbers...) -> MapValue on the R rows of sorted feature values, lane groups widened as X wants it.
-// The value goes to `value` (which may alias an input), the log-slope is added to `sum`.
+// Applies a map f(u, shift, raw) -> MapValue to one feature of R rows. float rows are converted to vectors of doubles
+// and back, a few rows at a time. The value goes to `value` (which may alias an input), the log-slope is added to
+// `sum`.
 template <class T, int R, class F>
 FK_INLINE void map_rows(F f, const T* u, const T* shift, const T* raw, T* value, double* sum) {
   if constexpr (sizeof(T) == 8) {

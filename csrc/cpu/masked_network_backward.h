@@ -248,7 +248,8 @@ class TileGradient {
   T* spare_;
 };
 
-// Calls f(get, put) for every group of rows that one number X holds; get and put convert from and to T.
+// Calls f(get, put) once for each group of rows that fits into a vector of doubles: get(p) reads the group's values
+// from p, and put(p, v) writes them, converted from and to T.
 template <class T, int R, class F>
 FK_INLINE void for_row_groups(F f) {
   if constexpr (sizeof(T) == 8) {

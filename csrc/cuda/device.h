@@ -1,4 +1,4 @@
-// What the kernels ask of the machine, behind names of the project's own: tests/cuda/host_run.h gives the same names to
+// What the kernels ask of the machine, behind names of the project's own: tests/host_run.h gives the same names to
 // a C++ compiler, and runs the threads of a block on the CPU. No header of CUDA is needed, so that NVRTC compiles it
 // alone.
 #pragma once

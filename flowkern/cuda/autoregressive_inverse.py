@@ -92,7 +92,7 @@ def _rows(plan: AutoregressivePlan, device: torch.device) -> _Rows:
 
 
 def prepare(plan: AutoregressivePlan, weight: Tensor) -> None:
-    """Brings to a device what calls will need there; while tracing, since later is inside a pool of CUDA graphs."""
+    """Brings tables to a device while a call is traced: the compiled one may run in a CUDA graph, which reuses memory."""
     if weight.device.type == "meta":
         return
     for reverse in (False, True):

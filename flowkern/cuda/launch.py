@@ -19,7 +19,7 @@ _MAX_LINEARS = 66
 _PACK_THREADS = 128
 _STAGES = 3
 _GROUP = 8  # blocks of threads that share a tile of one row
-_GROUPED_BYTES = 4 << 20  # of weights from which they do: one multiprocessor would read them for longer than a group waits
+_GROUPED_BYTES = 4 << 20  # of weights, from which they do: reading them alone takes longer than waiting for each other
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 _CPU = torch.device("cpu")

@@ -22,8 +22,9 @@ PANEL = 8  # rows of a panel
 _WAYS = 16  # warps that share the panels of a block
 _SEGMENT = 64  # columns below which a panel is not split
 _SPLIT = 32  # columns of which a segment is a multiple
-_NARROW = 64  # columns inside a block up to which a row takes them in one product,
-_STEP = 640  # and weights of a level, beyond which panels are faster although they begin cold
+# Inside a block of levels a row is one product over the block's columns, unless these are more than _NARROW, or a level
+# has more than _STEP weights: then it goes by panels, although their first weights are not fetched in advance.
+_NARROW, _STEP = 64, 640
 _TRIANGLE = 4096  # weights that may wait in shared memory
 
 
@@ -373,7 +374,8 @@ class Program:
 
     def _finish(self) -> None:
         header, words = self.header, self._words
-        if self.group > 1:  # neighbouring blocks of levels use two buffers in turn: a fast block of threads is ahead by one
+        if self.group > 1:
+            # A fast block of threads may write the next block of levels while a slow one still reads this one.
             self._alternate()
         header.steps, header.steps_at = len(self.steps), self._put(words(self.steps))
         header.nodes_at = self._put(words([layer.node for layer in self.layers]))
