@@ -97,6 +97,8 @@ class State:
     aside: dict[str, Any]
     verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
     standing: dict[bool, str | None] = field(default_factory=dict)  # obstacles by direction, while nothing changes
+    harmless: frozenset[str] = frozenset()  # numbers on the layer that changed and that a check found to mean nothing
+    suspects: frozenset[str] = frozenset()  # those that changed since the last check
     unread: str | None = None  # why the layer as it is now could not be read: the network is an earlier one's
     told: str | None = None  # the reason of the last warning
 
@@ -223,11 +225,11 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Net
     layer.__class__ = accelerated
     for name in aside:
         del layer.__dict__[name]
-    state.structure = _structure(layer, how)
+    state.structure = _structure(layer, state)
 
 
-def _structure(layer: Any, how: Layer) -> Structure:
-    return Structure(layer, frozenset((STATE, *how.caches)))
+def _structure(layer: Any, state: State) -> Structure:
+    return Structure(layer, frozenset((STATE, *state.layer.caches, *state.harmless)))
 
 
 def _read(layer: Any, how: Layer) -> Network:
@@ -320,15 +322,24 @@ def _renewed(layer: Any, state: State, thorough: bool = False) -> str | None:
 
 def _look_again(layer: Any, state: State) -> None:
     """What changed in a layer: a mode or a hook, which the next call looks at, or something that its reader read."""
-    now = _structure(layer, state.layer)
-    if state.structure is None or now.differs(state.structure):
+    now, before = _structure(layer, state), state.structure
+    changed = None if before is None else now.changed(before)
+    if changed is None or changed:
         try:
             network = _read(layer, state.layer)
+            if network.map == state.network.map and network.plan is state.network.plan:
+                state.suspects |= _numbers_on(layer, changed or [])
             state.verdict = UNCHECKED
             state.network, state.unread = network, None  # last: other threads may be at work with the layer
         except UnsupportedError as error:
             state.verdict = state.unread = str(error)
     state.structure, state.standing = now, {}
+
+
+def _numbers_on(layer: Any, changed: list[tuple[int, Any]]) -> frozenset[str]:
+    """The attributes of a layer that changed, if no more than numbers on the layer did: counters, say."""
+    numbers = [name for where, name in changed if where == id(layer) and isinstance(vars(layer).get(name), (int, float))]
+    return frozenset(numbers) if len(numbers) == len(changed) else frozenset()
 
 
 def _tell(layer: Any, state: State) -> None:
@@ -370,6 +381,9 @@ def _checked(layer: Any, state: State) -> bool:
         state.verdict = reason
         if reason is not None:
             _tell(layer, state)
+        elif state.suspects:  # the check passed with another number: later ones need none
+            state.harmless, state.suspects = state.harmless | state.suspects, frozenset()
+            state.structure = _structure(layer, state)
     return state.verdict is None
 
 

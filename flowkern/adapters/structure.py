@@ -47,11 +47,10 @@ class Structure:
         """Whether there are hooks on modules inside the layer."""
         return any(self._hooks)
 
-    def differs(self, before: Structure) -> bool:
-        """Whether anything but modes, hooks and tensors is not what it was before."""
-        if len(self._facts) != len(before._facts):
-            return True
-        return any(a[:2] != b[:2] or not _equal(a[2], b[2]) for a, b in zip(self._facts, before._facts, strict=True))
+    def changed(self, before: Structure) -> list[tuple[int, Any]]:
+        """Where, and under which names, there is something else than before; modes, hooks and tensors are nothing here."""
+        now, then = ({(where, name): value for where, name, value in s._facts} for s in (self, before))
+        return [k for k in now.keys() | then.keys() if k not in now or k not in then or not _equal(now[k], then[k])]
 
     def _values(self, layer: nn.Module) -> list[Any]:
         own = vars(layer)

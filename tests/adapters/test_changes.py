@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import flowkern as fk
+from flowkern.adapters import engine
 from flowkern.adapters.structure import Structure
 
 zuko = pytest.importorskip("zuko")
@@ -194,7 +195,7 @@ def test_calls_and_modes_are_no_changes_of_structure(make: Any) -> None:
     layer.double()
     values(layer, x.double())
     assert layer.__dict__["_flowkern"].network is network, "it was read again"
-    assert not Structure(layer, ()).differs(Structure(layer, ()))
+    assert Structure(layer, ()).changed(Structure(layer, ())) == []
 
 
 # -- parametrizations -------------------------------------------------------------------------------------------------
@@ -387,3 +388,21 @@ def test_numbers_that_parameters_hold() -> None:
     fk.accelerate(layer)
     layer(x)
     assert status(layer) == "accelerated"
+
+
+def test_a_number_that_changes_at_every_call_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nflows_layer(), torch.randn(4, 5)
+    layer.calls = 0
+    layer.register_forward_hook(lambda m, *_: setattr(m, "calls", m.calls + 1))
+    fk.accelerate(layer)
+    layer(x)
+    checks: list[int] = []
+    original = engine._self_check
+    monkeypatch.setattr(engine, "_self_check", lambda *a: (checks.append(1), original(*a))[1])
+    for _ in range(5):
+        layer(x)
+    assert len(checks) == 1
+    layer._epsilon = 0.5
+    assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
+    layer._epsilon = 0.7
+    assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
