@@ -32,7 +32,7 @@ def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("FLOWKERN_BUILD")}, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
