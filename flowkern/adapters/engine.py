@@ -122,7 +122,8 @@ def _parts(layer: Any, state: State | None) -> tuple[Any, Any, Any]:
     """What the peer's own object would give to pickle: how it is made, its arguments, its state. The layer stays as it is."""
     peer: Any = object.__new__(peer_class(type(layer)))
     aside = {} if state is None else state.aside
-    peer.__dict__.update({k: v for k, v in layer.__dict__.items() if k != STATE}, **aside)
+    peer.__dict__.update(layer.__dict__, **aside)  # in one step: other threads may write to it
+    peer.__dict__.pop(STATE, None)
     function, arguments, values, *_ = peer.__reduce_ex__(2)
     return function, arguments, values
 
@@ -229,13 +230,13 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Net
 
 
 def _structure(layer: Any, state: State) -> Structure:
-    return Structure(layer, frozenset((STATE, *state.layer.caches, *state.harmless)))
+    return Structure(layer, frozenset((STATE, *state.layer.set_aside, *state.layer.caches, *state.harmless)))
 
 
 def _read(layer: Any, how: Layer) -> Network:
     """The network of a layer; whatever goes wrong is a reason to leave it alone."""
     methods = {k for base in peer_class(type(layer)).__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
-    hidden = [k for k, v in vars(layer).items() if callable(v) and k in methods and k not in how.set_aside]
+    hidden = [k for k, v in vars(layer).copy().items() if callable(v) and k in methods and k not in how.set_aside]
     if hidden:
         raise UnsupportedError(f"its {', '.join(hidden)} was replaced")
     try:
@@ -435,10 +436,11 @@ def _random_twin(layer: Any, state: State, noise: Callable[..., Tensor]) -> Any:
     modules = [*layer.modules(), *state.network.modules]
     for p in (p for m in modules for p in m._parameters.values() if p is not None):
         memo[id(p)] = parameter(*p.shape)
-    for t in (t for m in modules for t in (*m._buffers.values(), *_results(vars(m))) if t is not None):
+    attributes = [vars(m).copy() for m in modules]  # which other threads may write to
+    for t in (t for a in attributes for t in _tensors(a)):
         memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))
     # Nothing here calls hooks, and theirs and FSDP's states hold what cannot be copied, such as process groups.
-    for name, value in ((k, v) for m in modules for k, v in vars(m).items()):
+    for name, value in ((k, v) for a in attributes for k, v in a.items()):
         if name in HOOKS or name.startswith("__composable_api_state"):
             memo[id(value)] = OrderedDict()
     for m in modules:
@@ -462,15 +464,15 @@ def _without_parametrizations(module: nn.Module, memo: dict[int, Any], parameter
     return twin
 
 
-def _results(value: Any) -> Iterator[Tensor]:
-    """Tensors in plain attributes, such as caches and sampled weights: those with a graph cannot be copied."""
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Buffers, and tensors in attributes, such as caches and sampled weights: those with a graph cannot be copied."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, functools.partial):
-        yield from _results(value.keywords)
+        yield from _tensors(value.keywords)
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _results(item)
+            yield from _tensors(item)
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:

@@ -271,8 +271,7 @@ class Network:
         layout: str = "feature_major",
         scale_first: bool = False,
     ) -> None:
-        if any(isinstance(c, Tensor) for c in constants):
-            raise UnsupportedError("a constant of its univariate map is a tensor, which may change at any time")
+        refuse_tensors("univariate map", constants)
         self.features, self.context = features, context
         self.map = {"scale": scale, "placement": placement, "constants": tuple(map(float, constants))}
         self.layout, self.scale_first = layout, scale_first
@@ -320,8 +319,7 @@ class Network:
         activation, constant = self.activation
         depth = len(self.linears) - 1
         self._seen = [(mask, version(mask)) for mask in self._masks()]
-        if isinstance(constant, Tensor):
-            raise UnsupportedError("a constant of its activation is a tensor, which may change at any time")
+        refuse_tensors("activation", (constant,))
         if any(mask.is_meta for mask in self._masks()):
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
@@ -447,6 +445,12 @@ class Network:
             "addends": addends,
             **self.map,
         }
+
+
+def refuse_tensors(what: str, constants: Iterable[Any]) -> None:
+    """Constants are read once: one that can change in place, or wants a gradient, is for the peer's own code."""
+    if any(isinstance(c, Tensor) for c in constants):
+        raise UnsupportedError(f"a constant of its {what} is a tensor, which may change at any time")
 
 
 def expect(module: Any, path: str, what: str) -> Any:

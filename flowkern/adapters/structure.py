@@ -30,7 +30,7 @@ class Structure:
         self._modules: list[nn.Module] = []  # those inside the layer
         self._views: list[Iterable[Any]] = []  # live: what they give changes with the modules
         self._hooks: list[dict[int, Any]] = []
-        self._own = itemgetter(*(name for name in vars(layer) if name not in ignored))
+        self._own = itemgetter(*(name for name in tuple(vars(layer)) if name not in ignored))
         self._facts: list[tuple[int, Any, Any]] = []  # where, under which name, what
         self._visited = {id(layer)}
         self._attributes(layer, ignored)
@@ -67,7 +67,7 @@ class Structure:
 
     def _attributes(self, module: nn.Module, ignored: Collection[str]) -> None:
         self._facts += [(id(module), name, p is None) for name, p in module._parameters.items()]
-        for name, value in vars(module).items():
+        for name, value in vars(module).copy().items():  # to which other threads may write
             if name not in _INTERNAL and name not in ignored:
                 self._fact(id(module), name, value)
 

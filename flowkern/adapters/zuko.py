@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from flowkern.adapters.engine import Layer, Library, fast, own
-from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, class_path, differs, expect
+from flowkern.adapters.network import (
+    Linear,
+    Network,
+    UnsupportedError,
+    activation_of,
+    class_path,
+    differs,
+    expect,
+    refuse_tensors,
+)
 from flowkern.adapters.nflows import COUPLING
 
 
@@ -50,8 +59,7 @@ def _log_slope(layer: Any) -> float:
     if not known or set(options) - {"slope"} or tuple(map(tuple, layer.shapes)) != ((), ()):
         name = class_path(univariate) if isinstance(univariate, type) else repr(univariate)
         raise UnsupportedError(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
-    if any(isinstance(option, Tensor) for option in options.values()):
-        raise UnsupportedError("a constant of its univariate map is a tensor, which may change at any time")
+    refuse_tensors("univariate map", options.values())
     zero, large = torch.zeros((), dtype=torch.float64, device="cpu"), torch.full((), 1e30, dtype=torch.float64, device="cpu")
     return abs(float(layer.univariate(zero, large).log_scale))
 

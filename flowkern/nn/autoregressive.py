@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkern import ops
 from flowkern.nn.made import MADE
-from flowkern.nn.transform import Transform, explain, show_context
+from flowkern.nn.transform import Transform, blame, show_context
 from flowkern.univariate import constants_of, resolve
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
@@ -78,7 +78,7 @@ class _Autoregressive(Transform):
         try:
             z, log_det = operator(x, **arguments)
         except (TypeError, ValueError):
-            explain(name, x, arguments["weights"][0], context)
+            blame(name, x, arguments["weights"][0], context)
             raise
         return z, show_context(log_det, context)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern._checks import broadcast_batch, check_context, check_features, whole_number, widths
-from flowkern.nn.transform import Transform, explain, show_context
+from flowkern.nn.transform import Transform, blame, show_context
 from flowkern.plan import version
 from flowkern.univariate import constants_of, resolve
 
@@ -145,7 +145,7 @@ class AffineCoupling(Transform):
         except RuntimeError:
             weight = next(self.network.parameters(), None)
             if weight is not None:
-                explain(name, x, weight, None)
+                blame(name, x, weight, None)
             raise
         check_features("network: its result", parameters, self.count * (1 if self.scale == "none" else 2))
         shift, raw = (parameters, None) if self.scale == "none" else parameters.chunk(2, -1)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from flowkern import ops
 from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
 from flowkern.backends import obstacle
-from flowkern.nn.transform import explain
+from flowkern.nn.transform import blame
 from flowkern.plan import AutoregressivePlan, version
 
 ORDERS = ("natural", "reverse", "random")
@@ -258,7 +258,7 @@ class MADE(nn.Module):
         try:
             parameters = ops.masked_mlp(x, **arguments)
         except (TypeError, ValueError):
-            explain("x", x, arguments["weights"][0], context)
+            blame("x", x, arguments["weights"][0], context)
             raise
         return parameters.unflatten(-1, (self.features, self.outputs))
 

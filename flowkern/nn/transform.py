@@ -172,7 +172,7 @@ def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], i
             try:
                 x, log_det = ops.autoregressive_chain(x, run)
             except (TypeError, ValueError):
-                explain("z" if inverse else "x", x, run[0][1]["weights"][0], context)
+                blame("z" if inverse else "x", x, run[0][1]["weights"][0], context)
                 raise
             terms.append(show_context(log_det, context))
             run.clear()
@@ -190,7 +190,7 @@ def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], i
     return x, reduce(add, terms)
 
 
-def explain(name: str, x: Tensor, weight: Tensor, context: Tensor | None) -> None:
+def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None) -> None:
     """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much."""
     if context is not None:
         broadcast_batch(x, [context], "context")
