@@ -79,7 +79,7 @@ class Reading:
     """The parameters that one call uses. Each module is read once: a parametrization may draw, or take a step, every time."""
 
     def __init__(self) -> None:
-        self._found: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self._found: dict[nn.Module, Any] = {}
 
     def linear(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight and bias."""
@@ -96,9 +96,7 @@ class Reading:
         found = self._found.get(module)
         if found is None:
             found = self._found[module] = _scale_and_shift(module)
-        scale, shift = found
-        assert shift is not None
-        return scale, shift
+        return found
 
 
 Context = Callable[[Tensor, Reading], Tensor]
@@ -145,21 +143,20 @@ class Linear:
     def mask(self) -> Tensor:
         """What the columns may read, on the mask's device."""
         (mask,) = self.masks()
+        if mask is None:
+            raise UnsupportedError("a mask of it is no buffer any more")
         return (mask if self.columns is None else mask[:, self.columns]) != 0
 
     def checked_mask(self) -> Tensor:
         """The same, if it is a mask."""
         for mask in self.masks():
-            if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+            if mask is not None and mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
                 raise UnsupportedError("its masks have values other than 0 and 1")
         return self.mask()
 
-    def masks(self) -> list[Tensor]:
-        """The buffers that the plan depends on."""
-        mask = self.module._buffers.get("mask")
-        if mask is None:
-            raise UnsupportedError("a mask of it is no buffer any more")
-        return [mask]
+    def masks(self) -> list[Tensor | None]:
+        """The buffers that the plan depends on; ``None`` for one that is there no more."""
+        return [self.module._buffers.get("mask")]
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, as many as when the layer was read."""
@@ -212,7 +209,7 @@ class Norm(Linear):
     def mask(self) -> Tensor:
         return torch.eye(self.norm.num_features, dtype=torch.bool, device="cpu")
 
-    def masks(self) -> list[Tensor]:
+    def masks(self) -> list[Tensor | None]:
         return []
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
@@ -283,7 +280,7 @@ class Network:
         self.addends: dict[int, list[Context]] = {}
         self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
-        self._seen: list[tuple[Tensor, int]] = []
+        self._seen: list[tuple[Tensor | None, int]] = []
         self._refused = False  # whether the masks, as they are now, are such that there is no plan
 
     def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
@@ -318,9 +315,9 @@ class Network:
         linears = self._all()
         activation, constant = self.activation
         depth = len(self.linears) - 1
-        self._seen = [(mask, version(mask)) for mask in self._masks()]
+        self._see()
         refuse_tensors("activation", (constant,))
-        if any(mask.is_meta for mask in self._masks()):
+        if any(mask is not None and mask.is_meta for mask in self._masks()):
             raise UnsupportedError("its masks are on the meta device: accelerate it once it has values")
         try:
             self.plan = _shared_plan(
@@ -340,14 +337,18 @@ class Network:
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
 
-    def _masks(self) -> list[Tensor]:
+    def _masks(self) -> list[Tensor | None]:
         return [mask for linear in self._all() for mask in linear.masks()]
+
+    def _see(self) -> None:
+        self._seen = [(mask, 0 if mask is None else version(mask)) for mask in self._masks()]
 
     def touched(self) -> bool:
         """Whether masks were exchanged, or written to, since they were last looked at."""
-        return any(
-            now is not before or version(now) != number for now, (before, number) in zip(self._masks(), self._seen, strict=True)
-        )
+        for now, (before, number) in zip(self._masks(), self._seen, strict=True):
+            if now is not before or (now is not None and version(now) != number):
+                return True
+        return False
 
     def follow(self) -> bool:
         """A new plan where masks were changed: a checkpoint brings its own random masks. Says whether the plan is another now.
@@ -359,7 +360,7 @@ class Network:
         before, self._refused = self._refused, True
         same = self._masks_are_those_of_the_plan()
         if same:
-            self._seen = [(mask, version(mask)) for mask in self._masks()]
+            self._see()
         else:
             self._plan()
         self._refused = False
@@ -368,8 +369,10 @@ class Network:
     def _masks_are_those_of_the_plan(self) -> bool:
         for linear, planned in zip(self._all(), self.plan.masks, strict=True):
             for mask in linear.masks():
+                if mask is None or mask.is_meta:
+                    return False
                 now = mask if linear.columns is None else mask[:, linear.columns]
-                if now.is_meta or not torch.equal(now, planned.to(now.device, now.dtype)):
+                if not torch.equal(now, planned.to(now.device, now.dtype)):
                     return False
         return True
 

@@ -360,6 +360,7 @@ def test_a_mask_that_is_no_buffer_any_more() -> None:
     mask = final.mask
     del final.mask
     final.mask = mask
+    assert_same(torch.func.vmap(lambda row: layer(row[None])[0][0])(x), expected[0])
     with pytest.warns(RuntimeWarning, match="a mask of it is no buffer any more"):
         assert_same(layer(x), expected)
 
