@@ -1,6 +1,7 @@
 """accelerate(): makes the models of other libraries fast, in place. One file per library."""
 
-from flowkern.adapters.engine import Explanation, Layer, Library, accelerate, explain, register, restore
+from flowkern.adapters.engine import Explanation, accelerate, explain, restore
+from flowkern.adapters.library import Layer, Library, register
 from flowkern.adapters.network import Linear, Network, UnsupportedError
 from flowkern.adapters.nflows import GLASFLOW, NFLOWS
 from flowkern.adapters.normflows import NORMFLOWS

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkern.adapters.engine import Layer, Library, fast, own
+from flowkern.adapters.calls import fast
+from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import (
     Linear,
     LinearThenNorm,
@@ -22,6 +23,7 @@ from flowkern.adapters.network import (
     expect,
     scaled,
 )
+from flowkern.adapters.state import own
 
 
 def read(root: str, layer: Any) -> Network:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowkern.adapters.engine import Layer, Library
+from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import Network, UnsupportedError, activation_of, called, expect
 from flowkern.adapters.nflows import (
     COUPLING,

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkern.adapters.engine import Layer, Library, attach, checked, fast, own, state_of
+from flowkern.adapters.calls import checked, fast
+from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, expect
 from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
+from flowkern.adapters.state import attach, own, state_of
 
 NETS = "pyro.nn.auto_reg_nn."
 ASIDE = ("_call", "_inverse")  # attributes of a stable transform, which hold its _call_stable and _inverse_stable

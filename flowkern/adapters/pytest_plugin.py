@@ -10,13 +10,13 @@ import functools
 import sys
 from typing import Any
 
-from flowkern.adapters import engine
+from flowkern.adapters import library, state
 from flowkern.adapters.network import UnsupportedError
 
-_made: list[engine.State] = []
+_made: list[state.State] = []
 
 
-def _wrap(cls: type, layer: engine.Layer) -> None:
+def _wrap(cls: type, layer: library.Layer) -> None:
     original: Any = cls.__init__  # type: ignore[misc]
 
     @functools.wraps(original)
@@ -24,18 +24,18 @@ def _wrap(cls: type, layer: engine.Layer) -> None:
         original(self, *args, **kwargs)
         if type(self) is cls:  # the constructor of a subclass is still at work
             try:
-                engine.attach(self, layer)
+                state.attach(self, layer)
             except UnsupportedError:
                 return
-            _made.append(self.__dict__[engine.STATE])
+            _made.append(self.__dict__[state.STATE])
 
     cls.__init__ = __init__  # type: ignore[misc]
 
 
 def pytest_collection_finish() -> None:
     """Wraps the constructors of the classes that flowkern accelerates in the libraries that the tests imported."""
-    for library in engine.libraries():
-        for path, layer in library.layers.items():
+    for table in library.libraries():
+        for path, layer in table.layers.items():
             module, _, name = path.rpartition(".")
             if module in sys.modules:
                 _wrap(getattr(sys.modules[module], name), layer)
@@ -43,5 +43,5 @@ def pytest_collection_finish() -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How much of the suite ran accelerated."""
-    passed = sum(state.verdict is None for state in _made)
+    passed = sum(made.verdict is None for made in _made)
     terminalreporter.write_line(f"flowkern accelerated {len(_made)} layers; {passed} passed the check at their first use")

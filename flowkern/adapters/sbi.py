@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowkern.adapters.engine import Library
+from flowkern.adapters.library import Library
 
 POSTERIORS = "sbi.inference.posteriors."
 SBI = Library(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkern.adapters.engine import Layer, Library, fast, own
+from flowkern.adapters.calls import fast
+from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import (
     Linear,
     Network,
@@ -21,6 +22,7 @@ from flowkern.adapters.network import (
     refuse_tensors,
 )
 from flowkern.adapters.nflows import COUPLING
+from flowkern.adapters.state import own
 
 
 def read(layer: Any) -> Network:

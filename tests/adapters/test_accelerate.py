@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import flowkern as fk
-from flowkern.adapters import engine
+from flowkern.adapters import engine, library, state
 
 zuko = pytest.importorskip("zuko")
 nflows_autoregressive = pytest.importorskip("nflows.transforms.autoregressive")
@@ -230,7 +230,7 @@ def test_pyro_caches_distributions_and_conditions() -> None:
     transform = AffineAutoregressive(AutoRegressiveNN(4, [8]))
     twin = copy.deepcopy(transform)
     flow = fk.accelerate(dist.TransformedDistribution(base, [transform]))
-    assert engine.is_accelerated(transform)
+    assert state.is_accelerated(transform)
     sample = flow.rsample((3,))
     calls = []
     transform.arn.register_forward_hook(lambda *_: calls.append(1))
@@ -250,7 +250,7 @@ def test_pyro_caches_distributions_and_conditions() -> None:
     for c in (context, context[0]):
         assert_same(conditional.condition(c)(x), plain.condition(c)(x))
         assert_same(conditional.condition(c).inv(x), plain.condition(c).inv(x))
-    assert engine.is_accelerated(conditional.condition(context))
+    assert state.is_accelerated(conditional.condition(context))
     flow = dist.ConditionalTransformedDistribution(base, [fk.accelerate(conditional)]).condition(context)
     assert flow.sample((3,)).shape == (3, 4)
     mixed = dist.ConditionalTransformedDistribution(base, [AffineAutoregressive(AutoRegressiveNN(4, [8])), conditional])
@@ -557,7 +557,7 @@ def test_a_layer_of_ones_own_library() -> None:
         assert_same(layer.inverse(expected[0])[0], x)
         assert status(layer) == ["accelerated"]
     finally:
-        engine._libraries.pop("mine")
+        library._libraries.pop("mine")
 
 
 def test_autocast_leaves_folded_batch_norms_alone() -> None:

@@ -17,7 +17,7 @@ import torch
 from peers import PEERS, Peer
 
 import flowkern as fk
-from flowkern.adapters import engine
+from flowkern.adapters import calls, library
 
 zuko = pytest.importorskip("zuko")
 nflows_autoregressive = pytest.importorskip("nflows.transforms.autoregressive")
@@ -60,10 +60,10 @@ def test_a_check_leaves_the_global_generator_to_the_other_threads(monkeypatch: p
         drawn.append(torch.rand(3))  # as another thread would, while the check is at work
         return original(*args)
 
-    original = engine._libraries["nflows"].layers[engine.class_path(type(layer))].evaluate
+    original = library._libraries["nflows"].layers[library.class_path(type(layer))].evaluate
     fk.accelerate(layer)
     state = layer.__dict__["_flowkern"]
-    state.layer = engine.Layer(state.layer.read, evaluate, state.layer.methods)
+    state.layer = library.Layer(state.layer.read, evaluate, state.layer.methods)
     layer(torch.randn(2, 5))
     drawn.append(torch.rand(3))
     assert len(drawn) == 3
@@ -232,7 +232,7 @@ def test_a_check_that_cannot_run_now_is_put_off(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("a tensor without values")
 
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(engine, "_self_check", fails)
+        patch.setattr(calls, "self_check", fails)
         assert layer(torch.randn(4, 5))[0].shape == (4, 5)
     assert status(layer) == "accelerated, to be checked at the first call"
     x = torch.randn(4, 5)
@@ -483,7 +483,7 @@ def test_kept_losses_keep_no_weights() -> None:
         return original(x, weights, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.ops, "autoregressive", watched)
+        patch.setattr(calls.ops, "autoregressive", watched)
         loss = layer(x)[1].sum()
     loss.backward()
     assert seen

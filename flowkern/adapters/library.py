@@ -1,0 +1,73 @@
+"""The tables of the libraries' files: which classes are accelerated and how, which are left alone and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from flowkern.adapters.network import Network, class_path
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How the layers of one class are accelerated.
+
+    Args:
+        read: the network of a layer; raises :class:`UnsupportedError` with the reason why it is left alone.
+        evaluate: (layer, x, context) -> (y, log_det) of the direction that costs the peer one pass, by the peer's own
+            code; the self-check compares the operators with it.
+        methods: what the accelerated class overrides; each calls :func:`fast` or :func:`own`.
+        set_aside: instance attributes that would hide the methods.
+        caches: instance attributes that calls write, and that do not change what the layer computes.
+    """
+
+    read: Callable[[Any], Network]
+    evaluate: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    methods: Mapping[str, Callable[..., Any]]
+    set_aside: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Library:
+    """What flowkern knows of one library: the table in its file.
+
+    Args:
+        name: of the distribution, as pip knows it.
+        tested: versions [first, last) whose formulas were compared.
+        layers: class path -> how it is accelerated.
+        left_alone: class path -> why nothing is done, for layers that a reader would expect to be accelerated.
+        holders: class path -> attributes in which objects that are no modules keep models.
+    """
+
+    name: str
+    tested: tuple[str, str]
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+_libraries: dict[str, Library] = {}
+
+
+def register(library: Library) -> None:
+    """Makes a library known to :func:`accelerate`; a later registration under the same name replaces the earlier one."""
+    _libraries[library.name] = library
+
+
+def libraries() -> list[Library]:
+    """All that are registered."""
+    return list(_libraries.values())
+
+
+def library_of(cls: type) -> tuple[Library, str] | None:
+    """The library and the class path under which it knows a class or one of its bases."""
+    for base in cls.__mro__:
+        path = class_path(base)
+        for library in _libraries.values():
+            if path in library.layers or path in library.left_alone:
+                return library, path
+    return None
