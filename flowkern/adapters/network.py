@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from flowkern._checks import FLOATS
 from flowkern.backends import exporting
-from flowkern.plan import AutoregressivePlan, content, version
+from flowkern.plan import AutoregressivePlan, content
 
 
 class UnsupportedError(Exception):
@@ -280,7 +280,7 @@ class Network:
         self.addends: dict[int, list[Context]] = {}
         self.gates: dict[int, Context] = {}
         self.modules: list[nn.Module] = []
-        self._seen: list[tuple[Tensor | None, int]] = []
+        self._seen: list[tuple[Tensor | None, int | None]] = []
         self._refused = False  # whether the masks, as they are now, are such that there is no plan
 
     def add(self, linear: Linear, *, activated: bool = False, residual: int | None = None) -> int:
@@ -341,12 +341,13 @@ class Network:
         return [mask for linear in self._all() for mask in linear.masks()]
 
     def _see(self) -> None:
-        self._seen = [(mask, 0 if mask is None else version(mask)) for mask in self._masks()]
+        # Inference tensors, like none at all, count no changes.
+        self._seen = [(m, None if m is None or m.is_inference() else m._version) for m in self._masks()]
 
     def touched(self) -> bool:
         """Whether masks were exchanged, or written to, since they were last looked at."""
-        for now, (before, number) in zip(self._masks(), self._seen, strict=True):
-            if now is not before or (now is not None and version(now) != number):
+        for now, (before, version) in zip(self._masks(), self._seen, strict=True):
+            if now is not before or (version is not None and now._version != version):  # type: ignore[union-attr]
                 return True
         return False
 
