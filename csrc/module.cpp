@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/masked_networks/kernels.h"
 
 namespace py = pybind11;
 
@@ -16,14 +17,19 @@ PYBIND11_MODULE(_C, m) {
         info["torch"] = FLOWKERN_TORCH;
         info["sanitizers"] = FLOWKERN_SANITIZERS;
         info["plan_version"] = flowkern::kPlanVersion;
+        py::list kinds;
+        const auto& families = flowkern::map_families<float>();
+        for (int i = 0; i < families.count; ++i) kinds.append(families.begin[i].kind);
+        info["maps"] = kinds;
         return info;
       },
       "How this extension was built.");
-  m.def("instruction_set", &flowkern::instruction_set, "The instruction set of the CPU kernels in this process.");
+  m.def("instruction_set", &flowkern::instruction_set_name, "The instruction set of the CPU kernels in this process.");
   m.def(
       "tile_rows",
       [](int bytes) {
-        return bytes == 8 ? flowkern::kernels<double>().tile_rows : flowkern::kernels<float>().tile_rows;
+        return bytes == 8 ? flowkern::masked_network_kernels<double>().tile_rows
+                          : flowkern::masked_network_kernels<float>().tile_rows;
       },
       py::arg("bytes"), "Rows that one bulk tile holds, for elements of 4 or 8 bytes.");
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowkern.univariate import UnivariateMap
 
 HALF = (torch.bfloat16, torch.float16)  # computed in float32
 FLOATS = (torch.float32, torch.float64, *HALF)
@@ -121,10 +124,14 @@ def autocasts(t: Tensor) -> bool:
     return not t.is_meta and torch.is_autocast_enabled(t.device.type)
 
 
-def check_raw(raw: Tensor | None, scale: str) -> None:
-    """A raw scale where the scale map takes one."""
-    if (raw is None) != (scale == "none"):
-        raise ValueError(f"raw: the scale map {scale!r} takes {'no raw scale' if raw is not None else 'a raw scale'}")
+def check_parameters(map: UnivariateMap, parameters: Sequence[Tensor | None]) -> None:
+    """As many parameters as a univariate map takes; ``None`` stands for those that it does not take."""
+    names = map.names
+    for i, name in enumerate(names):
+        if i >= len(parameters) or parameters[i] is None:
+            raise ValueError(f"{name}: expected a tensor, since {map} takes {', '.join(names)}, got None")
+    if any(p is not None for p in parameters[len(names) :]):
+        raise ValueError(f"parameters: {map} takes {', '.join(names)}, got {len(parameters)} tensors")
 
 
 def check_shapes(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:

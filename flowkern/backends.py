@@ -13,19 +13,20 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowkern._library import BUILD_ERROR, REBUILD
-from flowkern._opaque import constant_while_compiling
+from flowkern._compiling import constant_while_compiling
+from flowkern._library import BUILD_ERROR, MAPS, REBUILD
 from flowkern.cuda import code
+from flowkern.operators import OPERATORS
+from flowkern.univariate import UnivariateMap
 
-__all__ = ["BACKENDS", "backend", "chosen_backend"]
+__all__ = ["BACKENDS", "Kernels", "backend", "kernels_for"]
 
 BACKENDS = ("auto", "native", "triton", "reference")
-TRITON_OPERATORS = ("affine", "autoregressive", "coupling", "log_det", "masked_mlp", "normal_log_prob")
-CUDA_OPERATORS = ("autoregressive_inverse",)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable; read when a kernel is first imported
 _TRITON_LEAST = 3, 6
 
@@ -72,20 +73,47 @@ def backend(name: str) -> Iterator[None]:
         _current = before
 
 
-def obstacle(x: Tensor) -> str | None:
-    """Why the native kernels cannot serve a call on ``x``, or ``None`` if they can."""
-    if x.device.type != "cpu":
-        return f"there is no native kernel for device {x.device.type!r}"
-    if BUILD_ERROR is not None:
-        return str(BUILD_ERROR)
-    return None
+class Kernels(NamedTuple):
+    """What serves a call: the operators of a namespace of torch.ops, or plain PyTorch where there is no namespace.
+
+    ``precision``: how the kernels multiply float32 matrices, "tf32" or "ieee". It is ``None`` on the CPU, where there is no
+    choice, and where half precision is computed in float32. Kernels of a GPU compute in it, and take a plan by its key.
+    """
+
+    backend: str
+    namespace: str = ""
+    precision: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a call runs in plain PyTorch."""
+        return not self.namespace
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether these are the CPU's kernels, which take a plan and packed weights as tensors."""
+        return self.namespace == "flowkern"
 
 
-def native_obstacle(x: Tensor, operator: str) -> str | None:
-    """The same, for one operator on any device."""
-    if x.device.type != "cuda":
-        return obstacle(x)
-    if operator not in CUDA_OPERATORS:
+ORACLE, FALL_BACK = Kernels("reference"), Kernels("torch")  # these differ only for the inverse: a pass per feature, one sweep
+_CPU = Kernels("native", "flowkern")
+
+
+def device_of(x: Tensor) -> str:
+    """The type of device whose kernels serve a call on ``x``. Tests that run GPU kernels on the host change it."""
+    return x.device.type
+
+
+def native_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) -> str | None:
+    """Why the native kernels cannot serve a call of an operator on ``x``, or ``None`` if they can."""
+    device, kernels = device_of(x), OPERATORS[operator].kernels
+    if device == "cpu":
+        if BUILD_ERROR is not None:
+            return str(BUILD_ERROR)
+        return None if map is None or map.kind in MAPS else f"this build has no kernels for {map.family} maps"
+    if device != "cuda":
+        return f"there is no native kernel for device {device!r}"
+    if "cuda" not in kernels:
         return f"{operator} has no native kernel for device 'cuda'"
     return "there is no native kernel for AMD's GPUs" if torch.version.hip is not None else _cuda_obstacle(x.device.index or 0)
 
@@ -95,17 +123,25 @@ def _cuda_obstacle(index: int) -> str | None:
     return code.obstacle(torch.cuda.get_device_capability(index))
 
 
-def triton_obstacle(x: Tensor, operator: str) -> str | None:
+def triton_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) -> str | None:
     """Why the Triton kernels cannot serve a call of an operator on ``x``, or ``None`` if they can."""
-    if operator not in TRITON_OPERATORS:
+    row = OPERATORS[operator]
+    if "triton" not in row.kernels:
         return f"{operator} has no Triton kernel"
     if _TRITON_MISSING is not None:
         return _TRITON_MISSING
+    if map is not None and not _has_triton_map(map.family):
+        return f"there is no Triton code for {map.family} maps"
     if x.device.type == "cpu":
         return None if INTERPRETED else "Triton kernels run on GPUs; with TRITON_INTERPRET=1 set, slowly, on the CPU"
     if x.device.type != "cuda":
         return f"there is no Triton kernel for device {x.device.type!r}"
-    return _architecture_obstacle(x.device.index or 0)
+    return _architecture_obstacle(x.device.index or 0, row.capability)
+
+
+@constant_while_compiling
+def _has_triton_map(family: str) -> bool:
+    return importlib.util.find_spec(f"flowkern.kernels.maps.{family}") is not None
 
 
 def triton_version() -> str | None:
@@ -135,37 +171,43 @@ _TRITON_MISSING = _triton_missing()
 
 
 @constant_while_compiling
-def _architecture_obstacle(index: int) -> str | None:
+def _architecture_obstacle(index: int, least: tuple[int, int]) -> str | None:
     if torch.version.hip is not None:
         return None
-    major, minor = torch.cuda.get_device_capability(index)
-    return None if major >= 8 else f"the Triton kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    found = torch.cuda.get_device_capability(index)
+    needs = "the Triton kernels need compute capability {}.{}, this GPU has {}.{}"
+    return None if found >= least else needs.format(*least, *found)
 
 
-def chosen_backend(x: Tensor, operator: str) -> str:
-    """What serves a call of an operator whose main argument is ``x``.
+def kernels_for(x: Tensor, operator: str, map: UnivariateMap | None = None) -> Kernels:
+    """What serves a call of an operator whose main argument is ``x``: the one place where this is decided.
 
-    ``"native"`` or ``"triton"``; ``"reference"``, the oracle, where it was forced; else ``"torch"``, the fall-back. The last
-    two differ only for the inverse, whose oracle is a pass per feature and whose fall-back is one sweep.
+    Plain PyTorch is the oracle where that was forced, else the fall-back.
+
+    Raises:
+        RuntimeError: where kernels were forced that cannot serve the call.
     """
     if _current == "reference":
-        return _current
-    native = x.device.type == "cpu" or operator in CUDA_OPERATORS
-    kernels = _current if _current != "auto" else "native" if native else "triton"
-    reason = native_obstacle(x, operator) if kernels == "native" else triton_obstacle(x, operator)
+        return ORACLE
+    device = device_of(x)
+    native = device == "cpu" or "cuda" in OPERATORS[operator].kernels
+    wanted = _current if _current != "auto" else "native" if native else "triton"
+    reason = (native_obstacle if wanted == "native" else triton_obstacle)(x, operator, map)
     if _current != "auto":
         why = reason or _rule_obstacle()
         if why is not None:
             raise RuntimeError(f"backend {_current!r} was forced, but {why}")
-        return kernels
-    if _transformed() or exporting():
-        return "torch"
-    if reason is None:
-        return kernels
-    mendable = operator in TRITON_OPERATORS or torch.version.hip is None
-    if x.device.type == "cpu" or (x.device.type == "cuda" and mendable):
-        _warn_once(reason)  # something is missing here
-    return "torch"
+    elif _transformed() or exporting():
+        return FALL_BACK
+    elif reason is not None:
+        kernels = OPERATORS[operator].kernels
+        mendable = "triton" in kernels or ("cuda" in kernels and torch.version.hip is None)
+        if device == "cpu" or (device == "cuda" and mendable):
+            _warn_once(reason)  # something is missing here
+        return FALL_BACK
+    if wanted == "native" and device == "cpu":
+        return _CPU
+    return Kernels(wanted, "flowkern_triton" if wanted == "triton" else "flowkern_cuda", product_precision())
 
 
 @constant_while_compiling

@@ -59,7 +59,7 @@ class AutoregressivePlan:
             ``parameters`` rows per feature. With ``skip``, one more from the features to the outputs.
         parameters: parameters per feature, 1 or more.
         layout: rows of the last layer, ``"feature_major"`` (row d P + p) or ``"parameter_major"`` (row p D + d).
-        scale_first: whether parameter 0 of a feature is the raw scale and 1 the shift, rather than the reverse.
+        parameter_order: which of a feature's outputs is parameter 0, 1, ... of its univariate map; in order by default.
         activation: one of :data:`ACTIVATIONS`.
         constant: negative slope of leaky_relu (0.01) or alpha of elu (1).
         activated: for each hidden layer, whether the next layer reads :math:`a(p_l)` rather than :math:`p_l`.
@@ -92,7 +92,7 @@ class AutoregressivePlan:
         *,
         parameters: int = 2,
         layout: str = "feature_major",
-        scale_first: bool = False,
+        parameter_order: Sequence[int] | None = None,
         activation: str = "relu",
         constant: float | None = None,
         activated: Sequence[bool] | None = None,
@@ -108,7 +108,7 @@ class AutoregressivePlan:
         self.features = masks[0].shape[1] if masks and masks[0].dim() == 2 else 0
         self.parameters = parameters
         self.layout = layout
-        self.scale_first = scale_first
+        self.parameter_order = None if parameter_order is None else tuple(parameter_order)
         self.activation = activation
         self.constant = _DEFAULT_CONSTANT.get(activation, 0.0) if constant is None else float(constant)
         self.activated = tuple([True] * depth if activated is None else map(bool, activated))
@@ -160,6 +160,9 @@ class AutoregressivePlan:
             raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        order = self.parameter_order
+        if order is not None and sorted(order) != list(range(self.parameters)):
+            raise ValueError(f"parameter_order: expected a permutation of 0 to {self.parameters - 1}, got {order}")
         if len(hidden) > _MAX_HIDDEN:
             raise ValueError(f"masks: at most {_MAX_HIDDEN} hidden layers, got {len(hidden)}")
         if len(self.activated) != len(hidden) or len(self.residuals) != len(hidden):
@@ -236,13 +239,13 @@ class AutoregressivePlan:
         return [place[unit] for unit in self.unit_orders[layer].tolist()]
 
     def _parameter_rows(self) -> Tensor:
-        """(features, parameters): the output row of every parameter, shift before scale."""
+        """(features, parameters): the output row of every parameter, in the order of the univariate map."""
         rows = torch.arange(self.features * self.parameters, device="cpu")
         if self.layout == "feature_major":
             rows = rows.view(self.features, self.parameters)
         else:
             rows = rows.view(self.parameters, self.features).t()
-        return rows.flip(1) if self.scale_first else rows
+        return rows if self.parameter_order is None else rows[:, list(self.parameter_order)]
 
     # -- what operators and oracles read ----------------------------------------------------------------------------
 
@@ -260,7 +263,7 @@ class AutoregressivePlan:
     @property
     def head(self) -> dict[str, Any]:
         """Further keyword arguments of the oracles that split the parameters."""
-        return {"layout": self.layout, "scale_first": self.scale_first}
+        return {"layout": self.layout, "parameter_order": self.parameter_order}
 
     def terms(self, given: Sequence[Tensor]) -> dict[str, Any]:
         """What the operators receive as addends, by layer: those that are added, and the gates."""

@@ -1,7 +1,7 @@
-"""Elementary functions, activations and univariate maps of the kernels.
+"""Elementary functions and activations of the kernels.
 
 Written with exp and log alone, so that the interpreter and every backend run them. Kinds and constants are constexpr:
-the numbers of flowkern.plan.ACTIVATIONS, flowkern.univariate.SCALES and PLACEMENTS.
+the numbers of flowkern.plan.ACTIVATIONS.
 """
 
 import triton
@@ -103,85 +103,3 @@ def activation_slope(x, KIND: tl.constexpr, C: tl.constexpr):
         return sigmoid(x)
     else:
         return x * 0 + 1
-
-
-@triton.jit
-def scale_of(a, SCALE: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
-    """s, log s and d log s / da of a raw scale."""
-    if SCALE == 0:
-        return tl.full(a.shape, 1, a.dtype), tl.zeros_like(a), tl.zeros_like(a)  # a is the shift: it may be infinite
-    elif SCALE == 1:
-        return tl.exp(a), a, a * 0 + 1
-    elif SCALE == 2:  # the gradient passes straight through the clamp
-        log_s = tl.where(a < C0, C0, tl.where(a > C1, C1, a))
-        return tl.exp(log_s), log_s, a * 0 + 1
-    elif SCALE == 3:
-        d = 1 / (1 + tl.abs(a / C0))
-        return tl.exp(a * d), a * d, d * d
-    elif SCALE == 4:
-        s = softplus(a) + C0
-        return s, tl.log(s), sigmoid(a) / s
-    elif SCALE == 5:
-        b = a + C0
-        p, q = sigmoid(b), sigmoid(-b)
-        if C1 == 0:
-            return p, log_sigmoid(b), q
-        else:
-            s = p + C1
-            return s, tl.log(s), p * q / s
-    else:
-        h = tanh(a * C1)
-        return tl.exp(h * C0), h * C0, C0 * C1 * tanh_slope(a * C1)
-
-
-@triton.jit
-def map_forward(u, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
-    """v and log |dv/du|; the latter is NaN where u is not finite."""
-    s, log_s, _ = scale_of(a, SCALE, C0, C1)
-    finite = u - u
-    if PLACEMENT == 0:
-        return u * s + t, log_s + finite
-    elif PLACEMENT == 1:
-        return (u - t) / s, finite - log_s
-    elif PLACEMENT == 2:
-        return (u + t) * s, log_s + finite
-    else:
-        return s * u + (1 - s) * t, log_s + finite
-
-
-@triton.jit
-def map_inverse(v, t, a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
-    """u and log |du/dv|; the latter is NaN where v is not finite."""
-    s, log_s, _ = scale_of(a, SCALE, C0, C1)
-    finite = v - v
-    if PLACEMENT == 0:
-        return (v - t) / s, finite - log_s
-    elif PLACEMENT == 1:
-        return v * s + t, log_s + finite
-    elif PLACEMENT == 2:
-        return v / s - t, finite - log_s
-    else:
-        return (v - (1 - s) * t) / s, finite - log_s
-
-
-@triton.jit
-def map_backward(u, t, a, gv, gl, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
-    """Cotangents of u, t and a from those of v and log |dv/du|."""
-    s, _, slope = scale_of(a, SCALE, C0, C1)
-    if PLACEMENT == 0:
-        return gv * s, gv, (gv * u * s + gl) * slope
-    elif PLACEMENT == 1:
-        g = gv / s
-        return g, -g, (-g * (u - t) - gl) * slope
-    elif PLACEMENT == 2:
-        g = gv * s
-        return g, g, (g * (u + t) + gl) * slope
-    else:
-        return gv * s, gv * (1 - s), (gv * (u - t) * s + gl) * slope
-
-
-@triton.jit
-def map_slope(a, SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr):
-    """dv/du."""
-    s, _, _ = scale_of(a, SCALE, C0, C1)
-    return 1 / s if PLACEMENT == 1 else s

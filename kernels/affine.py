@@ -1,4 +1,4 @@
-"""An affine univariate map of some or all features, with its log-determinant: one read, one write, one reduction.
+"""A univariate map of some or all features, with its log-determinant: one read, one write, one reduction.
 
 The kernels serve ``affine`` and ``iaf_step``, where every feature is transformed, and ``coupling``, where some pass.
 A program takes BLOCK_R rows and walks over one part of their columns; rows longer than PART are split over programs,
@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from flowkern.kernels import _launch
-from flowkern.kernels._math import map_backward, map_forward, map_inverse, map_slope
 from flowkern.kernels.log_det import log_det
+from flowkern.kernels.maps import functions
 
 
 @triton.jit
@@ -32,10 +32,18 @@ def parameter_columns(c, columns, place, begin, count, STEP: tl.constexpr):
 
 
 @triton.jit
+def load_parameters(tensors, rows_at, columns_at, r, p, moved, ACC: tl.constexpr, COUNT: tl.constexpr):
+    """The parameters of a block of features, each from its matrix."""
+    found = ()
+    for i in tl.static_range(COUNT):
+        found = found + (tl.load(tensors[i] + r[:, None] * rows_at[i] + p[None, :] * columns_at[i], moved, 0).to(ACC),)
+    return found
+
+
+@triton.jit
 def affine_forward(
-    x, shift, raw, place, z, log_det, rows, columns, begin, count,
-    x_row, x_column, shift_row, shift_column, raw_row, raw_column,
-    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, INVERSE: tl.constexpr,
+    x, parameters, place, z, log_det, rows, columns, begin, count, x_row, x_column, given_rows, given_columns,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
     STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -47,12 +55,8 @@ def affine_forward(
         p, moved = parameter_columns(c, columns, place, begin, count, STEP)
         inside, moved = in_rows & (c < columns)[None, :], in_rows & moved[None, :]
         u = tl.load(x + r[:, None] * x_row + c[None, :] * x_column, inside, 0).to(ACC)
-        t = tl.load(shift + r[:, None] * shift_row + p[None, :] * shift_column, moved, 0).to(ACC)
-        a = t if SCALE == 0 else tl.load(raw + r[:, None] * raw_row + p[None, :] * raw_column, moved, 0).to(ACC)
-        if INVERSE:
-            v, log_slope = map_inverse(u, t, a, SCALE, PLACEMENT, C0, C1)
-        else:
-            v, log_slope = map_forward(u, t, a, SCALE, PLACEMENT, C0, C1)
+        given = load_parameters(parameters, given_rows, given_columns, r, p, moved, ACC, COUNT)
+        v, log_slope = MAP(u, given, OPTIONS, CONSTANTS)
         if STEP != 0:
             v, log_slope = tl.where(moved, v, u), tl.where(moved, log_slope, u - u)
         total += tl.where(inside, log_slope, 0)
@@ -62,11 +66,11 @@ def affine_forward(
 
 @triton.jit
 def affine_backward(
-    x, shift, raw, place, g_z, g_log_det, g_x, g_shift, g_raw, rows, columns, begin, count,
-    x_row, x_column, shift_row, shift_column, raw_row, raw_column, g_row, g_column, g_log_det_row,
-    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, REBUILD: tl.constexpr,
-    INVERSE: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, parameters, place, g_z, g_log_det, g_x, g_parameters, rows, columns, begin, count,
+    x_row, x_column, given_rows, given_columns, g_row, g_column, g_log_det_row,
+    FORWARD: tl.constexpr, INVERSE: tl.constexpr, BACKWARD: tl.constexpr, SLOPE: tl.constexpr,
+    OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr, REBUILD: tl.constexpr, INVERTED: tl.constexpr,
+    STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     first = tl.program_id(1).to(tl.int64) * PART
@@ -78,71 +82,81 @@ def affine_backward(
         inside, moved = in_rows & (c < columns)[None, :], in_rows & moved[None, :]
         v = tl.load(x + r[:, None] * x_row + c[None, :] * x_column, inside, 0).to(ACC)
         g = tl.load(g_z + r[:, None] * g_row + c[None, :] * g_column, inside, 0).to(ACC)
-        t = tl.load(shift + r[:, None] * shift_row + p[None, :] * shift_column, moved, 0).to(ACC)
-        a = t if SCALE == 0 else tl.load(raw + r[:, None] * raw_row + p[None, :] * raw_column, moved, 0).to(ACC)
+        given = load_parameters(parameters, given_rows, given_columns, r, p, moved, ACC, COUNT)
         if REBUILD:  # x holds z
-            if INVERSE:
-                v, _ = map_forward(v, t, a, SCALE, PLACEMENT, C0, C1)
+            if INVERTED:
+                v, _ = FORWARD(v, given, OPTIONS, CONSTANTS)
             else:
-                v, _ = map_inverse(v, t, a, SCALE, PLACEMENT, C0, C1)
-        if INVERSE:  # implicit differentiation of v = f(u; t, a) at u = f^-1(v)
-            w = g / map_slope(a, SCALE, PLACEMENT, C0, C1)
-            u, _ = map_inverse(v, t, a, SCALE, PLACEMENT, C0, C1)
-            _, gt, ga = map_backward(u, t, a, -w, -gl, SCALE, PLACEMENT, C0, C1)
-            gu = w
+                v, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
+        if INVERTED:  # implicit differentiation of v = f(u; parameters) at u = f^-1(v)
+            u, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
+            gu = g / SLOPE(u, given, OPTIONS, CONSTANTS)
+            _, found = BACKWARD(u, given, -gu, -gl, OPTIONS, CONSTANTS)
         else:
-            gu, gt, ga = map_backward(v, t, a, g, gl, SCALE, PLACEMENT, C0, C1)
+            gu, found = BACKWARD(v, given, g, gl, OPTIONS, CONSTANTS)
         tl.store(g_x + r[:, None] * columns + c[None, :], tl.where(moved, gu, g), inside)
         at = r[:, None] * count + p[None, :]
-        tl.store(g_shift + at, gt, moved)
-        if SCALE != 0:
-            tl.store(g_raw + at, ga, moved)
+        for i in tl.static_range(COUNT):
+            tl.store(g_parameters[i] + at, found[i], moved)
 
 
-def affine(x, shift, raw, place, transformed, inverse, map):
-    """z and log_det of matrices x (rows, columns), shift and raw (rows, count).
+def affine(x, parameters, place, transformed, inverse, map):
+    """z and log_det of a matrix x (rows, columns), given a matrix (rows, count) for each parameter of the map.
 
     ``place`` is an int64 table or None; ``transformed`` the begin, step and count of the features that are
-    transformed, step 0 where all are. ``map`` is scale, placement and two constants as numbers.
+    transformed, step 0 where all are. ``map`` is a family, options and constants.
     """
     rows, columns = x.shape
     z = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     config = _launch.rows(rows, columns, x.dtype)
     partial = torch.empty(rows, config.parts, dtype=x.dtype if config.parts == 1 else config.torch_acc, device=x.device)
     if rows and columns:
-        begin, step, count = transformed
         with _launch.on(x):
             affine_forward[config.grid](
-                x, shift, raw, x if place is None else place, z, partial, rows, columns, begin, count,
-                *x.stride(), *shift.stride(), *raw.stride(),
-                *map, inverse, -1 if place is not None else step,
-                config.acc, config.part, config.block_r, config.block_c, **config.options,
+                x=x, z=z, log_det=partial, rows=rows, columns=columns, x_row=x.stride(0), x_column=x.stride(1),
+                **_given(x, parameters, place, transformed), **functions(map, MAP="inverse" if inverse else "forward"),
+                **_constants(config),
             )  # fmt: skip
     elif rows:
         partial.zero_()
     return z, log_det(partial).to(x.dtype) if config.parts > 1 else partial.view(rows)
 
 
-def affine_gradients(g_z, g_log_det, x, shift, raw, place, transformed, rebuild, inverse, map):
-    """Cotangents of x, shift and raw, contiguous; that of raw is empty where there is no scale.
-
-    With ``rebuild``, ``x`` holds z, and the input is found from it.
-    """
+def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild, inverse, map):
+    """Cotangents of x and of the parameters, contiguous. With ``rebuild``, ``x`` holds z, and the input is found from it."""
     rows, columns = x.shape
-    begin, step, count = transformed
-    count = columns if step == 0 else count
+    _, step, count = transformed
     g_x = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     make = torch.empty if place is None else torch.zeros  # a table may leave out columns
-    g_shift = make(rows, count, dtype=x.dtype, device=x.device)
-    g_raw = make(0 if map[0] == 0 else rows, count, dtype=x.dtype, device=x.device)
+    g_parameters = [make(rows, count if step else columns, dtype=x.dtype, device=x.device) for _ in parameters]
     config = _launch.rows(rows, columns, x.dtype)
     if rows and columns:
         with _launch.on(x):
             affine_backward[config.grid](
-                x, shift, raw, x if place is None else place, g_z, g_log_det, g_x, g_shift, g_raw,
-                rows, columns, begin, count,
-                *x.stride(), *shift.stride(), *raw.stride(), *g_z.stride(), *g_log_det.stride(),
-                *map, rebuild, inverse, -1 if place is not None else step,
-                config.acc, config.part, config.block_r, config.block_c, **config.options,
+                x=x, g_z=g_z, g_log_det=g_log_det, g_x=g_x, g_parameters=tuple(g_parameters), rows=rows, columns=columns,
+                x_row=x.stride(0), x_column=x.stride(1), g_row=g_z.stride(0), g_column=g_z.stride(1),
+                g_log_det_row=g_log_det.stride(0), **_given(x, parameters, place, transformed),
+                **functions(map, FORWARD="forward", INVERSE="inverse", BACKWARD="backward", SLOPE="slope"),
+                REBUILD=rebuild, INVERTED=inverse, **_constants(config),
             )  # fmt: skip
-    return g_x, g_shift, g_raw
+    return g_x, g_parameters
+
+
+def _given(x, parameters, place, transformed):
+    """The parameters and which features they belong to, as both kernels take them."""
+    begin, step, count = transformed
+    return {
+        "parameters": tuple(parameters),
+        "given_rows": tuple(p.stride(0) for p in parameters),
+        "given_columns": tuple(p.stride(1) for p in parameters),
+        "place": x if place is None else place,
+        "begin": begin,
+        "count": count if step else x.shape[1],
+        "STEP": -1 if place is not None else step,
+        "COUNT": len(parameters),
+    }
+
+
+def _constants(config):
+    names = {"ACC": config.acc, "PART": config.part, "BLOCK_R": config.block_r, "BLOCK_C": config.block_c}
+    return {**names, **config.options}

@@ -1,4 +1,4 @@
-"""Masked network, univariate map and log-determinant in one launch, forward and backward; see _network.py.
+"""Masked network, univariate map and log-determinant in one launch, forward and backward; see _layers.py.
 
 The last layer's epilogue applies the map: parameters per feature stay in registers, and the backward pass computes them
 again from the last activations rather than reading them.
@@ -14,51 +14,47 @@ import triton.language as tl
 from torch import Tensor
 
 from flowkern.kernels import _launch
-from flowkern.kernels._math import map_backward, map_forward
-from flowkern.kernels._network import (
+from flowkern.kernels._layers import (
     ADDEND,
     TARGET,
     UNITS,
-    Network,
     feature_gradients,
     gather_features,
     hidden_backward,
     hidden_layers,
     linear_map,
-    pack,
     place_of,
     put,
     record,
     section,
 )
+from flowkern.kernels._network import Launches
+from flowkern.kernels._pack import pack
+from flowkern.kernels.maps import functions
 
 
 @triton.jit
 def parameters_of(
     j, act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
-    SCALE: tl.constexpr, ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
+    COUNT: tl.constexpr, ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Shift and raw scale of one block of features."""
-    count: tl.constexpr = 1 if SCALE == 0 else 2
-    t = linear_map(
-        act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, j * count, depth,
-        like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
-    )  # fmt: skip
-    a = t
-    if SCALE != 0:
-        a = linear_map(
-            act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, j * 2 + 1,
+    """The parameters of one block of features."""
+    found = ()
+    for p in tl.static_range(COUNT):
+        value = linear_map(
+            act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, j * COUNT + p,
             depth, like, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
-    return t, a
+        found = found + (value,)
+    return found
 
 
 @triton.jit
 def autoregressive_forward(
     x, packed, biases, addends, z, log_det, act, pre, ungated, table, batch, x_row, x_column, addend_rows, addend_columns,
     width, features, depth, feature_blocks, order_at,
-    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
     KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -76,14 +72,14 @@ def autoregressive_forward(
         )  # fmt: skip
         total = tl.zeros([BLOCK_M, 1], ACC)
         for j in range(feature_blocks):
-            t, a = parameters_of(
+            p = parameters_of(
                 j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
-                SCALE, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+                COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             d = tl.load(table + order_at + j * BLOCK + tl.arange(0, BLOCK))[None, :]
             there = inside & (d >= 0)
             u = tl.load(x + rows * x_row + d * x_column, there, 0).to(ACC)  # unrounded, where act is of lower precision
-            v, log_slope = map_forward(u, t, a, SCALE, PLACEMENT, C0, C1)
+            v, log_slope = MAP(u, p, OPTIONS, CONSTANTS)
             tl.store(z + rows * features + d, v.to(z.dtype.element_ty), there)
             total += tl.sum(tl.where(there, log_slope, 0), 1, keep_dims=True)
         tl.store(log_det + rows, total.to(log_det.dtype.element_ty), inside)
@@ -95,14 +91,13 @@ def autoregressive_backward(
     x, packed, biases, addends, g_z, g_log_det, g_x, g_addends, act, pre, ungated, delta, outer, direct, table, batch,
     x_row, x_column, g_row, g_column, g_log_det_row, addend_rows, addend_columns, g_addend_rows,
     width, delta_width, features, depth, feature_blocks, order_at,
-    SCALE: tl.constexpr, PLACEMENT: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
     KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, BLOCK_M)[:, None]
     like = tl.zeros([BLOCK_M, BLOCK], ACC)
-    count: tl.constexpr = 1 if SCALE == 0 else 2
     for tile in range(tl.program_id(0), tl.cdiv(batch, BLOCK_M), tl.num_programs(0)):
         first, home, rows, inside = place_of(tile, batch, i, KEEP, BLOCK_M)
         at = first * width
@@ -112,22 +107,20 @@ def autoregressive_backward(
         target = section(table, depth, TARGET)
         units = table + record(table, depth, UNITS)
         for j in range(feature_blocks):
-            t, a = parameters_of(
+            p = parameters_of(
                 j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
-                SCALE, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+                COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
             )  # fmt: skip
             c = tl.arange(0, BLOCK)[None, :]
             d = tl.load(table + order_at + j * BLOCK + c)
             there = inside & (d >= 0)
             u = tl.load(x + rows * x_row + d * x_column, there, 0).to(ACC)
             gv = tl.load(g_z + rows * g_row + d * g_column, there, 0).to(ACC)
-            gu, gt, ga = map_backward(u, t, a, gv, gl, SCALE, PLACEMENT, C0, C1)
-            # A map that is harmless at the data may overflow where there is none.
-            gt, ga = tl.where(there, gt, 0), tl.where(there, ga, 0)
+            gu, g_p = MAP(u, p, gv, gl, OPTIONS, CONSTANTS)
             tl.store(direct + rows * features + d, gu, there)
-            for p in tl.static_range(count):
-                n = (j * count + p) * BLOCK + c
-                g = gt if p == 0 else ga
+            for q in tl.static_range(COUNT):
+                n = (j * COUNT + q) * BLOCK + c
+                g = tl.where(there, g_p[q], 0)  # a map that is harmless at the data may overflow where there is none
                 if ADDENDS > 0:
                     put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, tl.load(units + n), there, g, ADDENDS)
                 tl.store(delta_tile + i * delta_width + target + n, g.to(delta.dtype.element_ty))
@@ -148,22 +141,23 @@ def autoregressive(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     addends: Sequence[Tensor],
-    network: Network,
-    map: tuple[int, int, float, float],
+    network: Launches,
+    map: tuple[str, tuple[int, ...], tuple[float, ...]],
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """z, log_det and what the backward pass needs (empty unless ``keep``)."""
-    host, x, batch = network.host, _launch.near(x), x.shape[0]
+    x, batch = _launch.near(x), x.shape[0]
     packed, packed_biases = pack(network.tables, weights, biases)
     z, log_det = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(batch, dtype=x.dtype, device=x.device)
     kept = network.kept(batch, keep)
     if batch:
-        pointers, *strides = network.terms(addends)
+        act, pre, ungated = kept
         with _launch.on(x):
             autoregressive_forward[(network.programs(batch, keep),)](
-                x, packed, packed_biases, pointers, z, log_det, *kept, network.tables.table, batch, *x.stride(), *strides,
-                host.width, network.plan.features, host.depth, network.blocks[0], host.order_at[0],
-                *map, KEEP=keep, **network.constants,
+                x=x, z=z, log_det=log_det, act=act, pre=pre, ungated=ungated, batch=batch, x_row=x.stride(0),
+                x_column=x.stride(1), biases=packed_biases, features=network.plan.features, KEEP=keep,
+                **functions(map, MAP="forward"), COUNT=network.plan.parameters,
+                **network.reads(packed, addends), **network.constants,
             )  # fmt: skip
     return z, log_det, [packed, packed_biases, *kept] if keep else []
 
@@ -176,12 +170,12 @@ def autoregressive_gradients(
     biases: Sequence[Tensor],
     addends: Sequence[Tensor],
     state: Sequence[Tensor],
-    network: Network,
-    map: tuple[int, int, float, float],
+    network: Launches,
+    map: tuple[str, tuple[int, ...], tuple[float, ...]],
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""
-    host, features, batch = network.host, network.plan.features, x.shape[0]
+    batch = x.shape[0]
     packed, packed_biases, act, pre, ungated = state
     x, g_z = _launch.near(x), _launch.near(g_z)
     g_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -189,13 +183,14 @@ def autoregressive_gradients(
     g_addends = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in addends]
     delta, outer = network.deltas(batch, parameters)
     if batch:
-        pointers, *strides = network.terms(addends)
         g_pointers, g_rows, _ = network.terms(g_addends)
         with _launch.on(x):
             autoregressive_backward[(network.programs(batch, parameters),)](
-                x, packed, packed_biases, pointers, g_z, g_log_det, g_x, g_pointers, act, pre, ungated, delta, outer, direct,
-                network.tables.table, batch, *x.stride(), *g_z.stride(), *g_log_det.stride(), *strides, g_rows,
-                host.width, host.all_width, features, host.depth, network.blocks[0], host.order_at[0],
-                *map, KEEP=parameters, **network.constants,
+                x=x, g_z=g_z, g_log_det=g_log_det, g_x=g_x, g_addends=g_pointers, act=act, pre=pre, ungated=ungated,
+                delta=delta, outer=outer, direct=direct, batch=batch, x_row=x.stride(0), x_column=x.stride(1),
+                g_row=g_z.stride(0), g_column=g_z.stride(1), g_log_det_row=g_log_det.stride(0), g_addend_rows=g_rows,
+                delta_width=network.host.all_width, biases=packed_biases, features=network.plan.features, KEEP=parameters,
+                **functions(map, MAP="backward"), COUNT=network.plan.parameters,
+                **network.reads(packed, addends), **network.constants,
             )  # fmt: skip
     return g_x, *network.parameter_gradients(delta, act, weights, biases, parameters), g_addends

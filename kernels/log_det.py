@@ -43,7 +43,8 @@ def reduce_rows(x, log_det):
     if rows:
         with _launch.on(x):
             row_sum[config.grid](
-                x, log_det if normal else x, out, rows, columns, *x.stride(), log_det.stride(0) if normal else 0,
-                normal, config.acc, config.part, config.block_r, config.block_c, **config.options,
+                x=x, log_det=log_det if normal else x, out=out, rows=rows, columns=columns, x_row=x.stride(0),
+                x_column=x.stride(1), log_det_row=log_det.stride(0) if normal else 0, NORMAL=normal, ACC=config.acc,
+                PART=config.part, BLOCK_R=config.block_r, BLOCK_C=config.block_c, **config.options,
             )  # fmt: skip
     return reduce_rows(out, None).to(x.dtype) if config.parts > 1 else out.view(rows)

@@ -1,4 +1,4 @@
-"""A whole masked network, forward and backward, in one launch each; see _network.py."""
+"""A whole masked network, forward and backward, in one launch each; see _layers.py."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import triton.language as tl
 from torch import Tensor
 
 from flowkern.kernels import _launch
-from flowkern.kernels._network import (
+from flowkern.kernels._layers import (
     ADDEND,
     TARGET,
     UNITS,
-    Network,
     feature_gradients,
     gather_features,
     hidden_backward,
     hidden_layers,
     linear_map,
-    pack,
     place_of,
     put,
     record,
     section,
 )
+from flowkern.kernels._network import Launches
+from flowkern.kernels._pack import pack
 
 
 @triton.jit
@@ -94,20 +94,21 @@ def masked_mlp_backward(
 
 
 def masked_mlp(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], network: Network, keep: bool
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addends: Sequence[Tensor], network: Launches, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Parameters (rows, features x parameters), and what the backward pass needs (of no size unless ``keep``)."""
-    host, plan, x = network.host, network.plan, _launch.near(x)
+    plan, x = network.plan, _launch.near(x)
     batch, outputs = x.shape[0], plan.features * plan.parameters
     packed, packed_biases = pack(network.tables, weights, biases)
     out = torch.empty(batch, outputs, dtype=x.dtype, device=x.device)
     kept = network.kept(batch, keep)
     if batch:
-        pointers, *strides = network.terms(addends)
+        act, pre, ungated = kept
         with _launch.on(x):
             masked_mlp_forward[(network.programs(batch, keep),)](
-                x, packed, packed_biases, pointers, out, *kept, network.tables.table, batch, *x.stride(), *strides,
-                host.width, outputs, host.depth, *network.blocks, host.order_at[0], KEEP=keep, **network.constants,
+                x=x, biases=packed_biases, out=out, act=act, pre=pre, ungated=ungated, batch=batch, x_row=x.stride(0),
+                x_column=x.stride(1), outputs=outputs, output_blocks=network.blocks[1], KEEP=keep,
+                **network.reads(packed, addends), **network.constants,
             )  # fmt: skip
     return out, [packed, packed_biases, *kept] if keep else []
 
@@ -118,22 +119,22 @@ def masked_mlp_gradients(
     biases: Sequence[Tensor],
     addends: Sequence[Tensor],
     state: Sequence[Tensor],
-    network: Network,
+    network: Launches,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""
-    host, plan, g, batch = network.host, network.plan, _launch.near(g), g.shape[0]
+    plan, g, batch = network.plan, _launch.near(g), g.shape[0]
     packed, _, act, pre, ungated = state
     g_x = torch.empty(batch, plan.features, dtype=g.dtype, device=g.device)
     g_addends = [torch.zeros(a.shape, dtype=a.dtype, device=a.device) for a in addends]
     delta, outer = network.deltas(batch, parameters)
     if batch:
-        pointers, *strides = network.terms(addends)
         g_pointers, g_rows, _ = network.terms(g_addends)
         with _launch.on(g):
             masked_mlp_backward[(network.programs(batch, parameters),)](
-                g, packed, pointers, g_x, g_pointers, act, pre, ungated, delta, outer, network.tables.table,
-                batch, *g.stride(), *strides, g_rows, host.width, host.all_width, plan.features,
-                host.depth, *network.blocks, host.order_at[0], KEEP=parameters, **network.constants,
+                g=g, g_x=g_x, g_addends=g_pointers, act=act, pre=pre, ungated=ungated, delta=delta, outer=outer, batch=batch,
+                g_row=g.stride(0), g_column=g.stride(1), g_addend_rows=g_rows, delta_width=network.host.all_width,
+                features=plan.features, output_blocks=network.blocks[1], KEEP=parameters,
+                **network.reads(packed, addends), **network.constants,
             )  # fmt: skip
     return g_x, *network.parameter_gradients(delta, act, weights, biases, parameters), g_addends

@@ -17,8 +17,9 @@ from unittest import mock
 
 import torch
 
-import flowkern.ops._network
+from flowkern import backends
 from flowkern.cuda import code
+from flowkern.cuda.code import Code
 
 HERE = Path(__file__).parent
 
@@ -29,10 +30,10 @@ def compiler() -> str:
 
 
 @functools.lru_cache(None)
-def libraries(sanitizers: str = "") -> dict[str, Path]:
-    """Every operator's source as a library, compiled where it is not there yet."""
+def libraries(sanitizers: str = "") -> dict[code.Code, Path]:
+    """Every code as a library, compiled where it is not there yet."""
     source = code.sources()
-    inputs = [HERE / "host_run.h", *sorted(source.glob("cuda/*")), *sorted(source.glob("include/flowkern/*"))]
+    inputs = [HERE / "host_run.h", *sorted(source.glob("cuda/*")), *sorted(source.glob("include/flowkern/**/*.h"))]
     key = hashlib.sha256(b"".join(p.read_bytes() for p in inputs) + sanitizers.encode()).hexdigest()[:16]
     folder = HERE.parent / "build" / f"host-run-{key}"
     if not folder.exists():
@@ -42,7 +43,7 @@ def libraries(sanitizers: str = "") -> dict[str, Path]:
             with contextlib.suppress(OSError):  # another process was faster
                 Path(fresh).rename(folder)
                 Path(fresh).mkdir()
-    return {operator: folder / f"{operator}.so" for operator in code.OPERATORS}
+    return {one: folder / f"{one.name}.so" for one in code.every_code()}
 
 
 def _compile(folder: Path, source: Path, sanitizers: str) -> None:
@@ -51,12 +52,13 @@ def _compile(folder: Path, source: Path, sanitizers: str) -> None:
         subprocess.Popen(
             [
                 compiler(), "-std=c++20", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *flags,
-                "-DFK_HOST_RUN", f"-I{source}", f"-I{source / 'include'}", f"-I{HERE}", "-x", "c++",
-                str(source / "cuda" / f"{operator}.cu"), "-o", str(folder / f"{operator}.so"),
+                "-DFK_HOST_RUN", *([f"-DFK_MAP={one.map}"] if one.map else []),
+                f"-I{source}", f"-I{source / 'include'}", f"-I{HERE}", "-x", "c++",
+                str(source / "cuda" / f"{one.source}.cu"), "-o", str(folder / f"{one.name}.so"),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for operator in code.OPERATORS
+        for one in code.every_code()
     ]  # fmt: skip
     for process in processes:
         output, _ = process.communicate()
@@ -72,9 +74,11 @@ class Host:
         self.multiprocessors, self.shared_bytes, self.clusters = multiprocessors, shared_bytes, clusters
         self.launched: list[str] = []
 
-    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
+    def launch(
+        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
         """Runs the blocks of a group together, one group after another."""
-        library = self.libraries[code.operator_of(name)]
+        library = self.libraries[code]
         assert shared <= self.shared_bytes
         self.launched.append(name + (f" x{group}" if group > 1 else ""))
         kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
@@ -95,13 +99,8 @@ def machine(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def in_place_of_a_gpu(host: Host | None = None) -> Iterator[None]:
-    """Native calls of the operators that have a CUDA kernel go to it, on CPU tensors."""
-    usual = flowkern.ops._network.kernels_of
-
-    def kernels_of(chosen: str, x: torch.Tensor) -> Any:
-        return ("flowkern_cuda", flowkern.backends.product_precision()) if chosen == "native" else usual(chosen, x)
-
-    with mock.patch.object(flowkern.ops._network, "kernels_of", kernels_of):
+    """Calls on CPU tensors are served as those on a GPU: by CUDA kernels where an operator has them."""
+    with mock.patch.multiple(backends, device_of=lambda x: "cuda", _cuda_obstacle=lambda index: None):
         before = list(_hosts)
         _hosts[:] = [host] if host else before
         try:

@@ -5,57 +5,30 @@
 #include <string_view>
 
 namespace flowkern {
-
-#define FK_DECLARE(ISA)                  \
-  namespace ISA {                        \
-  extern const Kernels<float>& kFloat;   \
-  extern const Kernels<double>& kDouble; \
-  }
-FK_DECLARE(baseline)
-#ifdef FLOWKERN_HAS_avx2
-FK_DECLARE(avx2)
-#endif
-#ifdef FLOWKERN_HAS_avx512
-FK_DECLARE(avx512)
-#endif
-
 namespace {
 
-struct Choice {
-  const char* name;
-  const Kernels<float>* f32;
-  const Kernels<double>* f64;
-};
-
-Choice choose() {
+InstructionSet choose() {
   const char* cap_text = std::getenv("FLOWKERN_ISA");
   [[maybe_unused]] const std::string_view cap = cap_text ? cap_text : "";
 #ifdef FLOWKERN_HAS_avx512
-  if (cap != "baseline" && cap != "avx2" && __builtin_cpu_supports("x86-64-v4"))
-    return {"avx512", &avx512::kFloat, &avx512::kDouble};
+  if (cap != "baseline" && cap != "avx2" && __builtin_cpu_supports("x86-64-v4")) return InstructionSet::avx512;
 #endif
 #ifdef FLOWKERN_HAS_avx2
-  if (cap != "baseline" && __builtin_cpu_supports("x86-64-v3")) return {"avx2", &avx2::kFloat, &avx2::kDouble};
+  if (cap != "baseline" && __builtin_cpu_supports("x86-64-v3")) return InstructionSet::avx2;
 #endif
-  return {"baseline", &baseline::kFloat, &baseline::kDouble};
-}
-
-const Choice& chosen() {
-  static const Choice c = choose();
-  return c;
+  return InstructionSet::baseline;
 }
 
 }  // namespace
 
-template <>
-const Kernels<float>& kernels<float>() {
-  return *chosen().f32;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return *chosen().f64;
+InstructionSet instruction_set() {
+  static const InstructionSet chosen = choose();
+  return chosen;
 }
 
-const char* instruction_set() { return chosen().name; }
+const char* instruction_set_name() {
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+  return kNames[static_cast<int>(instruction_set())];
+}
 
 }  // namespace flowkern

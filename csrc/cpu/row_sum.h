@@ -1,7 +1,7 @@
 // Row reductions in double, in an order that does not depend on the number of threads.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/matrix.h"
 #include "flowkern/math.h"
 
 namespace flowkern::FK_ISA {

@@ -18,7 +18,7 @@ class Inverse {
             at<T>(m.in.input, m.source_row * m.in.input_row + m.table(m.header.order_at + f) * m.in.input_column);
   }
 
-  FK_INLINE void unit(const Step& step, const Node& node, int i) {
+  FK_INLINE void unit(const SweepStep& step, const Node& node, int i) {
     const int u = step.first + i;
     const T added = addend(node, node.order_at + u);
     const T factor = node.gate < 0 ? T(1) : m.term(node.gate, m.table(node.order_at + u));
@@ -34,14 +34,16 @@ class Inverse {
     if (node.gate >= 0) m.keep(m.in.saved, node.gate_saved + u, ungated);
   }
 
-  FK_INLINE void feature(const Step& step, const Node& node, int i) {
+  FK_INLINE void feature(const SweepStep& step, const Node& node, int i) {
     const int f = step.first + i, count = m.header.parameters;
-    const T shift = parameter(step, node, i * count), raw = count == 2 ? parameter(step, node, i * count + 1) : shift;
+    T parameters[M::Map::kMost];
+    FK_UNROLL
+    for (int k = 0; k < M::Map::kMost; ++k) parameters[k] = k < count ? parameter(step, node, i * count + k) : T(0);
     if (m.part != 0) return;
-    const auto x = map_inverse(m.map, m.value(f), shift, raw);
+    const auto x = m.map.inverse(m.value(f), [&](int k) { return parameters[k]; });
     log_det_ += x.log_slope;
-    m.value(f) = rounded(typename M::W{}, x.v);
-    m.write(m.in.output, m.global_row * m.header.features + m.table(node.order_at + f), x.v);
+    m.value(f) = rounded(typename M::W{}, x.value);
+    m.write(m.in.output, m.global_row * m.header.features + m.table(node.order_at + f), x.value);
   }
 
   FK_INLINE void end() {
@@ -50,8 +52,8 @@ class Inverse {
   }
 
  private:
-  // Row i of the step's features: a shift or a raw scale.
-  FK_INLINE T parameter(const Step& step, const Node& node, int i) const {
+  // Row i of the step's features, a parameter of one of them.
+  FK_INLINE T parameter(const SweepStep& step, const Node& node, int i) const {
     const int r = step.first * m.header.parameters + i;
     const T added = addend(node, m.header.parameters_at + r);
     const T value = m.product(step, i) + at<T>(m.in.biases, node.bias + r) + added;
@@ -77,22 +79,22 @@ class InverseGradient {
 
   FK_INLINE void begin() { g_log_det_ = -at<T>(m.in.g_log_det, m.source_row * m.in.g_log_det_row); }
 
-  FK_INLINE void feature(const Step& step, const Node& node, int i) {
+  FK_INLINE void feature(const SweepStep& step, const Node& node, int i) {
     const int f = step.first + i, d = m.table(node.order_at + f), count = m.header.parameters;
     const T g = at<T>(m.in.input, m.source_row * m.in.input_row + d * m.in.input_column);
     const T x = at<T>(m.in.x, m.source_row * m.in.x_row + d * m.in.x_column);
-    const T shift = m.saved(node.saved + f * count);
-    const T raw = m.saved(node.saved + f * count + count - 1);
+    T parameters[M::Map::kMost];
+    FK_UNROLL
+    for (int k = 0; k < M::Map::kMost; ++k) parameters[k] = k < count ? m.saved(node.saved + f * count + k) : T(0);
     const T network = m.product(step, i);
     if (m.part != 0) return;
-    const T minus_v = -(g + network) / map_slope(m.map, raw);
-    const auto gradient = map_backward(m.map, x, shift, raw, minus_v, g_log_det_);
-    put(node, f * count, gradient.t);
-    if (count == 2) put(node, f * count + 1, gradient.a);
+    const auto parameter = [&](int k) { return parameters[k]; };
+    const T minus_v = -(g + network) / m.map.slope(x, parameter);
+    m.map.backward(x, parameter, minus_v, g_log_det_, [&](int k, T g_k) { put(node, f * count + k, g_k); });
     m.write(m.in.output, m.global_row * m.header.features + d, -minus_v);
   }
 
-  FK_INLINE void unit(const Step& step, const Node& node, int i) {
+  FK_INLINE void unit(const SweepStep& step, const Node& node, int i) {
     const int u = step.first + i;
     const T pre = m.saved(node.saved + u);
     const T factor = node.gate < 0 ? T(1) : m.term(node.gate, m.table(node.order_at + u));

@@ -16,7 +16,7 @@ struct alignas(16) Node {
 };
 // The units [first, first + count) of a node, all of one level. `row` is their first row's place among the node's rows
 // of this block of levels.
-struct alignas(16) Step {
+struct alignas(16) SweepStep {
   int node, first, count, items, items_end, triangle, triangle_size, partial, stride, segments, row;
   struct {
     int values, columns, weights, stride;  // stride: from eight rows to the next eight in the triangle
@@ -31,7 +31,7 @@ struct alignas(16) Item {
 struct alignas(16) Chunk {
   int linear, transposed, rows_at, rows, columns_at, columns, packed, mask, mask_columns, unused[3];
 };
-static_assert(sizeof(Header) == 64 && sizeof(Node) == 48 && sizeof(Step) == 80 && sizeof(Item) == 32);
+static_assert(sizeof(Header) == 64 && sizeof(Node) == 48 && sizeof(SweepStep) == 80 && sizeof(Item) == 32);
 static_assert(sizeof(Chunk) == 48);
 
 // -- weights as they are stored, and values rounded to their precision

@@ -9,7 +9,14 @@
 
 #include "cuda/program.h"
 #include "flowkern/activations.h"
-#include "flowkern/univariate.h"
+
+// The family of univariate maps that the code is compiled for.
+#ifndef FK_MAP
+#define FK_MAP affine
+#endif
+#define FK_QUOTE(TEXT) #TEXT
+#define FK_HEADER(PATH) FK_QUOTE(PATH)
+#include FK_HEADER(flowkern/maps/FK_MAP.h)
 
 namespace flowkern::FK_ISA {
 
@@ -29,11 +36,12 @@ struct SweepArguments {
   void *scratch, *exchange;                 // rows of tiles, and sums that blocks exchange, where not in shared memory
   unsigned* counters;
   long long batch, input_row, input_column, g_log_det_row, x_row, x_column;
-  int tiles, group, scale, placement, activation, cluster;
-  double c0, c1, constant;
+  int tiles, group, activation, cluster;
+  double constant;
+  UnivariateMap map;
   Term terms[kMaxTerms];
 };
-static_assert(sizeof(SweepArguments) == 2280,
+static_assert(sizeof(SweepArguments) == 2360,
               "launch.py has the same, and 4096 bytes are the most that a launch takes");
 
 // -- the machine
@@ -43,6 +51,7 @@ class Sweep {
  public:
   using W = W_;
   using T = T_;
+  using Map = maps::FK_MAP<T>;
   static constexpr int R = R_;
   static constexpr int kThreads = R == 32 ? 512 : 256;
   static constexpr int kWarps = kThreads / 32;
@@ -60,8 +69,7 @@ class Sweep {
         row(lane % R),
         part(lane / R),
         rank(R == 1 ? block() % in.group : 0),
-        map{static_cast<Scale>(in.scale), static_cast<Placement>(in.placement), static_cast<T>(in.c0),
-            static_cast<T>(in.c1)} {
+        map(in.map) {
     W* memory = reinterpret_cast<W*>(shared_memory());
     staging_ = memory + warp * kStages * kColumns * 8;
     sums_ = reinterpret_cast<T*>(memory);
@@ -106,7 +114,7 @@ class Sweep {
   FK_INLINE T& value(int unit, int r) const { return values_[place(unit, r)]; }
 
   // Row i of a step's linear map, without its bias: what the panels gave, and the rest inside the block.
-  FK_INLINE T product(const Step& step, int i) const {
+  FK_INLINE T product(const SweepStep& step, int i) const {
     T sum = 0;
     if (step.inner[0].columns > 0) sum += inner_product(step.inner[0], step.row + i);
     if (step.inner[1].columns > 0) sum += inner_product(step.inner[1], step.row + i);
@@ -143,7 +151,7 @@ class Sweep {
   const SweepArguments& in;
   const Header header;
   const int warp, lane, row, part, rank;
-  const UnivariateMapOf<T> map;
+  const Map map;
   long long global_row, source_row;
   bool inside;
 
@@ -152,10 +160,10 @@ class Sweep {
     if constexpr (Matrix) return unit * R + (r ^ ((R == 32 ? unit & 3 : (unit >> 1) & 1) * 8));
     return unit * R + r;
   }
-  FK_INLINE const Step* steps() const { return reinterpret_cast<const Step*>(in.program + header.steps_at); }
+  FK_INLINE const SweepStep* steps() const { return reinterpret_cast<const SweepStep*>(in.program + header.steps_at); }
 
   template <class Task>
-  FK_INLINE void run(Task& task, const Step step) {
+  FK_INLINE void run(Task& task, const SweepStep step) {
     if (step.triangle_size > 0) {
       const char* from = reinterpret_cast<const char*>(static_cast<const W*>(in.weights) + step.triangle);
       const int bytes = step.triangle_size * static_cast<int>(sizeof(W));

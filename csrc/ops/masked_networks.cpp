@@ -1,5 +1,5 @@
 // The operators on masked networks: packing, values, log-determinants, chains of transforms.
-#include "ops/tensors.h"
+#include "ops/masked_networks.h"
 
 namespace flowkern {
 namespace {
@@ -38,7 +38,7 @@ class Packing {
   void run(int64_t part) const {
     for (int l = 0; l < plan_.linears(); ++l) {
       const int64_t n = plan_.linear(l).chunks();
-      kernels<T>().pack(plan_, weights_.data(), biases_.data(), mask_, out_, l, n * part / parts(),
+      masked_network_kernels<T>().pack(plan_, weights_.data(), biases_.data(), mask_, out_, l, n * part / parts(),
                         n * (part + 1) / parts());
     }
   }
@@ -88,16 +88,16 @@ struct NetworkArguments {
 // Which tiles a batch is cut into. Without a batch that fills the lanes, the units do (measured: docs/measured.md).
 int tile_kind(int64_t batch) { return batch > 8 ? 2 : batch > 1 ? 1 : 0; }
 template <class T>
-int64_t tile_rows(const Kernels<T>& k, int kind) {
+int64_t tile_rows(const MaskedNetworkKernels<T>& k, int kind) {
   return kind == 2 ? k.tile_rows : k.small_rows[kind];
 }
 
 template <class T>
-struct Call {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
-  Call(const Tensor& x, const NetworkArguments& in, bool save)
+struct Prepared {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
+  Prepared(const Tensor& x, const NetworkArguments& in, bool save)
       : packed(in.packed ? *in.packed : pack<T>(view(in.plan), in.weights, in.biases, in.mask)),
         net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)},
-        k(kernels<T>()) {
+        k(masked_network_kernels<T>()) {
     STD_TORCH_CHECK(packed.numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
     for (const Tensor& t : in.addends) addends.push_back(matrix<T>(t));
     net.addends = addends.data();
@@ -115,7 +115,7 @@ struct Call {  // what every masked-network operator prepares: weights, addends,
 
   Tensor packed;
   Network<T> net;
-  const Kernels<T>& k;
+  const MaskedNetworkKernels<T>& k;
   std::vector<Matrix<const T>> addends;
   int kind;
   int64_t rows, tiles;
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_mlp(Tensor x, Tensors weights, Tensors
                                               int64_t, int64_t, bool save) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    Call<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
+    Prepared<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
     const PlanView& v = call.net.plan;
     Tensor out = empty<T>({call.net.batch, outputs});
     parallel(call.tiles, [&](int64_t i) {
@@ -142,12 +142,12 @@ std::tuple<Tensor, Tensor, Tensor> masked_mlp(Tensor x, Tensors weights, Tensors
 template <bool Inverse>
 std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, Tensors biases, Tensors addends,
                                                      std::optional<Tensor> packed, Tensor plan, Tensor mask, int64_t,
-                                                     int64_t, int64_t scale, int64_t placement, double c0, double c1,
-                                                     bool save) {
-  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+                                                     int64_t, Tensor univariate, bool save) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    Call<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
+    const Map<T> map = univariate_map<T>(univariate);
+    Prepared<T> call(x, {weights, biases, addends, packed, plan, mask}, save);
+    STD_TORCH_CHECK(call.net.plan.parameters() == map.map.count, "flowkern: the map does not belong to this plan");
     Tensor z = empty<T>({call.net.batch, call.net.plan.features()}), log_det = empty<T>({call.net.batch});
     const auto kernel = Inverse ? call.k.autoregressive_inverse[call.kind] : call.k.autoregressive[call.kind];
     parallel(call.tiles, [&](int64_t i) {
@@ -158,36 +158,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, 
   });
 }
 
-// One transform of a chain.
 template <class T>
-struct Step {
+struct ChainStep {
   Network<T> net;
-  UnivariateMap map;
+  Map<T> map;
   bool inverse;
 };
 
 // Transforms one after another without a gradient: all weights are packed in one go, then each tile runs through the
-// whole chain while it is in the cache. Tensors of all steps are in one list each; `maps` holds (inverse, scale,
-// placement) of each step and `constants` its two constants. `packed` is empty or has one vector per step.
+// whole chain while it is in the cache. Tensors of all steps are in one list each; `inverse` holds a bit per
+// step. `packed` is empty or has one vector per step.
 template <class T>
 std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const Tensors& biases, const Tensors& addends,
                                  const Tensors& packed, const Tensors& plans, const Tensors& masks,
-                                 const std::vector<int64_t>& maps, const std::vector<double>& constants) {
+                                 const Tensors& maps, const std::vector<int64_t>& inverse) {
   const int64_t batch = x.size(0), features = x.size(1);
   const size_t n = plans.size();
-  STD_TORCH_CHECK(n > 0 && masks.size() == n && maps.size() == 3 * n && constants.size() == 2 * n &&
+  STD_TORCH_CHECK(n > 0 && masks.size() == n && maps.size() == n && inverse.size() == n &&
                       (packed.empty() || packed.size() == n),
                   "flowkern: the lists of a chain differ in length");
   int64_t size = 0, linears = 0, biases_seen = 0;
   std::vector<Matrix<const T>> addend_data;
   addend_data.reserve(addends.size());  // the steps point into it
-  std::vector<Step<T>> steps;
+  std::vector<ChainStep<T>> steps;
   for (size_t i = 0; i < plans.size(); ++i) {
     const PlanView v = view(plans[i]);
     STD_TORCH_CHECK(v.features() == features, "flowkern: x does not belong to this plan");
     steps.push_back({{v, nullptr, addend_data.data() + addend_data.size(), batch},
-                     univariate_map(maps[3 * i + 1], maps[3 * i + 2], constants[2 * i], constants[2 * i + 1]),
-                     maps[3 * i] != 0});
+                     univariate_map<T>(maps[i]),
+                     inverse[i] != 0});
+    STD_TORCH_CHECK(v.parameters() == steps.back().map.map.count, "flowkern: the map does not belong to this plan");
     size += v.packed_size();
     linears += v.linears(), biases_seen += biased(v);
     for (int slot = 0; slot < v.addends(); ++slot) {
@@ -227,13 +227,13 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
     for (size_t p = begin; p < end; ++p) packings[parts[p].first].run(parts[p].second);
   });
 
-  const Kernels<T>& k = kernels<T>();
+  const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
   const int kind = tile_kind(batch);
   const int64_t rows = tile_rows(k, kind), tiles = (batch + rows - 1) / rows;
   Tensor z = empty<T>({batch, features}), log_det = empty<T>({batch}), term = empty<T>({batch});
   parallel(tiles, [&](int64_t tile) {
     for (size_t i = 0; i < steps.size(); ++i) {
-      const Step<T>& s = steps[i];
+      const ChainStep<T>& s = steps[i];
       const auto kernel = s.inverse ? k.autoregressive_inverse[kind] : k.autoregressive[kind];
       // A tile reads its rows before it writes them, so z serves as the input of the next step.
       kernel(s.net, s.map, matrix<T>(i ? z : x), data<T>(z), data<T>(i ? term : log_det), nullptr, tile,
@@ -246,11 +246,11 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
 }
 
 std::tuple<Tensor, Tensor> autoregressive_chain(Tensor x, Tensors weights, Tensors biases, Tensors addends,
-                                                Tensors packed, Tensors plans, Tensors masks, std::vector<int64_t> maps,
-                                                std::vector<double> constants) {
+                                                Tensors packed, Tensors plans, Tensors masks, Tensors maps,
+                                                std::vector<int64_t> inverse) {
   STD_TORCH_CHECK(x.dim() == 2, "flowkern: x is no matrix");
   return for_dtype(x, [&](auto zero) {
-    return chain<decltype(zero)>(x, weights, biases, addends, packed, plans, masks, maps, constants);
+    return chain<decltype(zero)>(x, weights, biases, addends, packed, plans, masks, maps, inverse);
   });
 }
 
@@ -265,15 +265,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("masked_mlp(Tensor x, " FK_NETWORK
         ", int outputs, int packed_size, int saved_rows, bool save) -> "
         "(Tensor, Tensor, Tensor)");
-  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP
-        ", bool save) -> "
+  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, Tensor map, "
+        "bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
-  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, " FK_MAP
-        ", bool save) -> "
+  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, Tensor map, "
+        "bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "autoregressive_chain(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] addends, Tensor[] packed, "
-      "Tensor[] plans, Tensor[] masks, int[] maps, float[] constants) -> (Tensor, Tensor)");
+      "Tensor[] plans, Tensor[] masks, Tensor[] maps, int[] inverse) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {

@@ -1,5 +1,5 @@
 // The gradients of the operators on masked networks.
-#include "ops/tensors.h"
+#include "ops/masked_networks.h"
 
 namespace flowkern {
 namespace {
@@ -70,7 +70,7 @@ Gradients backward(TileBackward<T> in, const Tensor& packed, const Tensor& saved
                    const Tensor& mask, const Tensors& weights, const Tensors& biases, const Tensors& addends,
                    int64_t batch, bool parameters, Kernel kernel) {
   const PlanView v = view(plan);
-  const Kernels<T>& k = kernels<T>();
+  const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
   const int64_t rows = k.tile_rows, tiles = (batch + rows - 1) / rows;
   STD_TORCH_CHECK(saved.numel() == tiles * v.saved_rows() * rows, "flowkern: `saved` does not belong to this call");
   std::vector<Matrix<const T>> addend_data;
@@ -124,23 +124,23 @@ Gradients masked_mlp_backward(Tensor g, Tensor x, Tensor packed, Tensor saved, T
     in.x = matrix<T>(x);
     in.g_value = matrix<T>(g);
     return backward<T>(in, packed, saved, plan, mask, weights, biases, addends, x.size(0), parameters,
-                       [](const Kernels<T>& k, const auto&... rest) { k.masked_mlp_backward(rest...); });
+                       [](const MaskedNetworkKernels<T>& k, const auto&... rest) { k.masked_mlp_backward(rest...); });
   });
 }
 
 template <bool Inverse>
 Gradients transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed, Tensor saved, Tensor plan,
-                             Tensor mask, Tensors weights, Tensors biases, Tensors addends, int64_t scale,
-                             int64_t placement, double c0, double c1, bool parameters) {
-  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+                             Tensor mask, Tensors weights, Tensors biases, Tensors addends, Tensor univariate,
+                             bool parameters) {
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
+    const Map<T> map = univariate_map<T>(univariate);
     TileBackward<T> in{};
     in.x = matrix<T>(x);
     in.g_value = matrix<T>(g);
     in.g_log_det = matrix<T>(g_log_det);
     return backward<T>(in, packed, saved, plan, mask, weights, biases, addends, x.size(0), parameters,
-                       [&](const Kernels<T>& k, const Network<T>& net, const auto&... rest) {
+                       [&](const MaskedNetworkKernels<T>& k, const Network<T>& net, const auto&... rest) {
                          const auto f = Inverse ? k.autoregressive_inverse_backward : k.autoregressive_backward;
                          f(net, map, rest...);
                        });
@@ -157,10 +157,8 @@ Gradients transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("masked_mlp_backward(Tensor g, " FK_NETWORK ", bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", " FK_MAP
-        ", bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", " FK_MAP
-        ", bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", Tensor map, bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", Tensor map, bool parameters) -> " FK_GRADIENTS);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {

@@ -1,4 +1,5 @@
-// The operators on rows: affine maps and couplings, sums of log-scales, normal log-densities.
+// The operators on rows: univariate maps of some or all features, sums of log-scales, normal log-densities.
+#include "cpu/rows/kernels.h"
 #include "ops/tensors.h"
 
 namespace flowkern {
@@ -33,50 +34,68 @@ std::vector<int64_t> transformed_features(const std::optional<Tensor>& place, in
   return features;
 }
 
+template <class T>
+CouplingScratch<T> coupling_scratch(int parameters, int64_t columns) {
+  const size_t lists = parameters * (sizeof(Matrix<const T>) + sizeof(T*));
+  char* memory = static_cast<char*>(scratch(lists + 3 * columns * sizeof(T)));
+  const auto matrices = reinterpret_cast<Matrix<const T>*>(memory);
+  return {reinterpret_cast<T*>(memory + lists), matrices, reinterpret_cast<T**>(matrices + parameters)};
+}
+
+template <class T>
+std::vector<Matrix<const T>> matrices(const Tensors& tensors, const UnivariateMap& map) {
+  STD_TORCH_CHECK(static_cast<int>(tensors.size()) == map.count, "flowkern: the parameters do not belong to this map");
+  std::vector<Matrix<const T>> out;
+  for (const Tensor& t : tensors) out.push_back(matrix<T>(t));
+  return out;
+}
+
 // Serves `affine` too: step 0 says that every feature is transformed.
-std::tuple<Tensor, Tensor> coupling(Tensor x, Tensor shift, Tensor raw, std::optional<Tensor> place, int64_t begin,
-                                    int64_t step, int64_t count, bool inverse, int64_t scale, int64_t placement,
-                                    double c0, double c1) {
-  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
+std::tuple<Tensor, Tensor> coupling(Tensor x, Tensors parameters, std::optional<Tensor> place, int64_t begin,
+                                    int64_t step, int64_t count, bool inverse, Tensor univariate) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
+    const Map<T> map = univariate_map<T>(univariate);
     const int64_t rows = x.size(0), columns = x.size(1);
     Tensor z = empty<T>({rows, columns}), log_det = empty<T>({rows});
     const auto features = transformed_features(place, begin, step, step ? count : 0, columns);
+    const auto in = matrices<T>(parameters, map.map);
     parallel_rows(rows, columns, [&](int64_t first, int64_t last) {
-      const Matrix<const T> in[] = {matrix<T>(x), matrix<T>(shift), matrix<T>(raw)};
       if (step == 0)
-        return kernels<T>().affine(map, inverse, in[0], in[1], in[2], columns, data<T>(z), data<T>(log_det), first,
-                                   last);
-      kernels<T>().coupling(map, inverse, in[0], in[1], in[2], {features.data(), count, columns}, data<T>(z),
-                            data<T>(log_det), static_cast<T*>(scratch(3 * columns * sizeof(T))), first, last);
+        return map.kernels->rows(map.map, inverse, matrix<T>(x), in.data(), columns, data<T>(z), data<T>(log_det),
+                                 first, last);
+      row_kernels<T>().coupling(map, inverse, matrix<T>(x), in.data(), {features.data(), count, columns}, data<T>(z),
+                                data<T>(log_det), coupling_scratch<T>(map.map.count, columns), first, last);
     });
     return {z, log_det};
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw,
-                                                     std::optional<Tensor> place, int64_t begin, int64_t step,
-                                                     int64_t count, bool rebuild, bool inverse, int64_t scale,
-                                                     int64_t placement, double c0, double c1) {
-  const UnivariateMap map = univariate_map(scale, placement, c0, c1);
-  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
+std::tuple<Tensor, Tensors> coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensors parameters,
+                                              std::optional<Tensor> place, int64_t begin, int64_t step, int64_t count,
+                                              bool rebuild, bool inverse, Tensor univariate) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensors> {
     using T = decltype(zero);
-    const int64_t rows = x.size(0), columns = x.size(1), parameters = step ? count : columns;
-    Tensor g_x = empty<T>({rows, columns}), g_shift = empty<T>({rows, parameters}),
-           g_raw = empty<T>({rows, parameters});
+    const Map<T> map = univariate_map<T>(univariate);
+    const int64_t rows = x.size(0), columns = x.size(1);
+    Tensor g_x = empty<T>({rows, columns});
+    Tensors g_parameters;
+    std::vector<T*> out;
+    for (int i = 0; i < map.map.count; ++i) {
+      g_parameters.push_back(empty<T>({rows, step ? count : columns}));
+      out.push_back(data<T>(g_parameters.back()));
+    }
     const auto features = transformed_features(place, begin, step, step ? count : 0, columns);
+    const auto in = matrices<T>(parameters, map.map);
     parallel_rows(rows, columns, [&](int64_t first, int64_t last) {
-      const Matrix<const T> in[] = {matrix<T>(x), matrix<T>(shift), matrix<T>(raw), matrix<T>(g_z),
-                                    matrix<T>(g_log_det)};
       if (step == 0)
-        return kernels<T>().affine_backward(map, rebuild, inverse, in[0], in[1], in[2], in[3], in[4], columns,
-                                            data<T>(g_x), data<T>(g_shift), data<T>(g_raw), first, last);
-      kernels<T>().coupling_backward(map, rebuild, inverse, in[0], in[1], in[2], in[3], in[4],
-                                     {features.data(), count, columns}, data<T>(g_x), data<T>(g_shift), data<T>(g_raw),
-                                     static_cast<T*>(scratch(3 * columns * sizeof(T))), first, last);
+        return map.kernels->rows_backward(map.map, rebuild, inverse, matrix<T>(x), in.data(), matrix<T>(g_z),
+                                          matrix<T>(g_log_det), columns, data<T>(g_x), out.data(), first, last);
+      row_kernels<T>().coupling_backward(map, rebuild, inverse, matrix<T>(x), in.data(), matrix<T>(g_z),
+                                         matrix<T>(g_log_det), {features.data(), count, columns}, data<T>(g_x),
+                                         out.data(), coupling_scratch<T>(map.map.count, columns), first, last);
     });
-    return {g_x, g_shift, g_raw};
+    return {g_x, g_parameters};
   });
 }
 
@@ -86,7 +105,7 @@ Tensor log_det(Tensor log_scale) {
     const int64_t rows = log_scale.size(0), columns = log_scale.size(1);
     Tensor out = empty<T>({rows});
     parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
-      kernels<T>().log_det(matrix<T>(log_scale), columns, data<T>(out), begin, end);
+      row_kernels<T>().log_det(matrix<T>(log_scale), columns, data<T>(out), begin, end);
     });
     return out;
   });
@@ -98,7 +117,7 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
     const int64_t rows = z.size(0), columns = z.size(1);
     Tensor out = empty<T>({rows});
     parallel_rows(rows, columns, [&](int64_t begin, int64_t end) {
-      kernels<T>().normal_log_prob(matrix<T>(z), matrix<T>(log_det), columns, data<T>(out), begin, end);
+      row_kernels<T>().normal_log_prob(matrix<T>(z), matrix<T>(log_det), columns, data<T>(out), begin, end);
     });
     return out;
   });
@@ -110,9 +129,9 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 #define FK_FEATURES "Tensor? place, int begin, int step, int count"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
-  m.def("coupling(Tensor x, Tensor shift, Tensor raw, " FK_FEATURES ", bool inverse, " FK_MAP ") -> (Tensor, Tensor)");
-  m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor shift, Tensor raw, " FK_FEATURES
-        ", bool rebuild, bool inverse, " FK_MAP ") -> (Tensor, Tensor, Tensor)");
+  m.def("coupling(Tensor x, Tensor[] parameters, " FK_FEATURES ", bool inverse, Tensor map) -> (Tensor, Tensor)");
+  m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor[] parameters, " FK_FEATURES
+        ", bool rebuild, bool inverse, Tensor map) -> (Tensor, Tensor[])");
   m.def("log_det(Tensor log_scale) -> Tensor");
   m.def("normal_log_prob(Tensor z, Tensor log_det) -> Tensor");
 }

@@ -22,9 +22,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/kernels.h"
-
-#define FK_MAP "int scale, int placement, float c0, float c1"
+#include "cpu/maps/kernels.h"
 
 namespace flowkern {
 
@@ -126,25 +124,26 @@ inline void* scratch(size_t bytes, int slot = 0) {
 #endif
   return memory[slot].get();
 }
-template <class T>
-T* tile_scratch(const PlanView& plan, int64_t rows) {
-  return static_cast<T*>(scratch(scratch_rows(plan) * rows * sizeof(T)));
-}
-
-inline PlanView view(const Tensor& plan) {
-  const PlanView v(const_data<int64_t>(plan));
-  STD_TORCH_CHECK(v.version() == kPlanVersion, "flowkern: the plan has version ", v.version(),
-                  ", this build reads version ", kPlanVersion, "; rebuild with `pip install -e .`");
-  return v;
-}
 
 template <class F>
 auto for_dtype(const Tensor& t, F f) {
   return t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
 }
 
-inline UnivariateMap univariate_map(int64_t scale, int64_t placement, double c0, double c1) {
-  return {static_cast<Scale>(scale), static_cast<Placement>(placement), c0, c1};
+// flowkern/univariate writes a map as a vector of doubles: the fields of the struct in their order.
+template <class T>
+Map<T> univariate_map(const Tensor& numbers) {
+  STD_TORCH_CHECK(on_cpu(numbers) && numbers.numel() == 2 + kMapOptions + kMapConstants &&
+                      numbers.scalar_type() == ScalarType::Double,
+                  "flowkern: this is no univariate map");
+  const double* from = const_data<double>(numbers);
+  UnivariateMap map{static_cast<int>(from[0]), static_cast<int>(from[1]), {}, {}};
+  for (int i = 0; i < kMapOptions; ++i) map.options[i] = static_cast<int>(from[2 + i]);
+  std::copy_n(from + 2 + kMapOptions, kMapConstants, map.constants);
+  const MapFamilies<T>& families = map_families<T>();
+  for (int i = 0; i < families.count; ++i)
+    if (families.begin[i].kind == map.kind) return {map, &families.begin[i]};
+  STD_TORCH_CHECK(false, "flowkern: this build has no kernels for univariate maps of kind ", map.kind);
 }
 
 }  // namespace flowkern

@@ -2,7 +2,7 @@
 
 from flowkern.adapters.engine import Explanation, accelerate, explain, restore
 from flowkern.adapters.library import Layer, Library, register
-from flowkern.adapters.network import Linear, Network, UnsupportedError
+from flowkern.adapters.network import Linear, PeerNetwork, UnsupportedError
 from flowkern.adapters.nflows import GLASFLOW, NFLOWS
 from flowkern.adapters.normflows import NORMFLOWS
 from flowkern.adapters.pyro import PYRO
@@ -17,7 +17,7 @@ __all__ = [
     "Layer",
     "Library",
     "Linear",
-    "Network",
+    "PeerNetwork",
     "UnsupportedError",
     "accelerate",
     "explain",

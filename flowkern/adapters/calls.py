@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from flowkern import ops
-from flowkern._opaque import constant_while_compiling
+from flowkern._compiling import constant_while_compiling
 from flowkern.adapters.check import self_check
 from flowkern.adapters.network import ChangedError
 from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, state_of

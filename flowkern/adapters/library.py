@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkern.adapters.network import Network, class_path
+from flowkern.adapters.network import PeerNetwork, class_path
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Layer:
         caches: instance attributes that calls write, and that do not change what the layer computes.
     """
 
-    read: Callable[[Any], Network]
+    read: Callable[[Any], PeerNetwork]
     evaluate: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     methods: Mapping[str, Callable[..., Any]]
     set_aside: tuple[str, ...] = ()

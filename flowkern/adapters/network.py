@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from flowkern._checks import FLOATS
 from flowkern.backends import exporting
 from flowkern.plan import AutoregressivePlan, content
+from flowkern.univariate import Affine, UnivariateMap
 
 
 class UnsupportedError(Exception):
@@ -244,14 +245,14 @@ def _shared_plan(masks: Sequence[Tensor], **structure: Any) -> AutoregressivePla
     return plan
 
 
-class Network:
+class PeerNetwork:
     """What a layer computes: a masked network, read layer by layer, and a univariate map.
 
     Args:
         features: number of features.
         context: number of context features, 0 for none.
-        scale, placement, constants: the univariate map.
-        layout, scale_first: the order of the parameters, see :class:`flowkern.AutoregressivePlan`.
+        map: the univariate map.
+        layout, parameter_order: the order of the parameters, see :class:`flowkern.AutoregressivePlan`.
 
     The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection, and
     sets ``activation``.
@@ -261,17 +262,13 @@ class Network:
         self,
         features: int,
         context: int,
+        map: UnivariateMap,
         *,
-        scale: str,
-        placement: str,
-        constants: Sequence[float],
         layout: str = "feature_major",
-        scale_first: bool = False,
+        parameter_order: Sequence[int] | None = None,
     ) -> None:
-        refuse_tensors("univariate map", constants)
-        self.features, self.context = features, context
-        self.map = {"scale": scale, "placement": placement, "constants": tuple(map(float, constants))}
-        self.layout, self.scale_first = layout, scale_first
+        self.features, self.context, self.map = features, context, map
+        self.layout, self.parameter_order = layout, parameter_order
         self.activation: tuple[str, float | None] = ("identity", None)
         self.linears: list[Linear] = []
         self.skipped: Linear | None = None
@@ -302,7 +299,7 @@ class Network:
         """A direct connection from the features to the parameters."""
         self.skipped = linear
 
-    def finish(self, *modules: nn.Module) -> Network:
+    def finish(self, *modules: nn.Module) -> PeerNetwork:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
         self._plan()
@@ -322,9 +319,9 @@ class Network:
         try:
             self.plan = _shared_plan(
                 [linear.checked_mask().cpu() for linear in linears],
-                parameters=2,
+                parameters=self.map.count,
                 layout=self.layout,
-                scale_first=self.scale_first,
+                parameter_order=self.parameter_order,
                 activation=activation,
                 constant=constant,
                 activated=tuple(self.activated[:depth]),
@@ -447,8 +444,14 @@ class Network:
             "biases": [bias for _, bias in pairs if bias is not None],
             "plan": self.plan,
             "addends": addends,
-            **self.map,
+            "map": self.map,
         }
+
+
+def affine(scale: str, placement: str, *constants: Any) -> Affine:
+    """An affine map whose constants a library holds."""
+    refuse_tensors("univariate map", constants)
+    return Affine(scale, placement, constants)
 
 
 def refuse_tensors(what: str, constants: Iterable[Any]) -> None:

@@ -14,11 +14,12 @@ from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import (
     Linear,
     LinearThenNorm,
-    Network,
     Norm,
     NormThenLinear,
+    PeerNetwork,
     UnsupportedError,
     activation_of,
+    affine,
     called,
     expect,
     scaled,
@@ -26,17 +27,15 @@ from flowkern.adapters.network import (
 from flowkern.adapters.state import own
 
 
-def read(root: str, layer: Any) -> Network:
+def read(root: str, layer: Any) -> PeerNetwork:
     """MADE: initial layer, plus the activated context; residual blocks before which, or plain ones after which, it acts.
 
     Args:
         root: the module of the MADE, for this library or the copy of it.
     """
     made = expect(layer.autoregressive_net, root + "MADE", "network")
-    network = Network(
-        layer.features, context_width(made), scale="softplus", placement="scale_shift", constants=(_epsilon(layer),),
-        scale_first=True,
-    )  # fmt: skip
+    map = affine("softplus", "scale_shift", _epsilon(layer))
+    network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
     residual = made.use_residual_blocks
     stream = network.add(linear(root, made.initial_layer), activated=not residual)
     if network.context:
@@ -56,7 +55,7 @@ def read(root: str, layer: Any) -> Network:
     return network.finish(made)
 
 
-def add_residual_block(network: Network, root: str, block: Any, stream: int) -> int:
+def add_residual_block(network: PeerNetwork, root: str, block: Any, stream: int) -> int:
     """[norm] act linear [norm] act linear, added to the layer ``stream``; returns the index of the sum."""
     expect_dropout(expect(block, root + "MaskedResidualBlock", "block"))
     norms = list(block.batch_norm_layers) if block.use_batch_norm else [None, None]

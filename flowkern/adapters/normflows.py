@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowkern.adapters.library import Layer, Library
-from flowkern.adapters.network import Network, UnsupportedError, activation_of, called, expect
+from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, called, expect
 from flowkern.adapters.nflows import (
     COUPLING,
     METHODS,
@@ -25,14 +25,13 @@ from flowkern.adapters.nflows import (
 MADE = "normflows.nets.made."
 
 
-def read(layer: Any) -> Network:
+def read(layer: Any) -> PeerNetwork:
     """MADE, its own: no activation after the initial layer, also before plain blocks; the context gates the blocks."""
     made = expect(layer.autoregressive_net, MADE + "MADE", "network")
     if type(made.preprocessing) is not nn.Identity:
         raise UnsupportedError(f"its network is preceded by {type(made.preprocessing).__name__}")
-    network = Network(
-        layer.features, context_width(made), scale="sigmoid", placement="scale_shift", constants=(2.0, 1e-3), scale_first=True
-    )  # fmt: skip
+    map = affine("sigmoid", "scale_shift", 2.0, 1e-3)
+    network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
     stream = network.add(linear(MADE, made.initial_layer))
     if network.context:
         network.add_context(stream, called(made.context_layer))

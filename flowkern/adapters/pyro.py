@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkern.adapters.calls import checked, fast
 from flowkern.adapters.library import Layer, Library
-from flowkern.adapters.network import Linear, Network, UnsupportedError, activation_of, expect
+from flowkern.adapters.network import Linear, PeerNetwork, UnsupportedError, activation_of, affine, expect
 from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
 from flowkern.adapters.state import attach, own, state_of
 
@@ -17,7 +17,7 @@ NETS = "pyro.nn.auto_reg_nn."
 ASIDE = ("_call", "_inverse")  # attributes of a stable transform, which hold its _call_stable and _inverse_stable
 
 
-def read(layer: Any) -> Network:
+def read(layer: Any) -> PeerNetwork:
     """layers[i] and one activation between them; the context's columns come first; parameters are (mean, log-scale)."""
     for name in ASIDE:
         found = vars(layer).get(name)
@@ -27,23 +27,22 @@ def read(layer: Any) -> Network:
     return _read(arn, layer.stable, layer.sigmoid_bias, layer.log_scale_min_clip, layer.log_scale_max_clip)
 
 
-def read_conditional(layer: Any) -> Network:
+def read_conditional(layer: Any) -> PeerNetwork:
     """The same for the twin that makes a transform for each context."""
     default = {"stable": False, "sigmoid_bias": 2.0, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0}
     return _read(layer.nn, **{**default, **layer.kwargs})
 
 
-def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_scale_max_clip: float) -> Network:
+def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_scale_max_clip: float) -> PeerNetwork:
     name = "ConditionalAutoRegressiveNN" if getattr(arn, "context_dim", 0) else "AutoRegressiveNN"
     arn = expect(arn, NETS + name, "network")
     if list(arn.param_dims) != [1, 1]:
         raise UnsupportedError(f"its network has parameters of sizes {list(arn.param_dims)}, expected a mean and a log-scale")
     if stable:
-        chosen: dict[str, Any] = {"scale": "sigmoid", "placement": "gate", "constants": (sigmoid_bias, 0.0)}
+        map = affine("sigmoid", "gate", sigmoid_bias, 0.0)
     else:
-        limits = log_scale_min_clip, log_scale_max_clip
-        chosen = {"scale": "clamped_exp", "placement": "scale_shift", "constants": limits}
-    network = Network(arn.input_dim, arn.context_dim, layout="parameter_major", **chosen)
+        map = affine("clamped_exp", "scale_shift", log_scale_min_clip, log_scale_max_clip)
+    network = PeerNetwork(arn.input_dim, arn.context_dim, map, layout="parameter_major")
     features = slice(arn.context_dim, None) if arn.context_dim else None
     for i, module in enumerate(arn.layers):
         expect(module, NETS + "MaskedLinear", "linear map")

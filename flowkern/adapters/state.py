@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flowkern.adapters.library import Layer
-from flowkern.adapters.network import Network, UnsupportedError
+from flowkern.adapters.network import PeerNetwork, UnsupportedError
 from flowkern.adapters.structure import Structure
 
 STATE = "_flowkern"
@@ -30,7 +30,7 @@ class State:
     layer: Layer
     owner: weakref.ref[Any]
     accelerated: type  # the class that the layer has now
-    network: Network
+    network: PeerNetwork
     structure: Structure | None  # of the layer when its network was read; none where that is known to be no longer true
     aside: dict[str, Any]
     verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
@@ -147,7 +147,7 @@ def is_accelerated(layer: Any) -> bool:
     return hasattr(type(layer), "_flowkern_peer") and state_of(layer) is not None
 
 
-def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
+def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: PeerNetwork | None = None) -> None:
     """Accelerates one layer, or raises :class:`UnsupportedError`.
 
     Other threads may use the layer meanwhile: at each step here either the peer's methods serve it or the new ones.
@@ -170,7 +170,7 @@ def _structure(layer: Any, state: State) -> Structure:
     return Structure(layer, frozenset((STATE, *state.layer.set_aside, *state.layer.caches, *state.harmless)))
 
 
-def read_network(layer: Any, how: Layer) -> Network:
+def read_network(layer: Any, how: Layer) -> PeerNetwork:
     """The network of a layer; whatever goes wrong is a reason to leave it alone."""
     methods = {k for base in peer_class(type(layer)).__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
     hidden = [k for k, v in vars(layer).copy().items() if callable(v) and k in methods and k not in how.set_aside]

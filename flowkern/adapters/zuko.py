@@ -13,9 +13,10 @@ from flowkern.adapters.calls import fast
 from flowkern.adapters.library import Layer, Library
 from flowkern.adapters.network import (
     Linear,
-    Network,
+    PeerNetwork,
     UnsupportedError,
     activation_of,
+    affine,
     class_path,
     differs,
     expect,
@@ -25,14 +26,13 @@ from flowkern.adapters.nflows import COUPLING
 from flowkern.adapters.state import own
 
 
-def read(layer: Any) -> Network:
+def read(layer: Any) -> PeerNetwork:
     """hyper = masked linear maps and activations in a row, or residual blocks without an activation before them."""
     _transform_class(sys.modules["zuko.transforms"].AutoregressiveTransform)  # now: a compiler cannot trace that
     hyper = expect(layer.hyper, "zuko.nn.MaskedMLP", "network")
     features = hyper[-1].out_features // 2
     context = hyper[0].in_features - features
-    constants = (_log_slope(layer),)
-    network = Network(features, context, scale="soft_clipped_exp", placement="scale_shift", constants=constants)
+    network = PeerNetwork(features, context, affine("soft_clipped_exp", "scale_shift", _log_slope(layer)))
     activations: list[nn.Module] = []
     for item in hyper:
         if differs(type(item), "zuko.nn.MaskedLinear") is None:

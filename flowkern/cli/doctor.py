@@ -69,7 +69,7 @@ def cuda_kernels() -> Finding:
     if reason is not None:
         text = f"no: {reason}; until then inverses run in plain PyTorch, level by level"
         return Finding(subject, text, wrong=torch.version.hip is None)
-    file = code.built_file("autoregressive_inverse", torch.cuda.get_device_capability())
+    file = code.built_file(code.Code("autoregressive_inverse", "affine"), torch.cuda.get_device_capability())
     how = f"built for {file.name.split('.')[1]}" if file else "compiled by NVRTC at first use, then from its cache"
     return Finding(subject, f"yes, {how}")
 

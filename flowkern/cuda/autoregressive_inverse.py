@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowkern.cuda.launch import accumulated, on_device, programs_of, sweep
+from flowkern.cuda.launch import MapWords, accumulated, on_device, programs_of, sweep
 from flowkern.plan import AutoregressivePlan
 from flowkern.reference.masked_mlp import activate
 
@@ -20,7 +20,7 @@ def autoregressive_inverse(
     addends: Sequence[Tensor],
     plan: AutoregressivePlan,
     precision: str,
-    map: tuple[int, int, float, float],
+    map: MapWords,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """x, log_det, and what the gradient needs: pre-activations and parameters, unit by unit."""
@@ -48,7 +48,7 @@ def autoregressive_inverse_gradients(
     state: Sequence[Tensor],
     plan: AutoregressivePlan,
     precision: str,
-    map: tuple[int, int, float, float],
+    map: MapWords,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Cotangents of z, of all weights and of all biases as vectors (of no size unless ``parameters``), of the addends."""

@@ -18,14 +18,25 @@ import tempfile
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 _HERE = Path(__file__).parent
-OPERATORS = ("pack", "autoregressive_inverse")
 _INSTALL = "pip install cuda-core cuda-bindings"
 _STANDARD = "c++17"
+
+
+class Code(NamedTuple):
+    """A source in csrc/cuda, compiled for a family of univariate maps where it has to do with one."""
+
+    source: str
+    map: str = ""
+
+    @property
+    def name(self) -> str:
+        """As files of it begin."""
+        return f"{self.source}.{self.map}" if self.map else self.source
 
 
 class Machine(Protocol):
@@ -35,7 +46,9 @@ class Machine(Protocol):
     shared_bytes: int  # that a block of threads may have
     clusters: bool
 
-    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
+    def launch(
+        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
         """Runs a kernel on the current stream; neighbouring blocks of a group run at the same time."""
 
 
@@ -51,23 +64,28 @@ def sources() -> Path:
     return packaged if packaged.exists() else _HERE.parents[1] / "csrc"
 
 
-def built_file(operator: str, capability: tuple[int, int]) -> Path | None:
+def every_code() -> list[Code]:
+    """All that there is to compile: every source, those that take a univariate map once per family."""
+    families = sorted(p.stem for p in sources().glob("include/flowkern/maps/*.h"))
+    found = []
+    for source in sorted(sources().glob("cuda/*.cu")):
+        takes_map = '"cuda/sweep.h"' in source.read_text()
+        found += [Code(source.stem, family) for family in families] if takes_map else [Code(source.stem)]
+    return found
+
+
+def built_file(code: Code, capability: tuple[int, int]) -> Path | None:
     """What the build left for a compute capability: code runs on later minor versions too, unless it ends in `a`.
 
     In a checkout code that is older than its sources does not count: its arguments may have been others.
     """
     major, minor = capability
-    exact = _HERE / f"{operator}.sm_{major}{minor}a.cubin"
-    files = [exact, *(_HERE / f"{operator}.sm_{major}{m}.cubin" for m in range(minor, -1, -1))]
+    exact = _HERE / f"{code.name}.sm_{major}{minor}a.cubin"
+    files = [exact, *(_HERE / f"{code.name}.sm_{major}{m}.cubin" for m in range(minor, -1, -1))]
     newest = (
         0.0 if sources().parent == _HERE.parent else max((p.stat().st_mtime for p in sources().glob("cuda/*")), default=0.0)
     )
     return next((f for f in files if f.exists() and f.stat().st_mtime >= newest), None)
-
-
-def operator_of(kernel: str) -> str:
-    """Whose source a kernel is in."""
-    return next(operator for operator in OPERATORS if kernel.startswith(operator))
 
 
 def nvrtc_obstacle() -> str | None:
@@ -91,24 +109,24 @@ def obstacle(capability: tuple[int, int]) -> str | None:
         return f"the CUDA kernels need compute capability 8.0, this GPU has {major}.{minor}"
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return f"cuda-bindings is not installed; `{_INSTALL}` mends it"
-    if all(built_file(operator, capability) for operator in OPERATORS):
+    if all(built_file(code, capability) for code in every_code()):
         return None
     reason = nvrtc_obstacle()
     return reason and f"the CUDA kernels were not built for compute capability {major}.{minor}, and {reason}"
 
 
-def compile_kernels(operator: str, architecture: str, kernel: str | None = None) -> bytes:
-    """The code of one kernel, or of all of an operator's, by NVRTC, from the cache where it was compiled before."""
+def compile_kernels(code: Code, architecture: str, kernel: str | None = None) -> bytes:
+    """The code of one kernel, or of all of a source's, by NVRTC, from the cache where it was compiled before."""
     core, nvrtc = importlib.import_module("cuda.core"), importlib.import_module("cuda.bindings.nvrtc")
     if not hasattr(core, "Program"):
         core = importlib.import_module("cuda.core.experimental")
     folder = sources()
-    text = (folder / "cuda" / f"{operator}.cu").read_text()
-    macros = _only(text, kernel) if kernel else []
+    text = (folder / "cuda" / f"{code.source}.cu").read_text()
+    macros = [*([("FK_MAP", code.map)] if code.map else []), *(_only(text, kernel) if kernel else [])]
     headers = "".join(p.read_text() for p in sorted(folder.glob("**/*.h")))
     version = nvrtc.nvrtcVersion()[1:]
     key = hashlib.sha256(repr((text, headers, architecture, macros, version)).encode()).hexdigest()
-    cached = _cache() / f"{operator}.{architecture}.{key[:32]}.cubin"
+    cached = _cache() / f"{code.name}.{architecture}.{key[:32]}.cubin"
     if cached.exists():
         return cached.read_bytes()
     include = [str(folder), str(folder / "include")]
@@ -119,9 +137,9 @@ def compile_kernels(operator: str, architecture: str, kernel: str | None = None)
         define_macro=macros or None,
         device_as_default_execution_space=True,  # lambdas of shared headers are not marked; NVRTC 13.0 and older mind
     )
-    code = core.Program(text, "c++", options).compile("cubin").code
-    _store(cached, code)
-    return code
+    compiled = core.Program(text, "c++", options).compile("cubin").code
+    _store(cached, compiled)
+    return compiled
 
 
 def _only(text: str, kernel: str) -> list[tuple[str, str]]:
@@ -160,7 +178,7 @@ class Gpu:
         attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         self.shared_bytes = self._checked(self.driver.cuDeviceGetAttribute(attribute, self._device()))
         self.context = self._checked(self.driver.cuDevicePrimaryCtxRetain(self._device()))
-        self.kernels: dict[str, Any] = {}
+        self.kernels: dict[tuple[Code, str], Any] = {}
 
     @cached_property
     def driver(self) -> Any:
@@ -178,19 +196,18 @@ class Gpu:
             raise RuntimeError(f"flowkern: a call of the CUDA driver failed: {error.name} ({(name or b'?').decode()})")
         return values[0] if values else None
 
-    def _kernel(self, name: str) -> Any:
-        if name not in self.kernels:
-            operator = operator_of(name)
-            file = built_file(operator, self.capability)
+    def _kernel(self, code: Code, name: str) -> Any:
+        if (code, name) not in self.kernels:
+            file = built_file(code, self.capability)
             architecture = "sm_{}{}".format(*self.capability)
-            code = file.read_bytes() if file else compile_kernels(operator, architecture, name)
+            compiled = file.read_bytes() if file else compile_kernels(code, architecture, name)
             with self._loading():
-                module = self._checked(self.driver.cuModuleLoadData(code))
+                module = self._checked(self.driver.cuModuleLoadData(compiled))
                 kernel = self._checked(self.driver.cuModuleGetFunction(module, name.encode()))
                 attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._checked(self.driver.cuFuncSetAttribute(kernel, attribute, self.shared_bytes))
-            self.kernels[name] = kernel
-        return self.kernels[name]
+            self.kernels[code, name] = kernel
+        return self.kernels[code, name]
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:
@@ -202,13 +219,15 @@ class Gpu:
         finally:
             self._checked(exchange(before))
 
-    def launch(self, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1) -> None:
+    def launch(
+        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+    ) -> None:
         """Runs a kernel on PyTorch's current stream of this GPU."""
         with torch.cuda.device(self.index):
             # A thread that never called the runtime has no context: autograd's may come here first.
             if int(self._checked(self.driver.cuCtxGetCurrent())) != int(self.context):
                 self._checked(self.driver.cuCtxSetCurrent(self.context))
-            kernel = self._kernel(name)
+            kernel = self._kernel(code, name)
             config = self.driver.CUlaunchConfig()
             config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
             config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern.cuda.code import Machine, machine
+from flowkern.cuda.code import Code, Machine, machine
 from flowkern.cuda.program import Program
 from flowkern.plan import AutoregressivePlan
+from flowkern.univariate.map import CONSTANTS, OPTIONS
 
 _MAX_TERMS = 130
 _MAX_LINEARS = 66
@@ -22,12 +23,19 @@ _GROUP = 8  # blocks of threads that share a tile of one row
 _GROUPED_BYTES = 4 << 20  # of weights, from which they do: reading them alone takes longer than waiting for each other
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
+MapWords = tuple[str, Sequence[int], Sequence[float]]  # a univariate map: family, options, constants
 _CPU = torch.device("cpu")
 _pointer, _long, _int, _double = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_double
 
 
 class _Term(ctypes.Structure):
     _fields_ = [("data", _pointer), ("row", _long)]
+
+
+class _Map(ctypes.Structure):
+    """csrc/include/flowkern/univariate.h has the same; the number of the family goes unread, since code is compiled for one."""
+
+    _fields_ = [("kind", _int), ("count", _int), ("options", _int * OPTIONS), ("constants", _double * CONSTANTS)]
 
 
 class SweepArguments(ctypes.Structure):
@@ -37,8 +45,9 @@ class SweepArguments(ctypes.Structure):
         *((name, _pointer) for name in ("program", "weights", "biases", "input", "g_log_det", "x")),
         *((name, _pointer) for name in ("output", "log_det", "saved", "deltas", "scratch", "exchange", "counters")),
         *((name, _long) for name in ("batch", "input_row", "input_column", "g_log_det_row", "x_row", "x_column")),
-        *((name, _int) for name in ("tiles", "group", "scale", "placement", "activation", "cluster")),
-        *((name, _double) for name in ("c0", "c1", "constant")),
+        *((name, _int) for name in ("tiles", "group", "activation", "cluster")),
+        ("constant", _double),
+        ("map", _Map),
         ("terms", _Term * _MAX_TERMS),
     ]
 
@@ -161,7 +170,7 @@ def pack(program: DeviceProgram, weights: Sequence[Tensor], biases: Sequence[Ten
             bias = next(given)
             linear.bias, linear.step = bias.data_ptr(), bias.stride(0)
     grid = host.header.chunks + -(-host.biases // _PACK_THREADS)
-    on.launch(f"pack_{_VARIANTS[dtype]}", grid, _PACK_THREADS, arguments)
+    on.launch(Code("pack"), f"pack_{_VARIANTS[dtype]}", grid, _PACK_THREADS, arguments)
     return packed, packed_biases
 
 
@@ -172,7 +181,7 @@ def sweep(
     biases: Sequence[Tensor],
     addends: Sequence[Tensor],
     precision: str,
-    map: tuple[int, int, float, float],
+    map: MapWords,
     batch: int,
     tensors: dict[str, Tensor],
     strides: dict[str, int],
@@ -189,7 +198,8 @@ def sweep(
         setattr(arguments, argument, tensor.data_ptr())
     header = program.host.header
     arguments.tiles, arguments.group = -(-batch // shape.rows), shape.group
-    arguments.scale, arguments.placement, arguments.c0, arguments.c1 = map
+    family, options, constants = map
+    arguments.map = _Map(0, plan.parameters, tuple(options), tuple(constants))
     arguments.activation, arguments.constant = plan.activation_index, plan.constant
     grid = arguments.tiles * shape.group
     scratch = []  # alive until the launch is on its stream
@@ -210,7 +220,8 @@ def sweep(
         term.data, term.row = t.data_ptr(), t.stride(0)
     variant = "tf32" if dtype == torch.float32 and precision == "tf32" and shape.rows > 1 else _VARIANTS[dtype]
     shared = shape.shared_bytes(header, dtype.itemsize, number.itemsize)
-    on.launch(f"{name}_{variant}_{shape.name}", grid, shape.threads, arguments, shared, shape.group)
+    code = Code("autoregressive_inverse", family)
+    on.launch(code, f"{name}_{variant}_{shape.name}", grid, shape.threads, arguments, shared, shape.group)
 
 
 def _columns_together(t: Tensor) -> Tensor:

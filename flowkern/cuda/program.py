@@ -80,7 +80,7 @@ class Node(Record):
 
 
 @dataclass
-class Step(Record):
+class SweepStep(Record):
     """Units of a node that have one level."""
 
     node: int
@@ -166,7 +166,7 @@ class Program:
         self.words: list[int] = self.header.words()
         self.chunks: list[Chunk] = []
         self.items: list[Item] = []
-        self.steps: list[Step] = []
+        self.steps: list[SweepStep] = []
         self.blocks = [(0, 0)]  # where the items and steps of each block of levels end
         self.packed = 0
         self.masks_at = list(itertools.accumulate((m.numel() for m in plan.masks), initial=0))
@@ -293,7 +293,7 @@ class Program:
                 end, each = len(self.items), layer.rows_per_unit
                 units = first // each, count // each
                 row = first - layer.starts[t0]
-                self.steps.append(Step(n, *units, pending, end, triangle_at, triangle, at, rows, segments, row, inner))
+                self.steps.append(SweepStep(n, *units, pending, end, triangle_at, triangle, at, rows, segments, row, inner))
                 pending, triangle = end, 0
         self.blocks.append((len(self.items), len(self.steps)))
 
@@ -388,7 +388,7 @@ class Program:
     def _alternate(self) -> None:
         rows = self.header.partial_rows
         for (items, steps), (items_end, steps_end) in list(itertools.pairwise(self.blocks))[1::2]:
-            records: list[Item | Step] = [*self.items[items:items_end], *self.steps[steps:steps_end]]
+            records: list[Item | SweepStep] = [*self.items[items:items_end], *self.steps[steps:steps_end]]
             for record in records:
                 record.partial += rows
         self.header.partial_rows = 2 * rows

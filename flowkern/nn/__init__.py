@@ -2,7 +2,7 @@
 
 from flowkern.nn.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.batch_norm import BatchNorm
-from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling
+from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians
 from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_linear import MaskedLinear
@@ -18,6 +18,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Compose",
+    "Coupling",
     "Gaussian",
     "Head",
     "InverseAutoregressive",

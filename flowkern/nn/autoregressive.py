@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern import ops
 from flowkern.nn.made import MADE
 from flowkern.nn.transform import Transform, blame, show_context
-from flowkern.univariate import constants_of, resolve
+from flowkern.univariate import UnivariateMap, affine_map
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 
@@ -33,14 +33,13 @@ class _Autoregressive(Transform):
         residual: bool,
         skip: bool,
         generator: torch.Generator | None,
+        map: UnivariateMap | None,
     ) -> None:
         super().__init__()
-        resolve(scale, placement, constants)
+        self.map = map or affine_map(scale, placement, constants)
         self.features, self.context = features, context
-        self.scale, self.placement = scale, placement
-        self.constants = constants_of(scale, constants)
         self.network = MADE(
-            features, 1 if scale == "none" else 2, hidden, context, activation, order, degrees, residual, skip,
+            features, self.map.count, hidden, context, activation, order, degrees, residual, skip,
             generator=generator,
         )  # fmt: skip
 
@@ -55,12 +54,7 @@ class _Autoregressive(Transform):
 
     def arguments(self, context: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments of the operators :func:`autoregressive` and :func:`autoregressive_inverse`."""
-        return {
-            **self._network.arguments(context),
-            "scale": self.scale,
-            "placement": self.placement,
-            "constants": self.constants,
-        }
+        return {**self._network.arguments(context), "map": self.map}
 
     def step(self, context: Tensor | None, inverse: bool) -> ops.Step | None:
         if type(self) not in (MaskedAutoregressive, InverseAutoregressive):
@@ -85,13 +79,12 @@ class _Autoregressive(Transform):
     def _through_the_module(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The direction in which the network sees the input, in two calls: one of the network, so that its hooks run."""
         parameters = self.network(x, context)
-        shift, raw = (parameters[..., 0], None) if self.scale == "none" else parameters.unbind(-1)
-        x = x.to(shift.dtype)
-        z, log_det = ops.affine(x, shift, raw, scale=self.scale, placement=self.placement, constants=self.constants)
+        x = x.to(parameters.dtype)
+        z, log_det = ops.coupling(x, *parameters.unbind(-1), transformed=slice(None), map=self.map)
         return z, show_context(log_det, context)
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale!r}, placement={self.placement!r}, constants={self.constants}"
+        return f"map={self.map}"
 
 
 class MaskedAutoregressive(_Autoregressive):
@@ -107,6 +100,7 @@ class MaskedAutoregressive(_Autoregressive):
         hidden, context, activation, order, degrees, residual, skip, generator: the network, see :class:`MADE`.
         scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is the map of MAF,
             z = (x - t) / s, with zuko's softly clipped log-scale, which cannot overflow.
+        map: any other univariate map, in the place of these three.
 
     Example:
         >>> import torch
@@ -134,9 +128,10 @@ class MaskedAutoregressive(_Autoregressive):
         residual: bool = False,
         skip: bool = False,
         generator: torch.Generator | None = None,
+        map: UnivariateMap | None = None,
     ) -> None:
         super().__init__(
-            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator
+            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator, map
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -152,7 +147,8 @@ class InverseAutoregressive(_Autoregressive):
     Args:
         features: number of features.
         gated: x = s z + (1 - s) m with s = sigmoid(a + 2), the numerically stable step of the paper; otherwise
-            x = z s + t with zuko's softly clipped log-scale. ``scale``, ``placement`` and ``constants`` override it.
+            x = z s + t with zuko's softly clipped log-scale. ``scale``, ``placement`` and ``constants``, or ``map``,
+            override it.
         hidden, context, activation, order, degrees, residual, skip, generator: the network, see :class:`MADE`.
 
     Example:
@@ -181,11 +177,12 @@ class InverseAutoregressive(_Autoregressive):
         residual: bool = False,
         skip: bool = False,
         generator: torch.Generator | None = None,
+        map: UnivariateMap | None = None,
     ) -> None:
         scale = scale or ("sigmoid" if gated else "soft_clipped_exp")
         placement = placement or ("gate" if gated else "scale_shift")
         super().__init__(
-            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator
+            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator, map
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

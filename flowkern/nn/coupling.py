@@ -13,7 +13,7 @@ from flowkern import ops
 from flowkern._checks import broadcast_batch, check_context, check_features, whole_number, widths
 from flowkern.nn.transform import Transform, blame, show_context
 from flowkern.plan import version
-from flowkern.univariate import constants_of, resolve
+from flowkern.univariate import UnivariateMap, affine_map
 
 MASKS = ("halves", "alternating")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -29,30 +29,30 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class AffineCoupling(Transform):
+class Coupling(Transform):
     r"""z_d = f(x_d; network of the features that pass) for the transformed features; the others pass as they are.
 
     Both directions cost one pass. Two layers in a row, the second with ``swap``, transform every feature.
 
     Args:
         features: number of features, at least 2.
+        map: the univariate map f.
         hidden: widths of the hidden layers of the network.
         context: number of context features, which the network reads too.
         mask: which features are transformed: ``"halves"`` the second half, ``"alternating"`` every other one from the
             second on, or a boolean tensor (features,), true where transformed.
         swap: transform the others instead.
         activation: of the network, one of :data:`flowkern.plan.ACTIVATIONS`.
-        scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is RealNVP's
-            z = x s + t, with zuko's softly clipped log-scale, which cannot overflow.
         network: any module in place of the network: from the features that pass (..., n), followed by those of the context,
-            to the parameters (..., 2 m) of the transformed ones, all shifts before all raw scales.
+            to the parameters (..., count m) of the transformed ones, all that are parameter 0 of the map first.
 
     Raises:
         ValueError: for impossible sizes, unknown names, or a mask that transforms no feature or all of them.
 
     Example:
         >>> import torch
-        >>> t = AffineCoupling(4, hidden=(16,))
+        >>> from flowkern.univariate import Affine
+        >>> t = Coupling(4, Affine("exp", "scale_shift"), hidden=(16,))
         >>> x = torch.randn(5, 4)
         >>> z, log_det = t(x)
         >>> torch.equal(z[:, :2], x[:, :2]), torch.allclose(t.inverse(z)[0], x, atol=1e-6)
@@ -69,24 +69,22 @@ class AffineCoupling(Transform):
     def __init__(
         self,
         features: int,
+        map: UnivariateMap,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         mask: str | Tensor = "halves",
         swap: bool = False,
         activation: str = "relu",
-        scale: str = "soft_clipped_exp",
-        placement: str = "scale_shift",
-        constants: Sequence[float] | None = None,
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        resolve(scale, placement, constants)
+        if not isinstance(map, UnivariateMap):
+            raise TypeError(f"map: expected a flowkern.univariate.UnivariateMap, got {type(map).__name__}")
         features, context = whole_number("features", features, 2), whole_number("context", context, 0)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self.features, self.context = features, context
-        self.scale, self.placement = scale, placement
-        self.constants = constants_of(scale, constants)
+        self.map = map
         chosen = _transformed(mask, features) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, features):
@@ -95,7 +93,7 @@ class AffineCoupling(Transform):
         # A buffer, so that a state dict brings its mask along.
         self.register_buffer("transformed", chosen if device.type == "meta" else chosen.to(device))
         self._arrange()
-        outputs = self.count * (1 if scale == "none" else 2)
+        outputs = self.count * map.count
         inputs = features - self.count + context
         self.network = _mlp(inputs, hidden, outputs, activation) if network is None else network
 
@@ -147,29 +145,62 @@ class AffineCoupling(Transform):
             if weight is not None:
                 blame(name, x, weight, None)
             raise
-        check_features("network: its result", parameters, self.count * (1 if self.scale == "none" else 2))
-        shift, raw = (parameters, None) if self.scale == "none" else parameters.chunk(2, -1)
+        check_features("network: its result", parameters, self.count * self.map.count)
         z, log_det = ops.coupling(
             x,
-            shift,
-            raw,
+            *parameters.split(self.count, -1),
             transformed=self.place if self.slice is None else self.slice,
-            scale=self.scale,
-            placement=self.placement,
-            constants=self.constants,
+            map=self.map,
             inverse=inverse,
         )
         return z, show_context(log_det, context)
 
     def extra_repr(self) -> str:
-        return f"{self.features}, transformed={self.count}, scale={self.scale!r}, placement={self.placement!r}"
+        return f"{self.features}, transformed={self.count}, map={self.map}"
+
+
+class AffineCoupling(Coupling):
+    r"""The coupling layer of RealNVP, with an affine map.
+
+    Args:
+        features, hidden, context, mask, swap, activation, network: see :class:`Coupling`; the network gives all shifts, then
+            all raw scales.
+        scale, placement, constants: the map, see :mod:`flowkern.univariate.affine`. The default is RealNVP's z = x s + t, with
+            zuko's softly clipped log-scale, which cannot overflow.
+
+    Example:
+        >>> import torch
+        >>> t = AffineCoupling(4, hidden=(16,))
+        >>> x = torch.randn(5, 4)
+        >>> torch.allclose(t.inverse(t(x)[0])[0], x, atol=1e-6)
+        True
+
+    References:
+        Density estimation using Real NVP (Dinh et al., 2017), equations 4 to 8.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        mask: str | Tensor = "halves",
+        swap: bool = False,
+        activation: str = "relu",
+        scale: str = "soft_clipped_exp",
+        placement: str = "scale_shift",
+        constants: Sequence[float] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        map = affine_map(scale, placement, constants)
+        super().__init__(features, map, hidden, context, mask, swap, activation, network)
 
 
 class AdditiveCoupling(AffineCoupling):
     r"""z_d = x_d + t_d, with t from the features that pass; the log-determinant is zero.
 
     Args:
-        features, hidden, context, mask, swap, activation, network: see :class:`AffineCoupling`; the network gives one
+        features, hidden, context, mask, swap, activation, network: see :class:`Coupling`; the network gives one
             parameter for each transformed feature.
 
     Example:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
 from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
-from flowkern.backends import obstacle
+from flowkern.backends import native_obstacle
 from flowkern.nn.transform import blame
 from flowkern.plan import AutoregressivePlan, version
 
@@ -272,7 +272,7 @@ class MADE(nn.Module):
         """
         weight = self._parameter_lists()[0][0]
         context = weight.new_zeros(self.context) if self.context else None
-        if obstacle(weight) is None and weight.dtype in (torch.float32, torch.float64):
+        if native_obstacle(weight, "pack") is None and weight.dtype in (torch.float32, torch.float64):
             with torch.no_grad():
                 sets = [self.arguments(context, i) for i in range(self.masks)]
                 self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]

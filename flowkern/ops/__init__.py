@@ -1,7 +1,6 @@
 """The operators: contracts, checks, gradients, choice of backend."""
 
-from flowkern import _cuda, _triton  # noqa: F401, registers the operators of the GPU kernels
-from flowkern.ops._network import pack
+from flowkern import bindings  # noqa: F401, registers operators and their shapes
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive_chain import Step, autoregressive_chain
@@ -11,6 +10,7 @@ from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
+from flowkern.ops.pack import pack
 
 __all__ = [
     "Step",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import check_float, check_like, check_raw
-from flowkern.backends import chosen_backend
+from flowkern._checks import check_float, check_like, check_parameters
+from flowkern.backends import kernels_for
 from flowkern.ops._rows import RowMap, apply_row_map
-from flowkern.univariate import constants_of, resolve
+from flowkern.univariate import affine_map
 
 
 def affine(
@@ -49,26 +49,24 @@ def affine(
     References:
         Density estimation using Real NVP (Dinh et al., 2017), equations 7 and 8; see :mod:`flowkern.univariate`.
     """
-    numbers = resolve(scale, placement, constants)
+    map = affine_map(scale, placement, constants)
     check_float("x", x)
-    parts = {"shift": shift, "raw": raw}
-    check_raw(raw, scale)
-    for name, t in parts.items():
-        if t is not None:
-            check_like(name, t, x)
+    check_parameters(map, (shift, raw))
+    parameters = [shift] if raw is None else [shift, raw]
+    for name, t in zip(map.names, parameters, strict=True):
+        check_like(name, t, x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (..., features), got ()")
     try:
-        shape = torch.broadcast_shapes(x.shape, *(t.shape for t in parts.values() if t is not None))
+        shape = torch.broadcast_shapes(x.shape, *(t.shape for t in parameters))
     except RuntimeError:
         got = None if raw is None else tuple(raw.shape)
         raise ValueError(
             f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
         ) from None
-    given = constants_of(scale, constants)
-    oracle = partial(reference.affine, scale=scale, placement=placement, constants=given, inverse=inverse)
-    chosen = chosen_backend(x, "affine")
-    if chosen not in ("native", "triton"):
+    oracle = partial(reference.affine, scale=scale, placement=placement, constants=map.constants, inverse=inverse)
+    kernels = kernels_for(x, "affine", map)
+    if kernels.plain:
         return oracle(x, shift, raw)
     x = x.expand(*x.shape[:-1], shape[-1])
-    return apply_row_map(RowMap(chosen, oracle, numbers, inverse), x, shift, raw, shape[:-1], shape[-1])
+    return apply_row_map(RowMap(kernels, oracle, map, inverse), x, parameters, shape[:-1], shape[-1])

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.ops._network import Call, dispatch, optional_biases
+from flowkern.ops._network import dispatch, optional_biases
+from flowkern.ops._network_call import Call
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import constants_of, resolve
+from flowkern.univariate import UnivariateMap, affine_map
 
 
 def autoregressive(
@@ -23,6 +24,7 @@ def autoregressive(
     scale: str = "exp",
     placement: str = "standardize",
     constants: Sequence[float] | None = None,
+    map: UnivariateMap | None = None,
     addends: Sequence[Tensor] = (),
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -30,10 +32,11 @@ def autoregressive(
 
     Args:
         x: input (..., features).
-        weights, biases, plan, addends, packed: the masked network, as in :func:`masked_mlp`; two parameters per
-            feature, or one where ``scale`` is ``"none"``.
+        weights, biases, plan, addends, packed: the masked network, as in :func:`masked_mlp`, with as many
+            parameters per feature as the map takes: two, or one where ``scale`` is ``"none"``.
         scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is MAF's
             z = (x - t) exp(-a).
+        map: any other univariate map, in the place of these three.
 
     Returns:
         z (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
@@ -54,39 +57,41 @@ def autoregressive(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
-    call = call_of(plan, scale, placement, constants)
+    call = call_of(plan, scale, placement, constants, map)
     z, log_det = dispatch(call, x, weights, biases, addends, packed)
     return z, log_det
 
 
-def check_map(
-    plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None
-) -> tuple[tuple[int, int, float, float], dict[str, Any]]:
-    """A univariate map as numbers and as keyword arguments of the oracle, if it fits the plan."""
-    numbers = resolve(scale, placement, constants)
-    count = 1 if scale == "none" else 2
-    if plan.parameters != count:
-        raise ValueError(f"plan: the scale map {scale!r} takes {count} parameters per feature, the plan has {plan.parameters}")
-    given = constants_of(scale, constants)
-    return numbers, {"scale": scale, "placement": placement, "constants": given}
-
-
-def call_of(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+def call_of(
+    plan: AutoregressivePlan,
+    scale: str,
+    placement: str,
+    constants: Sequence[float] | None,
+    map: UnivariateMap | None,
+) -> Call:
     """The constants of a call, made at the first one."""
-    constants = None if constants is None else tuple(constants)
-    key = ("autoregressive", scale, placement, constants)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, scale, placement, constants))
+    given: Any = (scale, placement, constants if constants is None else tuple(constants)) if map is None else map.key
+    key = ("autoregressive", given)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, map or affine_map(scale, placement, constants)))
 
 
-def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
-    numbers, named = check_map(plan, scale, placement, constants)
-    return Call("autoregressive", plan, numbers, partial(oracle, reference.autoregressive, plan, named))
+def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
+    check_map(plan, map)
+    return Call("autoregressive", plan, map, partial(oracle, reference.autoregressive, plan, map))
+
+
+def check_map(plan: AutoregressivePlan, map: UnivariateMap) -> None:
+    """Raises for a map that does not fit the plan."""
+    if not isinstance(map, UnivariateMap):
+        raise TypeError(f"map: expected a flowkern.univariate.UnivariateMap, got {type(map).__name__}")
+    if plan.parameters != map.count:
+        raise ValueError(f"plan: {map} takes {map.count} parameters per feature, the plan has {plan.parameters}")
 
 
 def oracle(
     function: Callable[..., Any],
     plan: AutoregressivePlan,
-    named: dict[str, Any],
+    map: UnivariateMap,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -99,7 +104,7 @@ def oracle(
         optional_biases(plan, biases),
         plan.masks_like(x),
         **plan.terms(addends),
-        **named,
+        map=map.oracle,
         **plan.structure,
         **plan.head,
     )

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from flowkern._checks import HALF, check_features, check_float
-from flowkern.backends import chosen_backend
-from flowkern.ops._network import Call, as_rows, check_network, check_packed
+from flowkern._library import MAPS
+from flowkern.backends import kernels_for
+from flowkern.ops._network import as_rows
+from flowkern.ops._network_call import Call
+from flowkern.ops._network_checks import check_network, check_packed
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive import call_of as forward_call
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
@@ -56,7 +59,8 @@ def autoregressive_chain(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tens
     if (
         torch.is_grad_enabled()
         or x.dtype in HALF
-        or chosen_backend(x, "autoregressive") != "native"
+        or not kernels_for(x, "autoregressive").on_cpu
+        or any(step.get("map") is not None and step["map"].kind not in MAPS for _, step in steps)
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled(x.device.type)
     ):
@@ -79,8 +83,8 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     packed: list[Tensor] = []
     plans: list[Tensor] = []
     masks: list[Tensor] = []
-    maps: list[int] = []
-    constants: list[float] = []
+    maps: list[Tensor] = []
+    inverses: list[int] = []
     for inverse, arguments in steps:
         call = _call(inverse, arguments)
         plan = call.plan
@@ -94,19 +98,20 @@ def _native(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
             packed.append(arguments["packed"])
         plans.append(plan.meta)
         masks.append(plan.mask_bytes)
-        maps += (inverse, *call.map[:2])
-        constants += call.map[2:]
+        maps += call.numbers
+        inverses.append(inverse)
     if any(t.is_meta for part in (weights, biases, addends, packed) for t in part):
         raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
     check_features("z" if steps[0][0] else "x", x, steps[0][1]["plan"].features)
     rows, added, batch = as_rows(x, addends)
     packed = packed if len(packed) == len(steps) else []
-    z, log_det = torch.ops.flowkern.autoregressive_chain(rows, weights, biases, added, packed, plans, masks, maps, constants)
+    z, log_det = torch.ops.flowkern.autoregressive_chain(rows, weights, biases, added, packed, plans, masks, maps, inverses)
     return (z, log_det) if len(batch) == 1 else (z.reshape(*batch, z.shape[-1]), log_det.reshape(batch))
 
 
 def _call(inverse: bool, arguments: dict[str, Any]) -> Call:
-    placed = arguments.get("scale", "exp"), arguments.get("placement", "standardize"), arguments.get("constants")
+    get = arguments.get
+    placed = get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
     return (inverse_call if inverse else forward_call)(arguments["plan"], *placed)
 
 

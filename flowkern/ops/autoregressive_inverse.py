@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import broadcast_batch
-from flowkern.ops._network import Call, dispatch, optional_biases
+from flowkern.ops._network import dispatch, optional_biases
+from flowkern.ops._network_call import Call
 from flowkern.ops._sweep import sweep
 from flowkern.ops.autoregressive import check_map, oracle
 from flowkern.plan import AutoregressivePlan
+from flowkern.univariate import UnivariateMap, affine_map
 
 
 def autoregressive_inverse(
@@ -25,6 +27,7 @@ def autoregressive_inverse(
     scale: str = "exp",
     placement: str = "standardize",
     constants: Sequence[float] | None = None,
+    map: UnivariateMap | None = None,
     addends: Sequence[Tensor] = (),
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -38,7 +41,7 @@ def autoregressive_inverse(
 
     Args:
         z: input (..., features).
-        weights, biases, plan, scale, placement, constants, addends, packed: as in :func:`autoregressive`.
+        weights, biases, plan, scale, placement, constants, map, addends, packed: as in :func:`autoregressive`.
 
     Returns:
         x (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
@@ -61,27 +64,33 @@ def autoregressive_inverse(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
-    call = call_of(plan, scale, placement, constants)
+    call = call_of(plan, scale, placement, constants, map)
     x, log_det = dispatch(call, z, weights, biases, addends, packed, name="z")
     return x, log_det
 
 
-def call_of(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
+def call_of(
+    plan: AutoregressivePlan,
+    scale: str,
+    placement: str,
+    constants: Sequence[float] | None,
+    map: UnivariateMap | None,
+) -> Call:
     """The constants of a call, made at the first one."""
-    constants = None if constants is None else tuple(constants)
-    key = ("autoregressive_inverse", scale, placement, constants)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, scale, placement, constants))
+    given: Any = (scale, placement, constants if constants is None else tuple(constants)) if map is None else map.key
+    key = ("autoregressive_inverse", given)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, map or affine_map(scale, placement, constants)))
 
 
-def _call(plan: AutoregressivePlan, scale: str, placement: str, constants: Sequence[float] | None) -> Call:
-    numbers, named = check_map(plan, scale, placement, constants)
-    slow = partial(oracle, reference.autoregressive_inverse, plan, named)
-    return Call("autoregressive_inverse", plan, numbers, slow, partial(_sweep_inverse, plan, named), solves=True)
+def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
+    check_map(plan, map)
+    slow = partial(oracle, reference.autoregressive_inverse, plan, map)
+    return Call("autoregressive_inverse", plan, map, slow, partial(_sweep_inverse, plan, map), solves=True)
 
 
 def _sweep_inverse(
     plan: AutoregressivePlan,
-    named: dict[str, Any],
+    map: UnivariateMap,
     z: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -93,8 +102,8 @@ def _sweep_inverse(
 
     def solve(features: Tensor, parameters: Tensor) -> Tensor:
         nonlocal log_det
-        x, part = reference.affine(z[..., features], *parameters.unbind(-1), **named, inverse=True)
-        log_det = log_det + part
+        x, log_slope = map.oracle(z[..., features], *parameters.unbind(-1), inverse=True)
+        log_det = log_det + log_slope.sum(-1)
         return x
 
     return sweep(solve, weights, optional_biases(plan, biases), plan, addends, tuple(batch)), log_det

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import broadcast_batch, check_float, check_like, check_raw
-from flowkern.backends import chosen_backend
+from flowkern._checks import broadcast_batch, check_float, check_like, check_parameters
+from flowkern.backends import kernels_for
 from flowkern.ops._rows import RowMap, apply_row_map
-from flowkern.univariate import constants_of, resolve
+from flowkern.univariate import UnivariateMap, affine_map
 
 
 def coupling(
     x: Tensor,
-    shift: Tensor,
-    raw: Tensor | None = None,
-    *,
+    *parameters: Tensor | None,
     transformed: slice | Tensor,
     scale: str = "exp",
     placement: str = "scale_shift",
     constants: Sequence[float] | None = None,
+    map: UnivariateMap | None = None,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""z with the transformed features z_d = f(x_d; shift, raw) and all others as they are, and log|det dz/dx|.
+    r"""z with the transformed features z_d = f(x_d; parameters) and all others as they are, and log|det dz/dx|.
 
     One read of x, one write of z and the row sums in the same pass; joining the two parts costs nothing.
 
     Args:
         x: input (..., features).
-        shift: shift t (..., transformed features), its batch shape broadcast with that of x.
-        raw: raw scale a, of the shape of ``shift``; ``None`` for the additive map, ``scale="none"``.
+        parameters: those of the map in their order, each (..., transformed features), their batch shapes broadcast with that
+            of x. An affine map takes the shift t and the raw scale a; the additive one, ``scale="none"``, the shift alone.
         transformed: which features are transformed, and by which column of the parameters: a slice, such as
             ``slice(3, None)`` for the second half or ``slice(1, None, 2)`` for every other; or for any mask an int64 tensor
             (features,) that holds each feature's column, -1 for those that pass.
         scale, placement, constants: the map, see :mod:`flowkern.univariate`. The default is RealNVP's z = x exp(a) + t.
+        map: any other univariate map, in the place of these three.
         inverse: evaluate the inverse map and its log-determinant.
 
     Returns:
@@ -59,28 +58,26 @@ def coupling(
     References:
         Density estimation using Real NVP (Dinh et al., 2017), equations 4 to 8; NICE (Dinh et al., 2015), equations 8 and 9.
     """
-    numbers = resolve(scale, placement, constants)
+    map = map or affine_map(scale, placement, constants)
     check_float("x", x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (..., features), got ()")
-    check_raw(raw, scale)
-    features, place, count = _features(transformed, x, shift)
-    parts = [shift] if raw is None else [shift, raw]
-    for name, t in zip(("shift", "raw"), parts, strict=False):
+    check_parameters(map, parameters)
+    given = [p for p in parameters if p is not None]
+    features, place, count = _features(transformed, x, given[0])
+    for name, t in zip(map.names, given, strict=True):
         check_like(name, t, x)
         if t.dim() == 0 or t.shape[-1] != count:
             raise ValueError(f"{name}: expected shape (..., {count}) for the transformed features, got {tuple(t.shape)}")
-    batch = broadcast_batch(x, parts, "shift, raw")
-    given = constants_of(scale, constants)
-    options: dict[str, Any] = {"scale": scale, "placement": placement, "constants": given, "inverse": inverse}
-    oracle: Callable[..., tuple[Tensor, Tensor]] = partial(reference.coupling, transformed=transformed, **options)
-    chosen = chosen_backend(x, "coupling")
-    if chosen not in ("native", "triton"):
-        return oracle(x, shift, raw)
-    return apply_row_map(RowMap(chosen, oracle, numbers, inverse, place, features), x, shift, raw, batch, count)
+    batch = broadcast_batch(x, given, ", ".join(map.names))
+    oracle = partial(reference.coupling, transformed=transformed, map=map.oracle, inverse=inverse)
+    kernels = kernels_for(x, "coupling", map)
+    if kernels.plain:
+        return oracle(x, *given)
+    return apply_row_map(RowMap(kernels, oracle, map, inverse, place, features), x, given, batch, count)
 
 
-def _features(transformed: slice | Tensor, x: Tensor, shift: Tensor) -> tuple[tuple[int, int, int], Tensor | None, int]:
+def _features(transformed: slice | Tensor, x: Tensor, like: Tensor) -> tuple[tuple[int, int, int], Tensor | None, int]:
     """Begin, step and count of the transformed features, the table in their stead, and the number of columns."""
     width = x.shape[-1]
     if isinstance(transformed, slice):
@@ -89,7 +86,7 @@ def _features(transformed: slice | Tensor, x: Tensor, shift: Tensor) -> tuple[tu
             raise ValueError(f"transformed: expected a slice with a positive step, got {transformed}")
         count = len(range(begin, end, step))
         return (begin, step, count), None, count
-    count = shift.shape[-1] if shift.dim() else 0
+    count = like.shape[-1] if like.dim() else 0
     if not isinstance(transformed, Tensor) or transformed.dtype is not torch.int64 or transformed.shape != (width,):
         got = f"{transformed.dtype} {tuple(transformed.shape)}" if isinstance(transformed, Tensor) else repr(transformed)
         raise ValueError(f"transformed: expected a slice or an int64 tensor ({width},), got {got}")

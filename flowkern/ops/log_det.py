@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import check_float
-from flowkern.backends import chosen_backend
+from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._rows import as_rows, namespace
 
 
@@ -39,15 +39,15 @@ def log_det(log_scale: Tensor) -> Tensor:
     check_float("log_scale", log_scale)
     if log_scale.dim() == 0:
         raise ValueError("log_scale: expected shape (..., features), got ()")
-    chosen = chosen_backend(log_scale, "log_det")
-    if chosen not in ("native", "triton"):
+    kernels = kernels_for(log_scale, "log_det")
+    if kernels.plain:
         return reference.log_det(log_scale)
     if torch.is_grad_enabled() and log_scale.requires_grad:
-        return LogDetFunction.apply(log_scale, chosen)
-    return _run(log_scale, chosen)
+        return LogDetFunction.apply(log_scale, kernels)
+    return _run(log_scale, kernels)
 
 
-def _run(log_scale: Tensor, kernels: str) -> Tensor:
+def _run(log_scale: Tensor, kernels: Kernels) -> Tensor:
     rows = as_rows(kernels, log_scale, log_scale.shape)
     return namespace(kernels).log_det(rows).reshape(log_scale.shape[:-1]).to(log_scale.dtype)
 
@@ -56,7 +56,7 @@ class LogDetFunction(torch.autograd.Function):
     """The gradient of a sum is plain PyTorch, so every derivative exists."""
 
     @staticmethod
-    def forward(ctx: Any, log_scale: Tensor, kernels: str) -> Tensor:
+    def forward(ctx: Any, log_scale: Tensor, kernels: Kernels) -> Tensor:
         ctx.shape = log_scale.shape
         return _run(log_scale, kernels)
 

@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.ops._network import Call, dispatch, optional_biases
+from flowkern.ops._network import dispatch, optional_biases
+from flowkern.ops._network_call import Call
 from flowkern.plan import AutoregressivePlan
 
 
@@ -51,7 +52,7 @@ def masked_mlp(
     References:
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), equations 9 and 10.
     """
-    call = plan.calls.get("masked_mlp") or plan.remember("masked_mlp", Call("masked_mlp", plan, (), partial(_oracle, plan)))
+    call = plan.calls.get("masked_mlp") or plan.remember("masked_mlp", Call("masked_mlp", plan, None, partial(_oracle, plan)))
     return dispatch(call, x, weights, biases, addends, packed)[0]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import check_float, check_like
-from flowkern.backends import chosen_backend
+from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._rows import as_rows, namespace
 
 
@@ -41,17 +41,17 @@ def normal_log_prob(z: Tensor, log_det: Tensor | None = None) -> Tensor:
         check_like("log_det", log_det, z, "z")
         if log_det.shape != z.shape[:-1]:
             raise ValueError(f"log_det: expected shape {tuple(z.shape[:-1])}, got {tuple(log_det.shape)}")
-    chosen = chosen_backend(z, "normal_log_prob")
-    if chosen not in ("native", "triton"):
+    kernels = kernels_for(z, "normal_log_prob")
+    if kernels.plain:
         return reference.normal_log_prob(z, log_det)
     if log_det is None:
         log_det = z.new_zeros(()).expand(z.shape[:-1])
     if torch.is_grad_enabled() and (z.requires_grad or log_det.requires_grad):
-        return NormalLogProbFunction.apply(z, log_det, chosen)
-    return _run(z, log_det, chosen)
+        return NormalLogProbFunction.apply(z, log_det, kernels)
+    return _run(z, log_det, kernels)
 
 
-def _run(z: Tensor, log_det: Tensor, kernels: str) -> Tensor:
+def _run(z: Tensor, log_det: Tensor, kernels: Kernels) -> Tensor:
     dtype, batch = z.dtype, z.shape[:-1]
     rows = as_rows(kernels, z, z.shape)
     out = namespace(kernels).normal_log_prob(rows, log_det.to(rows.dtype).reshape(-1))
@@ -62,7 +62,7 @@ class NormalLogProbFunction(torch.autograd.Function):
     """The gradient is plain PyTorch, so every derivative exists."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, log_det: Tensor, kernels: str) -> Tensor:
+    def forward(ctx: Any, z: Tensor, log_det: Tensor, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(z)
         return _run(z, log_det, kernels)
 

@@ -1,6 +1,6 @@
 """The oracle of every operator: plain PyTorch, any float dtype, differentiable twice. It imports only torch."""
 
-from flowkern.reference.affine import affine
+from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
 from flowkern.reference.autoregressive_chain import autoregressive_chain
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
@@ -12,6 +12,7 @@ from flowkern.reference.normal_log_prob import normal_log_prob
 
 __all__ = [
     "affine",
+    "affine_map",
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",

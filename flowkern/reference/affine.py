@@ -1,6 +1,8 @@
-"""Oracle of ``affine``: the univariate maps by their formulas."""
+"""Oracle of ``affine``: the affine maps by their formulas."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +38,8 @@ def scale_of(raw: Tensor | None, scale: str, constants: tuple[float, ...]) -> tu
     raise ValueError(f"scale: unknown name {scale!r}")
 
 
-def affine(
-    x: Tensor,
+def affine_map(
+    u: Tensor,
     shift: Tensor,
     raw: Tensor | None = None,
     *,
@@ -46,22 +48,28 @@ def affine(
     constants: tuple[float, ...] = (),
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(z, log_det) of the rows of x, as `flowkern.ops.affine` defines them; every constant must be given."""
-    x, shift = torch.broadcast_tensors(x, shift)
+    """v and log|dv/du| element by element, for the inverse u and log|du/dv|; every constant must be given."""
+    u, shift = torch.broadcast_tensors(u, shift)
     if scale == "none":
-        s, log_s = torch.ones_like(x), torch.zeros_like(x)
+        s, log_s = torch.ones_like(u), torch.zeros_like(u)
     else:
         s, log_s = scale_of(raw, scale, constants)
     if placement == "scale_shift":
-        z, log_slope = ((x - shift) / s, -log_s) if inverse else (x * s + shift, log_s)
+        v, log_slope = ((u - shift) / s, -log_s) if inverse else (u * s + shift, log_s)
     elif placement == "standardize":
-        z, log_slope = (x * s + shift, log_s) if inverse else ((x - shift) / s, -log_s)
+        v, log_slope = (u * s + shift, log_s) if inverse else ((u - shift) / s, -log_s)
     elif placement == "shift_scale":
-        z, log_slope = (x / s - shift, -log_s) if inverse else ((x + shift) * s, log_s)
+        v, log_slope = (u / s - shift, -log_s) if inverse else ((u + shift) * s, log_s)
     elif placement == "gate":
         rest = (1 - s) * shift
-        z, log_slope = ((x - rest) / s, -log_s) if inverse else (s * x + rest, log_s)
+        v, log_slope = ((u - rest) / s, -log_s) if inverse else (s * u + rest, log_s)
     else:
         raise ValueError(f"placement: unknown name {placement!r}")
     # A row that is not finite has no log-det; the difference is zero for all others.
-    return z, (log_slope + (x - x).detach()).sum(-1)
+    return v, log_slope + (u - u).detach()
+
+
+def affine(x: Tensor, shift: Tensor, raw: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+    """(z, log_det) of the rows of x, as `flowkern.ops.affine` defines them; every constant must be given."""
+    z, log_slope = affine_map(x, shift, raw, **options)
+    return z, log_slope.sum(-1)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 import flowkern as fk
 from flowkern.adapters import engine, library, state
+from flowkern.univariate import Affine
 
 zuko = pytest.importorskip("zuko")
 nflows_autoregressive = pytest.importorskip("nflows.transforms.autoregressive")
@@ -537,7 +538,7 @@ def test_a_layer_of_ones_own_library() -> None:
 
     def read(layer: Any) -> Any:
         root, made = "nflows.transforms.made.", layer.autoregressive_net
-        network = fk.adapters.Network(5, 0, scale="exp", placement="scale_shift", constants=(), scale_first=True)
+        network = fk.adapters.PeerNetwork(5, 0, Affine("exp", "scale_shift"), parameter_order=(1, 0))
         stream = network.add(nflows.linear(root, made.initial_layer))
         for block in made.blocks:
             stream = nflows.add_residual_block(network, root, block, stream)

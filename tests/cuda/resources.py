@@ -49,9 +49,9 @@ class Usage:
 def usage(architecture: str) -> dict[str, Usage]:
     """Of every kernel of an architecture."""
     found: dict[str, Usage] = {}
-    for operator in code.OPERATORS:
-        built = code.built_file(operator, ARCHITECTURES[architecture][0])
-        cubin = built.read_bytes() if built else code.compile_kernels(operator, architecture)
+    for one in code.every_code():
+        built = code.built_file(one, ARCHITECTURES[architecture][0])
+        cubin = built.read_bytes() if built else code.compile_kernels(one, architecture)
         needs, listing = read_cubin(cubin, ("cuobjdump", "--dump-resource-usage"), ("cuobjdump", "--dump-sass"))
         bodies = dict(re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*Function : |\Z)", listing, re.DOTALL))
         pattern = r"Function (\w+):\s*\n?\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"

@@ -16,7 +16,7 @@ import torch
 from flowkern.cuda import code, launch
 
 resources = pytest.importorskip("resources", reason="needs the tools that Triton brings")
-KERNEL = "autoregressive_inverse_tf32_r16"
+CODE, KERNEL = code.Code("autoregressive_inverse", "affine"), "autoregressive_inverse_tf32_r16"
 
 
 @pytest.mark.slow
@@ -42,18 +42,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_kernel_is_compiled_at_its_first_use_and_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = code.compile_kernels("autoregressive_inverse", "sm_90", KERNEL)
+    made = code.compile_kernels(CODE, "sm_90", KERNEL)
     assert KERNEL.encode() in made
     assert b"autoregressive_inverse_f64_r16" not in made
     assert [p.read_bytes() for p in cache.iterdir()] == [made]
     monkeypatch.setattr(code.importlib.import_module("cuda.core"), "Program", None)
-    assert code.compile_kernels("autoregressive_inverse", "sm_90", KERNEL) == made
+    assert code.compile_kernels(CODE, "sm_90", KERNEL) == made
 
 
 def test_without_a_cache_it_still_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert b"pack_bf16" in code.compile_kernels("pack", "sm_80")
+    assert b"pack_bf16" in code.compile_kernels(code.Code("pack"), "sm_80")
 
 
 def test_the_built_code_that_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_the_built_code_that_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / f"pack.{name}.cubin").touch()
 
     def found(*capability: int) -> str | None:
-        file = code.built_file("pack", capability)  # type: ignore[arg-type]
+        file = code.built_file(code.Code("pack"), capability)  # type: ignore[arg-type]
         return file and file.name.split(".")[1]
 
     assert [found(8, 0), found(8, 9), found(9, 0), found(10, 3), found(12, 0)] == ["sm_80", "sm_80", "sm_90a", "sm_100", None]
@@ -76,9 +76,9 @@ def test_code_older_than_its_sources_does_not_count(tmp_path: Path, monkeypatch:
         file.touch()
     monkeypatch.setattr(code, "_HERE", tmp_path)
     monkeypatch.setattr(code, "sources", lambda: tmp_path / "csrc")
-    assert code.built_file("pack", (8, 0)) == built
+    assert code.built_file(code.Code("pack"), (8, 0)) == built
     os.utime(built, (0, 0))
-    assert code.built_file("pack", (8, 0)) is None
+    assert code.built_file(code.Code("pack"), (8, 0)) is None
 
 
 def test_what_keeps_the_kernels_from_running_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_what_keeps_the_kernels_from_running_is_said(tmp_path: Path, monkeypatch
 
 
 def test_arguments_are_as_large_as_the_kernels_think() -> None:
-    assert (ctypes.sizeof(launch.SweepArguments), ctypes.sizeof(launch.PackArguments)) == (2280, 2680)
+    assert (ctypes.sizeof(launch.SweepArguments), ctypes.sizeof(launch.PackArguments)) == (2360, 2680)
 
 
 @pytest.mark.parametrize(("capability", "attribute"), [((9, 0), "CLUSTER_DIMENSION"), ((8, 0), "COOPERATIVE")])
@@ -130,7 +130,7 @@ def test_a_launch_as_the_driver_receives_it(
     monkeypatch.setattr(code, "built_file", lambda *_: None)
     gpu, arguments = code.Gpu(0), launch.SweepArguments(tiles=5)
     for group in (1, 8):
-        gpu.launch(KERNEL, 40, 256, arguments, 1000, group)
+        gpu.launch(CODE, KERNEL, 40, 256, arguments, 1000, group)
     assert gpu.shared_bytes == 232448
     assert seen["cuCtxSetCurrent"] == [(5,)] * 2  # this thread has no context, or another
     assert seen["cuThreadExchangeStreamCaptureMode"][-1] == ("before",)

@@ -105,7 +105,7 @@ def test_opcheck() -> None:
     plan, ops = net.plan, torch.ops.flowkern_cuda
     x, addends = torch.randn(5, 4), [torch.randn(5, 8), torch.randn(5, 6)]
     parts = [w.float() for w in net.weights], [b.float() for b in net.biases], addends
-    numbers, checks = (1, 1, 0.0, 0.0), ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    numbers, checks = ("affine", (1, 1), ()), ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for keep in (True, False):
         torch.library.opcheck(ops.autoregressive_inverse, (x, *parts, plan.key, "ieee", *numbers, keep), test_utils=checks)
     *_, state = ops.autoregressive_inverse(x, *parts, plan.key, "ieee", *numbers, True)

@@ -40,9 +40,8 @@ from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradi
 from flowkern.kernels.log_det import log_det
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
-from flowkern.ops._rows import RowMap
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PLACEMENTS, SCALES, resolve
+from flowkern.univariate import PLACEMENTS, SCALES, Affine
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,8 @@ def network_launches(
     biases = [b.to(rows) for b in net.biases]
     x = torch.zeros(256, net.plan.features, dtype=rows)
     addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
-    map = resolve(scale, placement, None)
+    univariate = Affine(scale, placement)
+    map = univariate.family, univariate.options, univariate.constants
 
     def run() -> None:
         config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
@@ -187,12 +187,13 @@ def row_launches(dtype: str, width: int, scale: str, placement: str, inverse: bo
     count = width // 2 if step else 0
     x, part = torch.zeros(64, width, dtype=t), torch.zeros(64, count or width, dtype=t)
     place = torch.zeros(width, dtype=torch.int64) if features == "table" else None
-    map = resolve(scale, placement, None)
-    rebuild = RowMap("triton", affine, map, inverse).needs == "output"
+    univariate = Affine(scale, placement)
+    map, parameters = (univariate.family, univariate.options, univariate.constants), [part] * univariate.count
+    rebuild = univariate.reads(inverse).output
 
     def run() -> None:
-        z, found = affine(x, part, part, place, (begin, step, count), inverse, map)
-        affine_gradients(z, found, x, part, part, place, (begin, step, count), rebuild, inverse, map)
+        z, found = affine(x, parameters, place, (begin, step, count), inverse, map)
+        affine_gradients(z, found, x, parameters, place, (begin, step, count), rebuild, inverse, map)
 
     label = f"{dtype}, {width} features, {features}, {scale} {placement}{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="rows", gathered="yes" if features in ("alternating", "table") else "no")

@@ -68,7 +68,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "graph, deep": {"features": 9, "hidden": (20, 20, 20, 20), "masks": "dag"},
     "reversed": {"features": 7, "order": list(range(7))[::-1]},
     "parameter major": {"layout": "parameter_major"},
-    "scale first": {"scale_first": True},
+    "scale first": {"parameter_order": (1, 0)},
     "no biases": {"biases": [False, False, False]},
 }
 
@@ -172,7 +172,7 @@ def any_network(operator: str, kernels: str, draw: Callable[..., Any]) -> None:
         "scale": draw(st.sampled_from(SCALES)),
         "placement": draw(st.sampled_from(PLACEMENTS)),
         "layout": "feature_major" if masks == "dag" else draw(st.sampled_from(["feature_major", "parameter_major"])),
-        "scale_first": draw(st.booleans()),
+        "parameter_order": draw(st.sampled_from([None, (1, 0)])),
     }
     batch = draw(st.sampled_from([0, 1, 3, 17, 40, 65]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))

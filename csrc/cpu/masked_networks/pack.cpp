@@ -1,5 +1,5 @@
 // Masks, permutes and lays out the weights: the panels that every masked-network kernel reads.
-#include "cpu/kernels.h"
+#include "cpu/masked_networks/kernels.h"
 
 namespace flowkern::FK_ISA {
 

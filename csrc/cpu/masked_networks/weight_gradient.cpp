@@ -2,7 +2,7 @@
 //
 // They are summed in the sorted order of the plan, where whole vectors are stored, and put in the order of the tensors
 // once at the end (measured: docs/measured.md).
-#include "cpu/kernels.h"
+#include "cpu/masked_networks/kernels.h"
 #include "flowkern/simd.h"
 
 namespace flowkern::FK_ISA {

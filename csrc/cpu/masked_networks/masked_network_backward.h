@@ -1,7 +1,7 @@
 // Cotangents of a masked network on one bulk tile; the gradients of its weights follow in weight_gradient.cpp.
 #pragma once
 
-#include "cpu/masked_network.h"
+#include "cpu/masked_networks/masked_network.h"
 
 namespace flowkern::FK_ISA {
 
@@ -247,38 +247,5 @@ class TileGradient {
   T* residual_[kMaxHidden];
   T* spare_;
 };
-
-// Calls f(get, put) once for each group of rows that fits into a vector of doubles: get(p) reads the group's values
-// from p, and put(p, v) writes them, converted from and to T.
-template <class T, int R, class F>
-FK_INLINE void for_row_groups(F f) {
-  if constexpr (sizeof(T) == 8) {
-    for (int r = 0; r < R; ++r) f([&](const T* p) { return p[r]; }, [&](T* p, double v) { p[r] = v; });
-  } else {
-    constexpr int H = kLanes<float> / 2;
-    for (int r = 0; r < R; r += H)
-      f([&](const T* p) { return __builtin_convertvector(load<detail::HalfF>(p + r), VecD); },
-        [&](T* p, VecD v) { store(p + r, __builtin_convertvector(v, detail::HalfF)); });
-  }
-}
-
-// Cotangents of one feature: of u and of its parameters, shift first.
-template <class T, int R>
-FK_INLINE void map_gradient_rows(const UnivariateMap& map, const T* u, const T* parameters, const T* g_v,
-                                 const T* g_log_det, int64_t count, T* g_u, T* g_parameters) {
-  const T* raw = parameters + (count - 1) * R;
-  for_row_groups<T, R>([&](auto get, auto put) {
-    const auto g = map_backward(map, get(u), get(parameters), get(raw), get(g_v), get(g_log_det));
-    put(g_u, g.u);
-    if (count == 2) put(g_parameters + R, g.a);
-    put(g_parameters, g.t);
-  });
-}
-
-// minus_v = -(g + network part) / (dv/du).
-template <class T, int R>
-FK_INLINE void solve_gradient_rows(const UnivariateMap& map, const T* raw, const T* g, const T* network, T* minus_v) {
-  for_row_groups<T, R>([&](auto get, auto put) { put(minus_v, -(get(g) + get(network)) / map_slope(map, get(raw))); });
-}
 
 }  // namespace flowkern::FK_ISA

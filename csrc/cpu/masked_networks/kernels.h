@@ -1,26 +1,12 @@
-// The CPU kernels as seen from csrc/ops: plain functions on raw pointers, one table per instruction set.
+// The CPU kernels of masked networks as seen from csrc/ops: plain functions on raw pointers.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/maps/kernels.h"
 #include "flowkern/plan_view.h"
-#include "flowkern/univariate_map.h"
 
 namespace flowkern {
-
-// A matrix of T with strides in elements; `data` is null where there is none.
-template <class T>
-struct Matrix {
-  T* data = nullptr;
-  int64_t row_stride = 0, column_stride = 0;
-  T& operator()(int64_t r, int64_t c) const { return data[r * row_stride + c * column_stride]; }
-};
-
-// The features of a coupling layer that are transformed, in the order of the columns of their parameters.
-struct Transformed {
-  const int64_t* features;
-  int64_t count, width;
-};
 
 // A masked network, its packed weights, and the rows that it is applied to.
 template <class T>
@@ -58,10 +44,10 @@ struct WeightGradient {
   T* const* biases;   // result, added to
 };
 
-// Kernels of one element type and one instruction set. A tile is a group of rows processed together, one row per
+// A tile is a group of rows processed together, one row per
 // vector lane: `tile_rows` of them in bulk, or one of `small_rows` where lanes run over units instead.
 template <class T>
-struct Kernels {
+struct MaskedNetworkKernels {
   int64_t tile_rows;
   int64_t small_rows[2];  // 1, and 4 or 2
 
@@ -70,36 +56,20 @@ struct Kernels {
 
   // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan) tile rows.
   void (*masked_mlp[3])(const Network<T>&, Matrix<const T> x, T* parameters, T* saved, int64_t tile, T* scratch);
-  void (*autoregressive[3])(const Network<T>&, const UnivariateMap&, Matrix<const T> x, T* z, T* log_det, T* saved,
+  void (*autoregressive[3])(const Network<T>&, const Map<T>&, Matrix<const T> x, T* z, T* log_det, T* saved,
                             int64_t tile, T* scratch);
-  void (*autoregressive_inverse[3])(const Network<T>&, const UnivariateMap&, Matrix<const T> z, T* x, T* log_det,
+  void (*autoregressive_inverse[3])(const Network<T>&, const Map<T>&, Matrix<const T> z, T* x, T* log_det,
                                     T* saved, int64_t tile, T* scratch);
 
   void (*masked_mlp_backward)(const Network<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
-  void (*autoregressive_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t tile,
+  void (*autoregressive_backward)(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
                                   T* scratch);
-  void (*autoregressive_inverse_backward)(const Network<T>&, const UnivariateMap&, const TileBackward<T>&, int64_t tile,
+  void (*autoregressive_inverse_backward)(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
                                           T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
   // After the last group: the weights' gradients from the sums of the chunks [begin, end).
   void (*unpack)(const WeightGradient<T>&, int linear, int64_t begin, int64_t end);
-
-  void (*affine)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
-                 int64_t columns, T* z, T* log_det, int64_t row_begin, int64_t row_end);
-  // `rebuild`: x holds the output of the map, from which the input is found.
-  void (*affine_backward)(const UnivariateMap&, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
-                          Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, int64_t columns, T* g_x,
-                          T* g_shift, T* g_raw, int64_t row_begin, int64_t row_end);
-  // `scratch` holds three rows.
-  void (*coupling)(const UnivariateMap&, bool inverse, Matrix<const T> x, Matrix<const T> shift, Matrix<const T> raw,
-                   const Transformed&, T* z, T* log_det, T* scratch, int64_t row_begin, int64_t row_end);
-  void (*coupling_backward)(const UnivariateMap&, bool rebuild, bool inverse, Matrix<const T> x, Matrix<const T> shift,
-                            Matrix<const T> raw, Matrix<const T> g_z, Matrix<const T> g_log_det, const Transformed&,
-                            T* g_x, T* g_shift, T* g_raw, T* scratch, int64_t row_begin, int64_t row_end);
-  void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);
-  void (*normal_log_prob)(Matrix<const T> z, Matrix<const T> log_det, int64_t columns, T* out, int64_t row_begin,
-                          int64_t row_end);
 };
 
 // Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its
@@ -128,7 +98,6 @@ inline int64_t sums_offset(const PlanView& plan, int linear, int64_t tile_rows) 
   return offset;
 }
 
-template <class T>
-const Kernels<T>& kernels();  // of the widest instruction set that runs here; see cpu/dispatch.cpp
-
 }  // namespace flowkern
+
+FK_KERNELS(MaskedNetworkKernels, masked_network_kernels)

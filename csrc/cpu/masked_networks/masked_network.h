@@ -6,9 +6,8 @@
 // level, so what a unit may read is a prefix of its source, and a block of levels is a range of rows.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/masked_networks/kernels.h"
 #include "flowkern/activations.h"
-#include "flowkern/univariate.h"
 
 namespace flowkern::FK_ISA {
 
@@ -232,41 +231,5 @@ class Tile {
   int64_t first_row_, rows_;
   T* ungated_[kMaxHidden];  // where a gated layer keeps its value before the gate, or null
 };
-
-// Applies a map f(u, shift, raw) -> MapValue to one feature of R rows. float rows are converted to vectors of doubles
-// and back, a few rows at a time. The value goes to `value` (which may alias an input), the log-slope is added to
-// `sum`.
-template <class T, int R, class F>
-FK_INLINE void map_rows(F f, const T* u, const T* shift, const T* raw, T* value, double* sum) {
-  if constexpr (sizeof(T) == 8) {
-    for (int r = 0; r < R; ++r) {
-      const auto m = f(u[r], shift[r], raw[r]);
-      value[r] = m.v;
-      sum[r] += m.log_slope;
-    }
-  } else {
-    constexpr int W = kLanes<float>, H = W / 2;
-    for (int r = 0; r < R; r += W) {
-      const int n = R < W ? R : W;
-      const auto get = [&](const T* p) { return widen(n == W ? load<Vec<T>>(p + r) : load_part<Vec<T>>(p + r, n)); };
-      const Wide wu = get(u), wt = get(shift), wa = get(raw);
-      Wide v;
-      for (int h = 0; h < 2; ++h) {
-        const auto m = f(wu.half[h], wt.half[h], wa.half[h]);
-        v.half[h] = m.v;
-        const int64_t left = n - h * H;
-        double* s = sum + r + h * H;
-        if (left >= H)
-          store(s, load<VecD>(s) + m.log_slope);
-        else if (left > 0)
-          store_part(s, load_part<VecD>(s, left) + m.log_slope, left);
-      }
-      if (n == W)
-        store(value + r, narrow(v));
-      else
-        store_part(value + r, narrow(v), n);
-    }
-  }
-}
 
 }  // namespace flowkern::FK_ISA

@@ -1,5 +1,5 @@
 // A whole masked network: x -> parameters of every feature.
-#include "cpu/masked_network_backward.h"
+#include "cpu/masked_networks/masked_network_backward.h"
 
 namespace flowkern::FK_ISA {
 

@@ -1,0 +1,46 @@
+// The kernels of masked networks for one instruction set.
+#include "cpu/masked_networks/kernels.h"
+#include "flowkern/simd.h"
+
+namespace flowkern::FK_ISA {
+
+template <class T>
+void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
+template <class T, int R>
+void masked_mlp(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);
+template <class T, int R>
+void autoregressive(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
+template <class T, int R>
+void autoregressive_inverse(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
+template <class T>
+void masked_mlp_backward(const Network<T>&, const TileBackward<T>&, int64_t, T*);
+template <class T>
+void autoregressive_backward(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
+template <class T>
+void autoregressive_inverse_backward(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
+template <class T>
+void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
+template <class T>
+void unpack(const WeightGradient<T>&, int, int64_t, int64_t);
+template <class T>
+const MaskedNetworkKernels<T>& masked_network_kernels() {
+  static constexpr MaskedNetworkKernels<T> kTable = {
+      .tile_rows = kTileRows<T>,
+      .small_rows = {1, kSmallRows<T>},
+      .pack = &pack<T>,
+      .masked_mlp = {&masked_mlp<T, 1>, &masked_mlp<T, kSmallRows<T>>, &masked_mlp<T, kTileRows<T>>},
+      .autoregressive = {&autoregressive<T, 1>, &autoregressive<T, kSmallRows<T>>, &autoregressive<T, kTileRows<T>>},
+      .autoregressive_inverse = {&autoregressive_inverse<T, 1>, &autoregressive_inverse<T, kSmallRows<T>>,
+                                 &autoregressive_inverse<T, kTileRows<T>>},
+      .masked_mlp_backward = &masked_mlp_backward<T>,
+      .autoregressive_backward = &autoregressive_backward<T>,
+      .autoregressive_inverse_backward = &autoregressive_inverse_backward<T>,
+      .weight_gradient = &weight_gradient<T>,
+      .unpack = &unpack<T>,
+  };
+  return kTable;
+}
+template const MaskedNetworkKernels<float>& masked_network_kernels<float>();
+template const MaskedNetworkKernels<double>& masked_network_kernels<double>();
+
+}  // namespace flowkern::FK_ISA

@@ -1,0 +1,8 @@
+"""What is registered from Python, one file per family: the operators of GPU kernels, and the shapes of all operators.
+
+The operators of the CPU kernels are registered by csrc/ops.
+"""
+
+from flowkern.bindings import masked_networks, rows
+
+__all__ = ["masked_networks", "rows"]

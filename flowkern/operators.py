@@ -1,0 +1,38 @@
+"""The operators: one row each. Whatever must know all of them iterates over these."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["OPERATORS", "Operator"]
+
+
+class Operator(NamedTuple):
+    """An operator: its name everywhere, its family, where it has kernels, what their GPU must be able to do at least.
+
+    A family shares a folder in csrc/cpu, a file of flowkern/bindings, a benchmark. ``cpu`` and ``cuda`` are native kernels.
+    ``serves``: the operator whose kernels it runs, where it has none of its own.
+    """
+
+    name: str
+    family: str
+    kernels: tuple[str, ...]
+    serves: str = ""
+    capability: tuple[int, int] = (8, 0)
+
+
+OPERATORS = {
+    row.name: row
+    for row in (
+        Operator("affine", "rows", ("cpu", "triton"), serves="coupling"),
+        Operator("coupling", "rows", ("cpu", "triton")),
+        Operator("iaf_step", "rows", ("cpu", "triton"), serves="coupling"),
+        Operator("log_det", "rows", ("cpu", "triton")),
+        Operator("normal_log_prob", "rows", ("cpu", "triton")),
+        Operator("masked_mlp", "masked_networks", ("cpu", "triton")),
+        Operator("autoregressive", "masked_networks", ("cpu", "triton")),
+        Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda")),
+        Operator("autoregressive_chain", "masked_networks", ("cpu",)),
+        Operator("pack", "masked_networks", ("cpu",)),
+    )
+}

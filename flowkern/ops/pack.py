@@ -1,0 +1,36 @@
+"""The weights of a masked network as the CPU kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkern._checks import HALF
+from flowkern.backends import native_obstacle
+from flowkern.ops._network_checks import check_parameters
+from flowkern.plan import AutoregressivePlan
+
+
+def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """The masked, sorted and packed weights that the kernels read; every call makes them unless it is given them.
+
+    Args:
+        plan: the network.
+        weights, biases: its float32 or float64 parameters on the CPU.
+
+    Returns:
+        One vector of their dtype, in the layout of the plan.
+
+    Raises:
+        TypeError, ValueError: for parameters that do not fit the plan.
+        RuntimeError: where there is no native kernel that would read the result.
+    """
+    check_parameters(weights, biases, plan)
+    if weights[0].dtype in HALF:
+        raise TypeError(f"weights: expected float32 or float64, got {weights[0].dtype}")
+    reason = native_obstacle(weights[0], "pack")
+    if reason is not None:
+        raise RuntimeError(f"pack: {reason}")
+    return torch.ops.flowkern.pack(weights, biases, plan.meta, plan.mask_bytes, plan.packed_size)

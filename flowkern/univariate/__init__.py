@@ -1,0 +1,10 @@
+"""Univariate maps u -> v as values: what they are called, how many parameters a feature has, their constants.
+
+Operators and layers take a map as ``map=``; the affine ones also by name, as ``scale=``, ``placement=`` and ``constants=``, see
+:mod:`flowkern.univariate.affine`.
+"""
+
+from flowkern.univariate.affine import PLACEMENTS, SCALES, Affine, affine_map, default_constants
+from flowkern.univariate.map import Reads, UnivariateMap
+
+__all__ = ["PLACEMENTS", "SCALES", "Affine", "Reads", "UnivariateMap", "affine_map", "default_constants"]

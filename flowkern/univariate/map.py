@@ -1,0 +1,84 @@
+"""What a univariate map is to operators and kernels."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkern.plan import outside_modes
+
+OPTIONS = CONSTANTS = 8  # at most; csrc/include/flowkern/univariate.h has room for so many
+
+
+class Reads(NamedTuple):
+    """What the gradients of a map depend on: its output in place of its input, and which of its parameters."""
+
+    output: bool
+    parameters: tuple[int, ...]
+
+
+class UnivariateMap:
+    """A monotone map u -> v of single numbers, with parameters for every feature.
+
+    A value: frozen, hashable, equal to every map of the same numbers. A family of maps is a subclass, a frozen dataclass whose
+    fields say in words what ``options`` and ``constants`` say in numbers; it gives its oracle, and its kernels where there are
+    any are in files with its name: ``csrc/include/flowkern/maps/<family>.h``, ``kernels/maps/<family>.py``.
+
+    Attributes:
+        family: the name of its files.
+        kind: its number in the C++ kernels.
+        names: what errors call the parameters of a feature.
+        options: whole numbers that kernels branch on.
+        constants: numbers that they compute with.
+        key: the map as a string, which torch.compile takes for a constant.
+        numbers: the map as the CPU kernels take it: kind, count, options and constants, one vector of doubles on the CPU.
+    """
+
+    family: ClassVar[str]
+    kind: ClassVar[int]
+    key: str
+    numbers: Tensor
+
+    def __post_init__(self) -> None:
+        """Made at once, since a call that is traced cannot; a family that checks its fields calls this at the end."""
+        options, constants = self.options, self.constants
+        object.__setattr__(self, "key", f"{self.family}{options}{constants}")
+        if len(options) > OPTIONS or len(constants) > CONSTANTS:
+            raise ValueError(f"{type(self).__name__}: at most {OPTIONS} options and {CONSTANTS} constants fit, got {self.key}")
+        words: list[float] = [self.kind, self.count, *options, *[0] * (OPTIONS - len(options)), *constants]
+        words += [0] * (CONSTANTS - len(constants))
+        with outside_modes():
+            object.__setattr__(self, "numbers", torch.tensor(words, dtype=torch.float64, device="cpu"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """Parameters of a feature."""
+        return len(self.names)
+
+    def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """v and log|dv/du|, or for the inverse u and log|du/dv|, element by element, in plain PyTorch, differentiable twice.
+
+        Where the input is not finite, the second is NaN.
+        """
+        raise NotImplementedError
+
+    def reads(self, inverse: bool) -> Reads:
+        """What the kernels of the gradient read; a family that needs less may say so, and less is kept."""
+        return Reads(False, tuple(range(self.count)))
+
+    def __deepcopy__(self, memo: dict) -> UnivariateMap:
+        return self  # immutable

@@ -1,0 +1,74 @@
+"""Packing: masked, sorted weights as blocks, and the sorted biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flowkern.kernels import _launch
+from flowkern.kernels._tables import DeviceTables
+
+
+@triton.jit
+def pack_kernel(
+    weights, weight_rows, weight_columns, widths, biases, bias_steps, packed, packed_biases,
+    table, gathered, bias_gathered, tile_linear_at, bias_linear_at, tiles,
+    LINEARS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program i < tiles writes one block of weights, masked entries as zeros; the others one block of biases each."""
+    i = tl.program_id(0)
+    if i < tiles:
+        linear = tl.load(table + tile_linear_at + i)
+        pack_block(weights, weight_rows, weight_columns, widths, packed, gathered, linear, i, LINEARS, BLOCK * BLOCK)
+    else:
+        linear = tl.load(table + bias_linear_at + i - tiles)
+        pack_biases(biases, bias_steps, packed_biases, bias_gathered, linear, i - tiles, LINEARS, BLOCK)
+
+
+@triton.jit
+def pack_block(
+    weights, weight_rows, weight_columns, widths, packed, gathered, linear, i, LINEARS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    e = i.to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    origin = tl.load(gathered + e)
+    value = tl.zeros([SIZE], packed.dtype.element_ty)
+    for j in tl.static_range(LINEARS):
+        if linear == j:
+            at = (origin // widths[j]).to(tl.int64) * weight_rows[j] + origin % widths[j] * weight_columns[j]
+            value = tl.load(weights[j] + at, origin >= 0, 0)
+    tl.store(packed + e, value)
+
+
+@triton.jit
+def pack_biases(biases, bias_steps, packed, gathered, linear, i, LINEARS: tl.constexpr, SIZE: tl.constexpr):
+    e = i * SIZE + tl.arange(0, SIZE)
+    origin = tl.load(gathered + e)
+    value = tl.zeros([SIZE], packed.dtype.element_ty)
+    for j in tl.static_range(LINEARS):
+        if linear == j:
+            value = tl.load(biases[j] + origin * bias_steps[j], origin >= 0, 0)
+    tl.store(packed + e, value)
+
+
+def pack(tables: DeviceTables, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Blocks of masked, sorted weights, and the sorted biases of all layers."""
+    host, plan, block = tables.host, tables.host.plan, tables.config.block
+    found = iter(biases)
+    # A layer without a bias is given another tensor, of which nothing is read.
+    none = biases[0] if biases else weights[0]
+    each = [next(found) if has else none for has in plan.biases]
+    packed = weights[0].new_empty(len(host.gathered))
+    packed_biases = (biases[0] if biases else weights[0]).new_empty(host.bias_size)
+    with _launch.on(packed):
+        pack_kernel[(host.blocks + host.bias_size // block,)](
+            weights=tuple(weights), weight_rows=tuple(w.stride(0) for w in weights),
+            weight_columns=tuple(w.stride(1) for w in weights), widths=tuple(max(w.shape[1], 1) for w in weights),
+            biases=tuple(each), bias_steps=tuple(b.stride(0) for b in each), packed=packed, packed_biases=packed_biases,
+            table=tables.table, gathered=tables.gathered, bias_gathered=tables.bias_gathered,
+            tile_linear_at=host.tile_linear_at, bias_linear_at=host.bias_linear_at, tiles=host.blocks,
+            LINEARS=len(weights), BLOCK=block, num_warps=8,
+        )  # fmt: skip
+    return packed, packed_biases
