@@ -243,7 +243,7 @@ def test_other_training_steps(benchmark: Any, kind: str, implementation: str) ->
     """A MADE with a Bernoulli head, and eight affine coupling layers with networks of their own."""
     torch.manual_seed(0)
     if kind == "MADE":
-        model: Any = fk.flows.MADE(784, "bernoulli", (1024, 1024)).cuda()
+        model: Any = fk.models.MADE(784, "bernoulli", (1024, 1024)).cuda()
         x = (torch.rand(1024, 784, device="cuda") < 0.5).float()
         text = "D=784, 1024x2, B=1024"
     else:

@@ -23,7 +23,7 @@ def _is_command_line() -> bool:
 
 
 if not _is_command_line():
-    from flowkern import adapters, flows, nn, ops, reference
+    from flowkern import adapters, flows, models, nn, ops, reference
     from flowkern.adapters import accelerate, explain, restore
     from flowkern.backends import backend
     from flowkern.nn.made import frozen
@@ -48,6 +48,7 @@ __all__ = [
     "explain",
     "flows",
     "frozen",
+    "models",
     "nn",
     "ops",
     "reference",

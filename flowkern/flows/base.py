@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,16 +11,19 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flowkern import ops
-from flowkern._checks import check_features, check_float, sizes, whole_number
+from flowkern._checks import check_float, sizes, whole_number
+from flowkern.config import configured
+from flowkern.nn.checks import check_event, event_size
 from flowkern.nn.heads import randn
 
 
 class Base(Protocol):
     """The base of a flow: any object with these two methods, a torch.distributions.Distribution included.
 
-    One that has ``sample`` instead of ``rsample``, or whose ``has_rsample`` is False, gives samples without gradients. The
-    methods may also take ``context``, ``generator`` and ``chunk_size`` keywords; they are passed where the signature has
-    them. A base with an attribute ``conditional`` that is False is given no context.
+    Its ``event_shape``, where it has one, must be that of the noise. One that has ``sample`` instead of ``rsample``, or
+    whose ``has_rsample`` is False, gives samples without gradients. The methods may also take ``context``, ``generator`` and
+    ``chunk_size`` keywords; they are passed where the signature has them. A base with an attribute ``conditional`` that is
+    False is given no context.
     """
 
     def log_prob(self, z: Tensor) -> Tensor: ...
@@ -27,8 +31,14 @@ class Base(Protocol):
     def rsample(self, shape: torch.Size) -> Tensor: ...
 
 
+INDEPENDENT = "a distribution of single numbers becomes one of vectors by torch.distributions.Independent"
+
+
 class StandardNormal(nn.Module):
-    """N(0, I) over the last dimension.
+    """N(0, I) over the dimensions of an event.
+
+    Args:
+        event_shape: number of features, or any shape, such as (3, 8, 8).
 
     Example:
         >>> import torch
@@ -39,32 +49,39 @@ class StandardNormal(nn.Module):
     like: Tensor
     conditional = False
 
-    def __init__(self, features: int) -> None:
+    @configured
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.features = whole_number("features", features, 1)
+        given = event_shape if isinstance(event_shape, Sequence) else (whole_number("event_shape", event_shape, 1),)
+        self.event_shape = event_size("event_shape", given)
+        self.features = self.event_shape.numel()
         self.register_buffer("like", torch.empty(0), persistent=False)  # follows the flow's device and dtype
 
     def log_prob(self, z: Tensor) -> Tensor:
         check_float("z", z)
-        check_features("z", z, self.features)
-        return ops.normal_log_prob(z)
+        check_event("z", z, self.event_shape)
+        return ops.normal_log_prob(flat(z, self.event_shape))
 
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        return randn((*sizes("shape", shape), self.features), self.like, generator)
+        return randn((*sizes("shape", shape), *self.event_shape), self.like, generator)
 
 
-def check_base(base: Any, features: int) -> None:
-    """Raises for what cannot be the base of a flow of so many features."""
+def flat(z: Tensor, event_shape: torch.Size) -> Tensor:
+    """Every event as a vector."""
+    return z if len(event_shape) == 1 else z.flatten(-len(event_shape))
+
+
+def check_base(base: Any, event_shape: torch.Size) -> None:
+    """Raises for what cannot be the base of a flow whose noise has this shape."""
     if not hasattr(base, "log_prob") or not (hasattr(base, "rsample") or hasattr(base, "sample")):
         raise TypeError(f"base: expected an object with log_prob and rsample, got {type(base).__name__}")
-    if isinstance(base, Distribution) and base.event_shape != (features,):
-        raise ValueError(
-            f"base: expected event shape ({features},), got {tuple(base.event_shape)}; "
-            "a distribution of single numbers becomes one of vectors by torch.distributions.Independent"
-        )
-    width = getattr(base, "features", features)
-    if isinstance(width, int) and width != features:
-        raise ValueError(f"base: expected {features} features like the transforms, got {width}")
+    given = getattr(base, "event_shape", event_shape)
+    if tuple(given) != event_shape:
+        hint = f"; {INDEPENDENT}" if isinstance(base, Distribution) else ""
+        raise ValueError(f"base: expected event shape {tuple(event_shape)}, got {tuple(given)}{hint}")
+    features = getattr(base, "features", None)
+    if isinstance(features, int) and features != event_shape.numel():
+        raise ValueError(f"base: expected {event_shape.numel()} features like the transforms, got {features}")
 
 
 def has_rsample(base: Any) -> bool:

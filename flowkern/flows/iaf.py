@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.flows.maf import build_stack
@@ -32,6 +33,7 @@ class IAF(Flow):
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
     """
 
+    @configured
     def __init__(
         self,
         features: int,

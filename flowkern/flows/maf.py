@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flowkern._checks import whole_number
+from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.nn import BatchNorm, InverseAutoregressive, MaskedAutoregressive, Standardize, Transform
@@ -51,7 +52,7 @@ class MAF(Flow):
         order: ``"reverse"`` turns the order around between transforms, ``"random"`` draws one for each,
             ``"natural"`` keeps it.
         batch_norm: a :class:`flowkern.nn.BatchNorm` after each transform, as in the paper.
-        base: see :class:`Flow`; a :class:`flowkern.flows.MADE` with a mixture head gives MAF MoG.
+        base: see :class:`Flow`; a :class:`flowkern.models.MADE` with a mixture head gives MAF MoG.
         embedding: see :class:`Flow`.
         standardize: a :class:`flowkern.nn.Standardize`, applied to the data first.
         scale, placement, constants: the univariate map, see :class:`flowkern.nn.MaskedAutoregressive`.
@@ -69,6 +70,7 @@ class MAF(Flow):
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017).
     """
 
+    @configured
     def __init__(
         self,
         features: int,

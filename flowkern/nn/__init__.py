@@ -2,13 +2,16 @@
 
 from flowkern.nn.autoregressive import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.batch_norm import BatchNorm
+from flowkern.nn.compose import Compose
 from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians
 from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_linear import MaskedLinear
+from flowkern.nn.multi_scale import MultiScale
 from flowkern.nn.permutation import Permutation, Reverse
+from flowkern.nn.reshape import Reshape, Squeeze
 from flowkern.nn.standardize import Standardize
-from flowkern.nn.transform import Compose, Transform
+from flowkern.nn.transform import Transform
 
 __all__ = [
     "MADE",
@@ -25,8 +28,11 @@ __all__ = [
     "MaskedAutoregressive",
     "MaskedLinear",
     "MixtureOfGaussians",
+    "MultiScale",
     "Permutation",
+    "Reshape",
     "Reverse",
+    "Squeeze",
     "Standardize",
     "Transform",
     "frozen",

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from flowkern import ops
+from flowkern.config import configured
+from flowkern.nn.checks import blame
+from flowkern.nn.log_det import show_context
 from flowkern.nn.made import MADE
-from flowkern.nn.transform import Transform, blame, show_context
+from flowkern.nn.transform import Transform
 from flowkern.univariate import UnivariateMap, affine_map
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
@@ -114,6 +117,7 @@ class MaskedAutoregressive(_Autoregressive):
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), section 3.
     """
 
+    @configured
     def __init__(
         self,
         features: int,
@@ -162,6 +166,7 @@ class InverseAutoregressive(_Autoregressive):
         Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), equations 10 to 14.
     """
 
+    @configured
     def __init__(
         self,
         features: int,

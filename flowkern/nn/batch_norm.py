@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from flowkern._checks import whole_number
-from flowkern.nn.transform import Unconditional, batch_log_det
+from flowkern.config import configured
+from flowkern.nn.log_det import batch_log_det
+from flowkern.nn.transform import Unconditional
 
 
 class BatchNorm(Unconditional):
@@ -40,6 +42,7 @@ class BatchNorm(Unconditional):
     running_mean: Tensor
     running_var: Tensor
 
+    @configured
     def __init__(self, features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__()
         features = whole_number("features", features, 1)
@@ -84,6 +87,10 @@ class BatchNorm(Unconditional):
             mean, var = self.running_mean, self.running_var
         x = (z - self.beta) * (-self.log_gamma).exp() * torch.sqrt(var + self.eps) + mean
         return x, batch_log_det(-self._log_det(var), z)
+
+    def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
+        self.set_statistics(x)
+        return super().calibrate(x, context, batch_size)
 
     @torch.no_grad()
     def set_statistics(self, x: Tensor) -> None:

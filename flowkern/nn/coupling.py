@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import broadcast_batch, check_context, check_features, whole_number, widths
-from flowkern.nn.transform import Transform, blame, show_context
+from flowkern._checks import broadcast_batch, check_context, check_features, numbers, whole_number, widths
+from flowkern.config import configured
+from flowkern.nn.checks import blame
+from flowkern.nn.log_det import show_context
+from flowkern.nn.transform import Transform
 from flowkern.plan import version
 from flowkern.univariate import UnivariateMap, affine_map
 
@@ -40,7 +43,7 @@ class Coupling(Transform):
         hidden: widths of the hidden layers of the network.
         context: number of context features, which the network reads too.
         mask: which features are transformed: ``"halves"`` the second half, ``"alternating"`` every other one from the
-            second on, or a boolean tensor (features,), true where transformed.
+            second on, or a boolean tensor or list (features,), true where transformed.
         swap: transform the others instead.
         activation: of the network, one of :data:`flowkern.plan.ACTIVATIONS`.
         network: any module in place of the network: from the features that pass (..., n), followed by those of the context,
@@ -66,13 +69,14 @@ class Coupling(Transform):
     place: Tensor
     passing: Tensor
 
+    @configured
     def __init__(
         self,
         features: int,
         map: UnivariateMap,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
-        mask: str | Tensor = "halves",
+        mask: str | Sequence[bool] | Tensor = "halves",
         swap: bool = False,
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -213,12 +217,13 @@ class AdditiveCoupling(AffineCoupling):
         NICE: Non-linear Independent Components Estimation (Dinh et al., 2015), equations 8 and 9.
     """
 
+    @configured
     def __init__(
         self,
         features: int,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
-        mask: str | Tensor = "halves",
+        mask: str | Sequence[bool] | Tensor = "halves",
         swap: bool = False,
         activation: str = "relu",
         network: nn.Module | None = None,
@@ -226,13 +231,14 @@ class AdditiveCoupling(AffineCoupling):
         super().__init__(features, hidden, context, mask, swap, activation, "none", "scale_shift", None, network)
 
 
-def _transformed(mask: str | Tensor, features: int) -> Tensor:
+def _transformed(mask: str | Sequence[bool] | Tensor, features: int) -> Tensor:
     """Which features are transformed, before a swap."""
     places = torch.arange(features, device="cpu")
-    if isinstance(mask, Tensor):
-        if mask.dtype is not torch.bool or mask.shape != (features,):
-            raise ValueError(f"mask: expected a boolean tensor ({features},), got {mask.dtype} {tuple(mask.shape)}")
-        return mask.cpu()
+    if not isinstance(mask, str):
+        chosen = numbers("mask", mask, "cpu")
+        if chosen.dtype is not torch.bool or chosen.shape != (features,):
+            raise ValueError(f"mask: expected a boolean tensor ({features},), got {chosen.dtype} {tuple(chosen.shape)}")
+        return chosen
     if mask == "halves":
         return places >= (features + 1) // 2
     if mask == "alternating":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern._checks import whole_number
+from flowkern.config import configured
 
 
 def randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -27,6 +28,10 @@ class Head(nn.Module):
     """
 
     outputs: int
+
+    @configured
+    def __init__(self) -> None:
+        super().__init__()
 
     def encode(self, x: Tensor) -> Tensor:
         return x
@@ -60,6 +65,7 @@ class Categorical(Head):
     The network sees them scaled to [-1, 1].
     """
 
+    @configured
     def __init__(self, categories: int) -> None:
         super().__init__()
         self.outputs = self.categories = whole_number("categories", categories, 2)
@@ -103,6 +109,7 @@ class MixtureOfGaussians(Head):
         Masked Autoregressive Flow (Papamakarios et al., 2017), section 4.2 (MADE MoG, MAF MoG).
     """
 
+    @configured
     def __init__(self, components: int = 10) -> None:
         super().__init__()
         self.components = whole_number("components", components, 1)

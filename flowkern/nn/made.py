@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from flowkern import ops
 from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
 from flowkern.backends import native_obstacle
-from flowkern.nn.transform import blame
+from flowkern.config import configured
+from flowkern.nn.checks import blame
 from flowkern.plan import AutoregressivePlan, version
 
 ORDERS = ("natural", "reverse", "random")
@@ -68,7 +69,7 @@ class MADE(nn.Module):
             widths equal.
         skip: a direct connection from the inputs to the outputs.
         masks: number of mask sets over the same weights. Those after the first have random degrees and, where
-            ``order`` is ``"random"``, an order of their own. See :class:`flowkern.flows.MADE` for the averaging.
+            ``order`` is ``"random"``, an order of their own. See :class:`flowkern.models.MADE` for the averaging.
         generator: source of the random orders and degrees.
 
     Raises:
@@ -88,6 +89,7 @@ class MADE(nn.Module):
     _packed: list[Tensor | None]
     _frozen: list[tuple[str, dict[str, Any], str, Tensor, int]]
 
+    @configured
     def __init__(
         self,
         features: int,

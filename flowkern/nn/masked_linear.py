@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from flowkern._checks import check_features, check_float, numbers
+from flowkern.config import configured
 from flowkern.reference.masked_mlp import masked_linear
 
 
@@ -32,6 +33,7 @@ class MaskedLinear(nn.Linear):
 
     mask: Tensor
 
+    @configured
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
         mask = numbers("mask", mask) != 0
         if mask.dim() != 2:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from flowkern._checks import permutation, whole_number
-from flowkern.nn.transform import Unconditional, batch_log_det
+from flowkern.config import configured
+from flowkern.nn.log_det import batch_log_det
+from flowkern.nn.transform import Unconditional
 
 
 class Permutation(Unconditional):
@@ -32,6 +34,7 @@ class Permutation(Unconditional):
     order: Tensor
     back: Tensor
 
+    @configured
     def __init__(self, order: Sequence[int] | Tensor) -> None:
         super().__init__()
         device = order.device if isinstance(order, Tensor) else torch.get_default_device()
@@ -58,5 +61,6 @@ class Reverse(Permutation):
         tensor([30., 20., 10.])
     """
 
+    @configured
     def __init__(self, features: int) -> None:
         super().__init__(range(whole_number("features", features, 1))[::-1])

@@ -12,7 +12,8 @@ import torch
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
 import flowkern as fk
-from flowkern.flows import MADE, MAF, Flow, FlowDistribution
+from flowkern.flows import MAF, Flow, FlowDistribution
+from flowkern.models import MADE
 
 MEAN, STD = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
 
@@ -177,7 +178,7 @@ def test_copies_and_functional_transforms() -> None:
     d, x = conditional(), torch.zeros(3).double()
     for twin in (copy.deepcopy(d), pickle.loads(pickle.dumps(d))):
         torch.testing.assert_close(twin.log_prob(x), d.log_prob(x))
-        assert repr(twin) == repr(d) == "FlowDistribution(flow: MAF, features: 3, batch_shape: (5,))"
+        assert repr(twin) == repr(d) == "FlowDistribution(flow: MAF, event_shape: (3,), batch_shape: (5,))"
     mapped = torch.func.vmap(lambda c: d.flow.distribution(c).log_prob(x))(d.context)
     torch.testing.assert_close(mapped, d.log_prob(x))
     draw = torch.func.vmap(lambda c: d.flow.distribution(c).sample((4,), chunk_size=3), randomness="different")

@@ -12,7 +12,8 @@ from torch.distributions import Normal
 
 import flowkern as fk
 from flowkern import nn as fnn
-from flowkern.flows import IAF, MADE, MAF, Flow, StandardNormal
+from flowkern.flows import IAF, MAF, Flow, StandardNormal
+from flowkern.models import MADE
 
 X, CONTEXT = torch.randn(5, 4), torch.randn(5, 2)
 NEITHER_TENSOR = [(X.numpy(), "ndarray"), (X.tolist(), "list"), (None, "NoneType")]
@@ -141,7 +142,7 @@ class Short:
         (lambda: MAF(4, standardize=3), TypeError, "standardize: expected a flowkern.nn.Standardize, got int"),
         (lambda: MAF(4, embedding=3), TypeError, "embedding: expected a torch.nn.Module, got int"),
         (lambda: MAF(4, base="normal"), TypeError, "base: expected an object with log_prob and rsample, got str"),
-        (lambda: MAF(4, base=MAF(3)), ValueError, "base: expected 4 features like the transforms, got 3"),
+        (lambda: MAF(4, base=MAF(3)), ValueError, "base: expected event shape (4,), got (3,)"),
         (lambda: MAF(4, base=Normal(0, 1)), ValueError, "base: expected event shape (4,), got (); a distribution of"),
         (lambda: MAF(4, base=Short()).sample((2,)), ValueError, "base: expected samples of shape (2, 4), got (2, 3)"),
         (lambda: Flow(fnn.Reverse(4)), TypeError, "transforms: expected a sequence of transforms, got Reverse"),
@@ -153,7 +154,7 @@ class Short:
             "categories: expected a whole number of at least 2, got 2.5",
         ),
         (lambda: MADE(4, "mixture", components=0), ValueError, "components: expected a whole number of at least 1, got 0"),
-        (lambda: StandardNormal(2.5), ValueError, "features: expected a whole number of at least 1, got 2.5"),
+        (lambda: StandardNormal(2.5), ValueError, "event_shape: expected a whole number of at least 1, got 2.5"),
         (lambda: StandardNormal(4).log_prob(X[:, :3]), ValueError, "z: expected shape (..., 4), got (5, 3)"),
         (lambda: MAF(4).calibrate(X.numpy()), TypeError, "x: expected a torch.Tensor, got ndarray"),
         (lambda: MAF(4).calibrate(X[0]), ValueError, "x: expected shape (n, 4) with at least one row, got (4,)"),

@@ -120,7 +120,7 @@ def test_networks(kind: Any, options: dict[str, Any], error: type[Exception], me
         (
             lambda: fnn.Standardize.fit(X[:1]),
             ValueError,
-            "x: expected shape (n, features) with at least two rows, got (1, 4)",
+            "x: expected shape (n, *event shape) with at least two rows, got (1, 4)",
         ),
     ],
 )

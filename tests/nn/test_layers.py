@@ -374,7 +374,7 @@ def test_heads_by_hand() -> None:
 @pytest.mark.parametrize("head", ["bernoulli", "categorical", "gaussian", "mixture"])
 def test_samples_of_a_made_follow_its_density(head: str) -> None:
     torch.manual_seed(3)
-    model = fk.flows.MADE(2, head, (16,), order="reverse", categories=3, components=2).double()
+    model = fk.models.MADE(2, head, (16,), order="reverse", categories=3, components=2).double()
     x = model.sample((20_000,), generator=torch.Generator().manual_seed(0))
     if head in ("bernoulli", "categorical"):
         n = 2 if head == "bernoulli" else 3

@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_features, check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_generator, check_tensor, sizes, whole_number
+from flowkern.config import configured
+from flowkern.model import Model
+from flowkern.nn.checks import check_event
 from flowkern.ops._network import optional_biases
 from flowkern.ops._sweep import sweep
 
 HEADS = ("bernoulli", "categorical", "gaussian", "mixture")
 
 
-class MADE(nn.Module):
+class MADE(Model):
     r"""p(x) = prod_d p(x_d | x_{<d}) with the conditionals of one masked network.
 
     With several mask sets, each ``log_prob`` in training uses the next set; in evaluation the densities of all sets are
@@ -34,7 +37,7 @@ class MADE(nn.Module):
 
     Example:
         >>> import torch, flowkern as fk
-        >>> model = fk.flows.MADE(4, head="bernoulli", hidden=(16,))
+        >>> model = fk.models.MADE(4, head="bernoulli", hidden=(16,))
         >>> model.log_prob(torch.ones(5, 4)).shape, model.sample((2,)).shape
         (torch.Size([5]), torch.Size([2, 4]))
 
@@ -42,6 +45,7 @@ class MADE(nn.Module):
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015).
     """
 
+    @configured
     def __init__(
         self,
         features: int,
@@ -73,6 +77,7 @@ class MADE(nn.Module):
             features, self.head.outputs, hidden, context, activation, order, degrees, residual, skip, masks, generator
         )
         self.features = self.network.features
+        self.event_shape = torch.Size((self.features,))
         self._next = 0
 
     @property
@@ -80,14 +85,10 @@ class MADE(nn.Module):
         """Whether the model depends on a context."""
         return self.network.context > 0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-probability, so that wrappers of modules (DistributedDataParallel, torch.compile) apply."""
-        return self.log_prob(x, context)
-
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability (or log-density) in nats, with the batch's shape."""
         check_tensor("x", x)
-        check_features("x", x, self.features)
+        check_event("x", x, self.event_shape)
         if not self.training and self.network.masks > 1:
             all_sets = [self._log_prob(x, context, i) for i in range(self.network.masks)]
             return torch.logsumexp(torch.stack(all_sets), 0) - math.log(len(all_sets))

@@ -1,0 +1,6 @@
+"""Models that are no stack of transforms, and what every model is."""
+
+from flowkern.model import Model
+from flowkern.models.made import MADE
+
+__all__ = ["MADE", "Model"]

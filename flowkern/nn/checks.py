@@ -1,0 +1,31 @@
+"""What layers check of their input, in their own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkern._checks import broadcast_batch, check_like, sizes
+
+
+def event_size(name: str, given: Any) -> torch.Size:
+    """The shape of an event: at least one dimension, each of at least one element."""
+    size = sizes(name, given)
+    if len(size) == 0 or 0 in size:
+        raise ValueError(f"{name}: expected a shape of positive sizes such as (3, 8, 8), got {tuple(size)}")
+    return size
+
+
+def check_event(name: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Events of a shape, in a batch of any shape."""
+    if x.shape[-len(event_shape) :] != event_shape:
+        raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+
+
+def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None) -> None:
+    """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much."""
+    if context is not None:
+        broadcast_batch(x, [context], "context")
+    check_like(name, x, weight, "the weights")
