@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowkern._checks import whole_number
@@ -109,11 +108,17 @@ class Squeeze(Unconditional):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x)
-        return F.pixel_unshuffle(x, self.factor), batch_log_det(x.new_zeros(()), x, 3)
+        channels, height, width = self._event_shape
+        f = self.factor  # not by pixel_unshuffle, which leaves an empty batch as it is
+        blocks = x.reshape(*x.shape[:-3], channels, height // f, f, width // f, f).movedim((-3, -1), (-4, -3))
+        return blocks.reshape(*x.shape[:-3], *self.noise_shape), batch_log_det(x.new_zeros(()), x, 3)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z)
-        return F.pixel_shuffle(z, self.factor), batch_log_det(z.new_zeros(()), z, 3)
+        channels, height, width = self._event_shape
+        f = self.factor
+        blocks = z.reshape(*z.shape[:-3], channels, f, f, height // f, width // f).movedim((-4, -3), (-3, -1))
+        return blocks.reshape(*z.shape[:-3], *self._event_shape), batch_log_det(z.new_zeros(()), z, 3)
 
     def extra_repr(self) -> str:
         return f"{tuple(self._event_shape)}, factor={self.factor}"

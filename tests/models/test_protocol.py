@@ -1,0 +1,235 @@
+"""The protocol of every model, a flow or not: density, samples, loss, configuration."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+import flowkern as fk
+from flowkern import nn as fnn
+from flowkern.config import configured
+from flowkern.flows import IAF, MAF, Flow
+from flowkern.models import MADE, Model
+
+IMAGE = (1, 4, 4)
+
+
+def models() -> dict[str, Model]:
+    """Every model class, with the parts that a user may pass."""
+    standardize = fnn.Standardize(torch.randn(4), torch.rand(4) + 0.5)
+    coupling = fnn.AffineCoupling(16, mask=torch.arange(16) % 3 == 0, network=nn.Linear(10, 12))
+    image = [fnn.Squeeze(IMAGE), fnn.Reshape((4, 2, 2)), coupling, fnn.Permutation(torch.randperm(16))]
+    level = fnn.Compose([*copy.deepcopy(image[:3]), fnn.Reshape((16,), (4, 2, 2))])
+    return {
+        "MAF": MAF(4, 2, (8, 8)),
+        "MAF, all": MAF(
+            np.int64(4), 2, torch.tensor([8, 8]), 3, "tanh", "random", batch_norm=True, base=MADE(4, "mixture", (8,), 3),
+            embedding=nn.Linear(2, 3), standardize=standardize, scale="exp", constants=None, degrees="random", residual=True,
+            generator=torch.Generator().manual_seed(1),
+        ),
+        "IAF": IAF(4, 2, (8,), gated=True, constants=np.array([2.0, 0.0])),
+        "IAF, base": IAF(4, 2, (8,), skip=True, base=Independent(Normal(torch.zeros(4), torch.ones(4)), 1)),
+        "MADE": MADE(4, fnn.MixtureOfGaussians(3), [8], order=torch.tensor([3, 1, 0, 2]), masks=2),
+        "MADE, context": MADE(4, "categorical", iter([8, 8]), context=2, categories=3),
+        "Flow": Flow(iter([fnn.Reverse(4), fnn.MaskedAutoregressive(4, (8,)), fnn.BatchNorm(4), fnn.AdditiveCoupling(4)])),
+        "Flow, modules": Flow(nn.ModuleList([fnn.InverseAutoregressive(4, (8,))]), base=MAF(4, 1, (8,))),
+        "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
+        "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
+    }  # fmt: skip
+
+
+NAMES = pytest.mark.parametrize("name", models())
+CONTEXTS = {"MAF, all": 2, "MADE, context": 2}  # numbers of features
+
+
+def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:
+    x = torch.randint(3, (rows, *model.event_shape)).float()  # which every head takes
+    return (x, torch.randn(rows, CONTEXTS[name])) if name in CONTEXTS else (x,)
+
+
+def build_again(model: Any) -> Any:
+    """From classes and configurations alone, as a file has them; what is the user's own is given again."""
+
+    def again(value: Any) -> Any:
+        if isinstance(value, list):
+            return [again(item) for item in value]
+        if hasattr(value, "config"):
+            return build_again(value)
+        return copy.deepcopy(value) if hasattr(value, "__dict__") else json.loads(json.dumps(value))
+
+    return type(model)(**{name: again(value) for name, value in model.config.items()})
+
+
+def test_every_model_class_is_here() -> None:
+    found = {cls for home in (fk.flows, fk.models) for cls in vars(home).values() if inspect.isclass(cls)}
+    wanted = {cls for cls in found if issubclass(cls, Model)} - {Model}
+    assert {type(model) for model in models().values()} == wanted
+
+
+@NAMES
+def test_density_and_samples(name: str) -> None:
+    model = models()[name].eval()
+    assert model.conditional == (name in CONTEXTS)
+    x, *context = batch(name, model)
+    log_prob = model.log_prob(x, *context)
+    assert log_prob.shape == (6,)
+    torch.testing.assert_close(model(x, *context), log_prob)
+    rows = (6,) if context else ()
+    for shape in ((), (0,), (2, 3)):
+        drawn = model.sample(shape, *context)
+        assert (drawn.shape, drawn.requires_grad) == ((*shape, *rows, *model.event_shape), False)
+    assert model.sample((3,), *context, chunk_size=2).shape == (3, *rows, *model.event_shape)
+    if name != "IAF, base":  # torch's distributions take no generator
+        first, second = (model.sample((3,), *context, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+        assert torch.equal(first, second)
+
+
+@NAMES
+def test_loss(name: str) -> None:
+    model = models()[name]
+    given = batch(name, model)
+    terms = model.loss(given)
+    assert all(isinstance(key, str) and term.shape == () for key, term in terms.items())
+    terms["loss"].backward()
+    parameters = list(model.parameters())
+    assert all(p.grad is not None for p in parameters)
+    assert any((p.grad != 0).any() for p in parameters)
+    model.eval()
+    expected = -model.log_prob(*given).mean()
+    for same in (given, list(given), given[0] if len(given) == 1 else given):
+        torch.testing.assert_close(model.loss(same)["loss"], expected)
+
+
+@NAMES
+def test_a_configuration_builds_the_same_structure(name: str) -> None:
+    model = models()[name].eval()
+    other = build_again(model).eval()
+    assert type(other) is type(model)
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert all(a is not b for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    other.load_state_dict(model.state_dict())
+    given = batch(name, model)
+    torch.testing.assert_close(other.log_prob(*given), model.log_prob(*given))
+    assert "generator" not in model.config
+    assert set(inspect.signature(type(model)).parameters) - set(model.config) <= {"generator"}
+
+
+def test_a_configuration_holds_plain_values_and_the_parts_as_they_were_given() -> None:
+    model = models()["MAF, all"]
+    parts = {name: model.config[name] for name in ("base", "embedding", "standardize")}
+    assert (parts["base"], parts["embedding"]) == (model.base, model.embedding)
+    assert parts["standardize"] is model.transform.transforms[0]
+    assert json.loads(json.dumps({name: value for name, value in model.config.items() if name not in parts})) == {
+        "features": 4,
+        "transforms": 2,
+        "hidden": [8, 8],
+        "context": 3,
+        "activation": "tanh",
+        "order": "random",
+        "batch_norm": True,
+        "scale": "exp",
+        "placement": "standardize",
+        "constants": None,
+        "degrees": "random",
+        "residual": True,
+        "skip": False,
+    }
+    twin = copy.deepcopy(model)
+    assert twin.config["base"] is twin.base
+    assert twin.base is not model.base
+    assert set(model.state_dict()) == set(twin.state_dict())
+    assert not any(key.startswith("config") for key in model.state_dict())
+
+
+def layers() -> list[nn.Module]:
+    """The layers and heads that no model above is made of."""
+    return [
+        fnn.MADE(3, 2, (8,), order=[2, 0, 1], masks=2),
+        fnn.MaskedLinear(torch.tensor([[True, False]])),
+        fnn.Bernoulli(),
+        fnn.Gaussian(),
+        fnn.Categorical(4),
+    ]
+
+
+@pytest.mark.parametrize("layer", layers(), ids=lambda layer: type(layer).__name__)
+def test_layers_have_configurations_too(layer: Any) -> None:
+    other = build_again(layer)
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in layer.state_dict().items()}
+    assert vars(other).keys() == vars(layer).keys()
+
+
+def test_every_layer_class_has_one() -> None:
+    """All but what is no layer itself: the protocol, and its halves."""
+    built = {type(m) for model in models().values() for m in model.modules()} | {type(layer) for layer in layers()}
+    assert built >= {cls for cls in vars(fnn).values() if inspect.isclass(cls)} - {fnn.Transform, fnn.Head}
+
+
+def test_subclasses() -> None:
+    """One without an __init__ of its own inherits it; one with an __init__ has a configuration if that is decorated."""
+
+    class Same(MAF):
+        pass
+
+    class Plain(MAF):
+        def __init__(self, width: int) -> None:
+            super().__init__(3, 1, (width,))
+
+    class Decorated(MAF):
+        @configured
+        def __init__(self, width: int, *, generator: torch.Generator | None = None) -> None:
+            super().__init__(3, 1, (width,), generator=generator)
+
+    assert Same(3, 1, (8,)).config == MAF(3, 1, (8,)).config
+    assert not hasattr(Plain(8), "config")
+    assert Decorated(8, generator=torch.Generator()).config == {"width": 8}
+    assert inspect.signature(Decorated).parameters.keys() == {"width", "generator"}
+
+
+class Standard(Model):
+    """What a model has to say: nothing but its density, its samples and its arguments."""
+
+    conditional = False
+
+    @configured
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.event_shape = torch.Size((features,))
+        self.mean = nn.Parameter(torch.zeros(features))
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return Independent(Normal(self.mean, 1.0), 1).log_prob(x)
+
+    def sample(self, shape: Any = (), context: Any = None, *, generator: Any = None, chunk_size: int | None = None) -> Tensor:
+        return Normal(self.mean, 1.0).sample(shape)
+
+
+def test_a_model_of_ones_own_and_as_a_base() -> None:
+    model, x = Standard(3), torch.randn(5, 3)
+    model.loss([x])["loss"].backward()
+    torch.testing.assert_close(model.mean.grad, -x.mean(0))
+    assert build_again(model).event_shape == (3,)
+    flow = Flow([fnn.Reverse(3)], base=model)
+    torch.testing.assert_close(flow.log_prob(x), model.log_prob(x.flip(-1)))
+    assert flow.sample((2,)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"^base: expected event shape \(4,\), got \(3,\)$"):
+        Flow([fnn.Reverse(4)], base=model)
+
+
+def test_batches_that_do_not_fit() -> None:
+    model = MAF(4, 1, (8,))
+    with pytest.raises(ValueError, match=r"^batch: expected x, \(x,\) or \(x, context\), got 3 parts$"):
+        model.loss([torch.zeros(5, 4)] * 3)
+    with pytest.raises(ValueError, match=r"^batch: expected x, \(x,\) or \(x, context\), got 0 parts$"):
+        model.loss(())
+    for wrong in (None, np.zeros((5, 4))):
+        with pytest.raises(TypeError, match=r"^x: expected a torch\.Tensor, got"):
+            model.loss(wrong)  # type: ignore[arg-type]
