@@ -97,10 +97,12 @@ class MultiScale(Transform):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z)
-        parts = [part.unflatten(-1, shape) for part, shape in zip(self._split(z), self._parts, strict=True)]
-        x, log_det = self._all()[-1].inverse(parts[-1], context)
-        for level, part in zip(self._all()[-2::-1], parts[-2::-1], strict=True):
-            x, term = level.inverse(_joined([part, x], part.dim() - z.dim() + 1), context)
+        *rest, part = z.split([shape.numel() for shape in self._parts], -1)
+        *levels, level = self._all()
+        *shapes, shape = self._parts
+        x, log_det = level.inverse(part.unflatten(-1, shape), context)
+        for level, part, shape in zip(reversed(levels), reversed(rest), reversed(shapes), strict=True):
+            x, term = level.inverse(_joined([part.unflatten(-1, shape), x], len(shape)), context)
             log_det = log_det + term
         return x, log_det
 
@@ -117,9 +119,6 @@ class MultiScale(Transform):
             z, x = z.split((part[0], z.shape[-dims] - part[0]), -dims)
             left.append(z.flatten(-dims))
         return _joined(left, 1)
-
-    def _split(self, z: Tensor) -> tuple[Tensor, ...]:
-        return z.split([part.numel() for part in self._parts], -1)
 
 
 def _joined(parts: list[Tensor], event_dims: int) -> Tensor:
