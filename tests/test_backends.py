@@ -41,11 +41,11 @@ def test_forcing_triton_where_it_cannot_run_says_why(monkeypatch: pytest.MonkeyP
 
 
 def test_the_default_is_native_on_the_cpu_and_triton_on_a_gpu() -> None:
-    assert backends.chosen_backend(torch.ones(1), "affine") == "native"
-    assert backends.chosen_backend(torch.ones(1), "autoregressive_inverse") == "native"
+    assert backends.kernels_for(torch.ones(1), "affine").backend == "native"
+    assert backends.kernels_for(torch.ones(1), "autoregressive_inverse").backend == "native"
     if DEVICE.type == "cuda":
-        assert backends.chosen_backend(torch.ones(1, device=DEVICE), "affine") == "triton"
-        assert backends.chosen_backend(torch.ones(1, device=DEVICE), "autoregressive_inverse") == "torch"
+        assert backends.kernels_for(torch.ones(1, device=DEVICE), "affine").backend == "triton"
+        assert backends.kernels_for(torch.ones(1, device=DEVICE), "autoregressive_inverse").backend == "torch"
 
 
 def test_what_triton_must_be(monkeypatch: pytest.MonkeyPatch) -> None:

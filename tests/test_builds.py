@@ -140,7 +140,7 @@ raise SystemExit(0 if main(["doctor"]) == 1 else "doctor")
 
 
 def test_environment_variable_forces_a_backend() -> None:
-    ask = "import flowkern.backends as b, torch; print(b.chosen_backend(torch.ones(1), 'affine'))"
+    ask = "import flowkern.backends as b, torch; print(b.kernels_for(torch.ones(1), 'affine').backend)"
     assert run([sys.executable, "-c", ask], FLOWKERN_BACKEND="reference").strip() == "reference"
     done = subprocess.run(
         [sys.executable, "-c", ask], env={**os.environ, "FLOWKERN_BACKEND": "fast"}, capture_output=True, text=True, check=False
@@ -151,18 +151,18 @@ def test_environment_variable_forces_a_backend() -> None:
 def test_backends_by_name_and_device() -> None:
     import torch
 
-    from flowkern.backends import backend, chosen_backend
+    from flowkern.backends import backend, kernels_for
 
     with pytest.raises(ValueError, match="backend: expected one of"), backend("gpu"):
         pass
     with backend("native"), pytest.raises(RuntimeError, match="no native kernel for device 'meta'"):
-        chosen_backend(torch.ones(1, device="meta"), "affine")
+        kernels_for(torch.ones(1, device="meta"), "affine")
     with backend("reference"):
-        assert chosen_backend(torch.ones(1), "affine") == "reference"
+        assert kernels_for(torch.ones(1), "affine").backend == "reference"
         with backend("auto"):
-            assert chosen_backend(torch.ones(1), "affine") == "native"
-        assert chosen_backend(torch.ones(1), "affine") == "reference"
-    assert chosen_backend(torch.ones(1), "affine") == "native"
+            assert kernels_for(torch.ones(1), "affine").backend == "native"
+        assert kernels_for(torch.ones(1), "affine").backend == "reference"
+    assert kernels_for(torch.ones(1), "affine").backend == "native"
 
 
 # -- packages ---------------------------------------------------------------------------------------------------------

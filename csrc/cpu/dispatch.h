@@ -12,28 +12,28 @@ const char* instruction_set_name();
 
 // Declares NAME<T>(), the kernels TABLE<T> of a family: one for every instruction set, which the family's table.cpp
 // defines, and the one that runs here.
-#define FK_KERNELS(TABLE, NAME)                                  \
-  namespace flowkern {                                           \
-  namespace baseline {                                           \
-  template <class T>                                             \
-  const TABLE<T>& NAME();                                        \
-  }                                                              \
-  namespace avx2 {                                               \
-  template <class T>                                             \
-  const TABLE<T>& NAME();                                        \
-  }                                                              \
-  namespace avx512 {                                             \
-  template <class T>                                             \
-  const TABLE<T>& NAME();                                        \
-  }                                                              \
-  template <class T>                                             \
-  const TABLE<T>& NAME() {                                       \
-    switch (instruction_set()) {                                 \
-      case InstructionSet::avx512: return FK_AVX512(NAME<T>());  \
-      case InstructionSet::avx2: return FK_AVX2(NAME<T>());      \
-      default: return baseline::NAME<T>();                       \
-    }                                                            \
-  }                                                              \
+#define FK_KERNELS(TABLE, NAME)                                 \
+  namespace flowkern {                                          \
+  namespace baseline {                                          \
+  template <class T>                                            \
+  const TABLE<T>& NAME();                                       \
+  }                                                             \
+  namespace avx2 {                                              \
+  template <class T>                                            \
+  const TABLE<T>& NAME();                                       \
+  }                                                             \
+  namespace avx512 {                                            \
+  template <class T>                                            \
+  const TABLE<T>& NAME();                                       \
+  }                                                             \
+  template <class T>                                            \
+  const TABLE<T>& NAME() {                                      \
+    switch (instruction_set()) {                                \
+      case InstructionSet::avx512: return FK_AVX512(NAME<T>()); \
+      case InstructionSet::avx2: return FK_AVX2(NAME<T>());     \
+      default: return baseline::NAME<T>();                      \
+    }                                                           \
+  }                                                             \
   }
 
 // A set that was not compiled is never chosen.

@@ -16,7 +16,7 @@
 #endif
 #define FK_QUOTE(TEXT) #TEXT
 #define FK_HEADER(PATH) FK_QUOTE(PATH)
-#include FK_HEADER(flowkern/maps/FK_MAP.h)
+#include FK_HEADER(flowkern / maps / FK_MAP.h)
 
 namespace flowkern::FK_ISA {
 

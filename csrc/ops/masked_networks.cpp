@@ -39,7 +39,7 @@ class Packing {
     for (int l = 0; l < plan_.linears(); ++l) {
       const int64_t n = plan_.linear(l).chunks();
       masked_network_kernels<T>().pack(plan_, weights_.data(), biases_.data(), mask_, out_, l, n * part / parts(),
-                        n * (part + 1) / parts());
+                                       n * (part + 1) / parts());
     }
   }
 
@@ -93,7 +93,8 @@ int64_t tile_rows(const MaskedNetworkKernels<T>& k, int kind) {
 }
 
 template <class T>
-struct Prepared {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved buffer
+struct Prepared {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved
+                   // buffer
   Prepared(const Tensor& x, const NetworkArguments& in, bool save)
       : packed(in.packed ? *in.packed : pack<T>(view(in.plan), in.weights, in.biases, in.mask)),
         net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)},
@@ -114,7 +115,7 @@ struct Prepared {  // what every masked-network operator prepares: weights, adde
   T* saved_data() const { return saved.numel() > 0 ? data<T>(saved) : nullptr; }
 
   Tensor packed;
-  Network<T> net;
+  MaskedNetwork<T> net;
   const MaskedNetworkKernels<T>& k;
   std::vector<Matrix<const T>> addends;
   int kind;
@@ -160,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> transform(Tensor x, Tensors weights, 
 
 template <class T>
 struct ChainStep {
-  Network<T> net;
+  MaskedNetwork<T> net;
   Map<T> map;
   bool inverse;
 };
@@ -170,13 +171,13 @@ struct ChainStep {
 // step. `packed` is empty or has one vector per step.
 template <class T>
 std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const Tensors& biases, const Tensors& addends,
-                                 const Tensors& packed, const Tensors& plans, const Tensors& masks,
-                                 const Tensors& maps, const std::vector<int64_t>& inverse) {
+                                 const Tensors& packed, const Tensors& plans, const Tensors& masks, const Tensors& maps,
+                                 const std::vector<int64_t>& inverse) {
   const int64_t batch = x.size(0), features = x.size(1);
   const size_t n = plans.size();
-  STD_TORCH_CHECK(n > 0 && masks.size() == n && maps.size() == n && inverse.size() == n &&
-                      (packed.empty() || packed.size() == n),
-                  "flowkern: the lists of a chain differ in length");
+  STD_TORCH_CHECK(
+      n > 0 && masks.size() == n && maps.size() == n && inverse.size() == n && (packed.empty() || packed.size() == n),
+      "flowkern: the lists of a chain differ in length");
   int64_t size = 0, linears = 0, biases_seen = 0;
   std::vector<Matrix<const T>> addend_data;
   addend_data.reserve(addends.size());  // the steps point into it
@@ -184,9 +185,8 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
   for (size_t i = 0; i < plans.size(); ++i) {
     const PlanView v = view(plans[i]);
     STD_TORCH_CHECK(v.features() == features, "flowkern: x does not belong to this plan");
-    steps.push_back({{v, nullptr, addend_data.data() + addend_data.size(), batch},
-                     univariate_map<T>(maps[i]),
-                     inverse[i] != 0});
+    steps.push_back(
+        {{v, nullptr, addend_data.data() + addend_data.size(), batch}, univariate_map<T>(maps[i]), inverse[i] != 0});
     STD_TORCH_CHECK(v.parameters() == steps.back().map.map.count, "flowkern: the map does not belong to this plan");
     size += v.packed_size();
     linears += v.linears(), biases_seen += biased(v);
@@ -265,10 +265,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("masked_mlp(Tensor x, " FK_NETWORK
         ", int outputs, int packed_size, int saved_rows, bool save) -> "
         "(Tensor, Tensor, Tensor)");
-  m.def("autoregressive(Tensor x, " FK_NETWORK ", int packed_size, int saved_rows, Tensor map, "
+  m.def("autoregressive(Tensor x, " FK_NETWORK
+        ", int packed_size, int saved_rows, Tensor map, "
         "bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
-  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK ", int packed_size, int saved_rows, Tensor map, "
+  m.def("autoregressive_inverse(Tensor z, " FK_NETWORK
+        ", int packed_size, int saved_rows, Tensor map, "
         "bool save) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
   m.def(

@@ -75,7 +75,7 @@ Gradients backward(TileBackward<T> in, const Tensor& packed, const Tensor& saved
   STD_TORCH_CHECK(saved.numel() == tiles * v.saved_rows() * rows, "flowkern: `saved` does not belong to this call");
   std::vector<Matrix<const T>> addend_data;
   for (const Tensor& t : addends) addend_data.push_back(matrix<T>(t));
-  const Network<T> net{v, const_data<T>(packed), addend_data.data(), batch};
+  const MaskedNetwork<T> net{v, const_data<T>(packed), addend_data.data(), batch};
   Results<T> g(v, weights, biases, addends, batch, parameters);
 
   const int64_t inputs = parameters ? panel_offset(v, v.hidden(), rows) * rows * rows : 0;  // of one tile
@@ -140,7 +140,7 @@ Gradients transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed
     in.g_value = matrix<T>(g);
     in.g_log_det = matrix<T>(g_log_det);
     return backward<T>(in, packed, saved, plan, mask, weights, biases, addends, x.size(0), parameters,
-                       [&](const MaskedNetworkKernels<T>& k, const Network<T>& net, const auto&... rest) {
+                       [&](const MaskedNetworkKernels<T>& k, const MaskedNetwork<T>& net, const auto&... rest) {
                          const auto f = Inverse ? k.autoregressive_inverse_backward : k.autoregressive_backward;
                          f(net, map, rest...);
                        });
@@ -157,8 +157,10 @@ Gradients transform_backward(Tensor g, Tensor g_log_det, Tensor x, Tensor packed
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("masked_mlp_backward(Tensor g, " FK_NETWORK ", bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", Tensor map, bool parameters) -> " FK_GRADIENTS);
-  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, " FK_NETWORK ", Tensor map, bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive_backward(Tensor g, Tensor g_log_det, " FK_NETWORK
+        ", Tensor map, bool parameters) -> " FK_GRADIENTS);
+  m.def("autoregressive_inverse_backward(Tensor g, Tensor g_log_det, " FK_NETWORK
+        ", Tensor map, bool parameters) -> " FK_GRADIENTS);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flowkern import ops
+from flowkern._tensors import outside_modes
 from flowkern.adapters.state import State, peer_copy
-from flowkern.plan import outside_modes
 
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 

@@ -15,8 +15,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from flowkern._checks import FLOATS
+from flowkern._tensors import content
 from flowkern.backends import exporting
-from flowkern.plan import AutoregressivePlan, content
+from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import Affine, UnivariateMap
 
 

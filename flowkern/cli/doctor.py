@@ -14,6 +14,7 @@ import torch
 from flowkern import _library, backends
 from flowkern._version import __version__
 from flowkern.cuda import code
+from flowkern.operators import OPERATORS
 
 _MENDS = {
     "numpy": "pip install 'flowkern[demo]'",
@@ -60,24 +61,30 @@ def cpu_kernels() -> Finding:
 def cuda_kernels() -> Finding:
     """Which code of the CUDA kernels is in use, or what there is for a GPU that may come."""
     subject = "CUDA kernels"
-    built = sorted({f.name.split(".")[1] for f in Path(code.__file__).parent.glob("*.cubin")})
+    built = sorted({f.name.split(".")[-2] for f in Path(code.__file__).parent.glob("*.cubin")})
     if not torch.cuda.is_available():
         nvrtc = code.nvrtc_obstacle()
         others = "NVRTC compiles others at first use" if nvrtc is None else f"others: {nvrtc}"
         return Finding(subject, f"built for {', '.join(built)}; {others}" if built else f"none built here; {others}")
-    reason = backends.native_obstacle(torch.empty(0, device="cuda"), "autoregressive_inverse")
+    reason = backends.native_obstacle(torch.empty(0, device="cuda"), _first("cuda"))
     if reason is not None:
         text = f"no: {reason}; until then inverses run in plain PyTorch, level by level"
         return Finding(subject, text, wrong=torch.version.hip is None)
-    file = code.built_file(code.Code("autoregressive_inverse", "affine"), torch.cuda.get_device_capability())
-    how = f"built for {file.name.split('.')[1]}" if file else "compiled by NVRTC at first use, then from its cache"
+    files = [code.built_file(one, torch.cuda.get_device_capability()) for one in code.every_code()]
+    built_for = {file.name.split(".")[-2] for file in files if file is not None}
+    how = f"built for {', '.join(sorted(built_for))}" if all(files) else "compiled by NVRTC at first use, then from its cache"
     return Finding(subject, f"yes, {how}")
+
+
+def _first(kernels: str) -> str:
+    """An operator that has such kernels: what keeps one from running keeps all."""
+    return next(row.name for row in OPERATORS.values() if kernels in row.kernels)
 
 
 def triton_kernels() -> Finding:
     """Whether Triton's kernels can run; they need a GPU."""
     gpu = torch.cuda.is_available()
-    reason = backends.triton_obstacle(torch.empty(0, device="cuda" if gpu else "cpu"), "autoregressive")
+    reason = backends.triton_obstacle(torch.empty(0, device="cuda" if gpu else "cpu"), _first("triton"))
     if reason is None:
         return Finding("Triton kernels", f"yes, Triton {backends.triton_version()}")
     return Finding("Triton kernels", f"no: {reason}", wrong=gpu)

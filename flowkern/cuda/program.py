@@ -16,7 +16,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from flowkern.plan import AutoregressivePlan, block_levels
+from flowkern._plan_encoding import block_levels
+from flowkern.plan import AutoregressivePlan
 
 PANEL = 8  # rows of a panel
 _WAYS = 16  # warps that share the panels of a block

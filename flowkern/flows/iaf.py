@@ -12,6 +12,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.flows.maf import build_stack
 from flowkern.nn import InverseAutoregressive, Standardize
+from flowkern.univariate import UnivariateMap
 
 
 class IAF(Flow):
@@ -20,7 +21,7 @@ class IAF(Flow):
     Args:
         gated: the gated step x = s z + (1 - s) m of the paper, see :class:`flowkern.nn.InverseAutoregressive`.
         features, transforms, hidden, context, activation, order, batch_norm, base, embedding, standardize, scale,
-            placement, constants, degrees, residual, skip, generator: as in :class:`flowkern.flows.MAF`.
+            placement, constants, map, degrees, residual, skip, generator: as in :class:`flowkern.flows.MAF`.
 
     Example:
         >>> import torch, flowkern as fk
@@ -55,6 +56,7 @@ class IAF(Flow):
         residual: bool = False,
         skip: bool = False,
         generator: torch.Generator | None = None,
+        map: UnivariateMap | None = None,
     ) -> None:
         options = {
             "hidden": hidden,
@@ -68,6 +70,7 @@ class IAF(Flow):
             "residual": residual,
             "skip": skip,
             "generator": generator,
+            "map": map,
         }
         stack = build_stack(InverseAutoregressive, features, transforms, order, batch_norm, standardize, options)
         super().__init__(stack, base, embedding)

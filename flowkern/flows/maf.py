@@ -13,6 +13,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.nn import BatchNorm, InverseAutoregressive, MaskedAutoregressive, Standardize, Transform
 from flowkern.nn.made import ORDERS
+from flowkern.univariate import UnivariateMap
 
 
 def build_stack(
@@ -55,7 +56,7 @@ class MAF(Flow):
         base: see :class:`Flow`; a :class:`flowkern.models.MADE` with a mixture head gives MAF MoG.
         embedding: see :class:`Flow`.
         standardize: a :class:`flowkern.nn.Standardize`, applied to the data first.
-        scale, placement, constants: the univariate map, see :class:`flowkern.nn.MaskedAutoregressive`.
+        scale, placement, constants, map: the univariate map, see :class:`flowkern.nn.MaskedAutoregressive`.
         degrees, residual, skip, generator: the networks, see :class:`flowkern.nn.MADE`.
 
     Example:
@@ -91,6 +92,7 @@ class MAF(Flow):
         residual: bool = False,
         skip: bool = False,
         generator: torch.Generator | None = None,
+        map: UnivariateMap | None = None,
     ) -> None:
         options = {
             "hidden": hidden,
@@ -103,6 +105,7 @@ class MAF(Flow):
             "residual": residual,
             "skip": skip,
             "generator": generator,
+            "map": map,
         }
         stack = build_stack(MaskedAutoregressive, features, transforms, order, batch_norm, standardize, options)
         super().__init__(stack, base, embedding)

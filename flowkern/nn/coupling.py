@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern._checks import broadcast_batch, check_context, check_features, numbers, whole_number, widths
+from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
 from flowkern.nn.transform import Transform
-from flowkern.plan import version
 from flowkern.univariate import UnivariateMap, affine_map
 
 MASKS = ("halves", "alternating")
@@ -183,12 +183,13 @@ class AffineCoupling(Coupling):
         Density estimation using Real NVP (Dinh et al., 2017), equations 4 to 8.
     """
 
+    @configured
     def __init__(
         self,
         features: int,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
-        mask: str | Tensor = "halves",
+        mask: str | Sequence[bool] | Tensor = "halves",
         swap: bool = False,
         activation: str = "relu",
         scale: str = "soft_clipped_exp",

@@ -16,10 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
 from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
+from flowkern._tensors import version
 from flowkern.backends import native_obstacle
 from flowkern.config import configured
 from flowkern.nn.checks import blame
-from flowkern.plan import AutoregressivePlan, version
+from flowkern.plan import AutoregressivePlan
 
 ORDERS = ("natural", "reverse", "random")
 DEGREES = ("sequential", "random")

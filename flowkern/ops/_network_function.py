@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkern._tensors import version
 from flowkern.backends import Kernels
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.ops._network_call import Call
-from flowkern.plan import version
 
 
 def _outlives(t: Tensor) -> bool:

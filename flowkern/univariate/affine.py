@@ -130,13 +130,12 @@ def affine_map(scale: str, placement: str, constants: Sequence[float] | None) ->
     >>> affine_map("exp", "standardize", None)
     Affine(scale='exp', placement='standardize', constants=())
     """
-    given = None if constants is None else tuple(constants)
     try:
-        return _MADE[scale, placement, given]
-    except KeyError:
-        return _MADE.setdefault((scale, placement, given), Affine(scale, placement, given))  # type: ignore[arg-type]
-    except TypeError:  # what cannot be a key is no such map either; say why
-        return Affine(scale, placement, given)  # type: ignore[arg-type]
+        key = scale, placement, None if constants is None else tuple(constants)
+        found = _MADE.get(key)
+    except TypeError:  # what cannot be a key is no map either; this says why
+        return Affine(scale, placement, constants)  # type: ignore[arg-type]
+    return found or _MADE.setdefault(key, Affine(*key))  # type: ignore[arg-type]
 
 
 _MADE: dict[tuple[str, str, tuple[float, ...] | None], UnivariateMap] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowkern.plan import outside_modes
+from flowkern._tensors import outside_modes
 
 OPTIONS = CONSTANTS = 8  # at most; csrc/include/flowkern/univariate.h has room for so many
 
@@ -79,6 +80,12 @@ class UnivariateMap:
     def reads(self, inverse: bool) -> Reads:
         """What the kernels of the gradient read; a family that needs less may say so, and less is kept."""
         return Reads(False, tuple(range(self.count)))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds the map again, as JSON has it."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a family is a dataclass
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     def __deepcopy__(self, memo: dict) -> UnivariateMap:
         return self  # immutable

@@ -18,6 +18,7 @@ from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.flows import IAF, MAF, Flow
 from flowkern.models import MADE, Model
+from flowkern.univariate import Affine
 
 IMAGE = (1, 4, 4)
 
@@ -37,6 +38,7 @@ def models() -> dict[str, Model]:
         ),
         "IAF": IAF(4, 2, (8,), gated=True, constants=np.array([2.0, 0.0])),
         "IAF, base": IAF(4, 2, (8,), skip=True, base=Independent(Normal(torch.zeros(4), torch.ones(4)), 1)),
+        "IAF, map": IAF(4, 2, (8,), map=Affine("tanh", "gate")),
         "MADE": MADE(4, fnn.MixtureOfGaussians(3), [8], order=torch.tensor([3, 1, 0, 2]), masks=2),
         "MADE, context": MADE(4, "categorical", iter([8, 8]), context=2, categories=3),
         "Flow": Flow(iter([fnn.Reverse(4), fnn.MaskedAutoregressive(4, (8,)), fnn.BatchNorm(4), fnn.AdditiveCoupling(4)])),
@@ -153,6 +155,7 @@ def layers() -> list[nn.Module]:
     """The layers and heads that no model above is made of."""
     return [
         fnn.MADE(3, 2, (8,), order=[2, 0, 1], masks=2),
+        fnn.Coupling(4, Affine("softplus"), (8,)),
         fnn.MaskedLinear(torch.tensor([[True, False]])),
         fnn.Bernoulli(),
         fnn.Gaussian(),

@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 
 import flowkern as fk
 from flowkern import nn as fnn
-from flowkern.plan import block_levels
+from flowkern._plan_encoding import block_levels
 
 
 def layers() -> dict[str, Any]:

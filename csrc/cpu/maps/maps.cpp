@@ -43,11 +43,13 @@ template <class T, int R, class F>
 FK_INLINE void for_row_groups(F f) {
   constexpr int64_t kGroup = R < kStep<T> ? R : kStep<T>;
   for (int64_t r = 0; r < R; r += kGroup)
-    f([=](const T* p) { return widen(p + r, kGroup); }, [=](T* p, Number<T> v) { narrow(p + r, v, kGroup); }, r, kGroup);
+    f([=](const T* p) { return widen(p + r, kGroup); }, [=](T* p, Number<T> v) { narrow(p + r, v, kGroup); }, r,
+      kGroup);
 }
 
 template <class T, int R, class Family, bool Inverse>
-void tile(const UnivariateMap& description, int64_t features, const T* u, const T* parameters, T* v, double* log_slope) {
+void tile(const UnivariateMap& description, int64_t features, const T* u, const T* parameters, T* v,
+          double* log_slope) {
   const int count = description.count;
   Family::specialised(description, [=](auto map) {
     for (int64_t f = 0; f < features; ++f) {
@@ -191,7 +193,8 @@ constexpr MapKernels<T> kFamilies[] = {FK_MAPS(FK_LIST)};
 
 template <class T>
 const MapFamilies<T>& map_families() {
-  static constexpr MapFamilies<T> kAll = {kFamilies<T>, static_cast<int>(sizeof(kFamilies<T>) / sizeof(kFamilies<T>[0]))};
+  static constexpr MapFamilies<T> kAll = {kFamilies<T>,
+                                          static_cast<int>(sizeof(kFamilies<T>) / sizeof(kFamilies<T>[0]))};
   return kAll;
 }
 template const MapFamilies<float>& map_families<float>();

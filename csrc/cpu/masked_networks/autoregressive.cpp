@@ -4,7 +4,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T, int R>
-void autoregressive(const Network<T>& net, const Map<T>& map, Matrix<const T> x, T* z, T* log_det, T* saved,
+void autoregressive(const MaskedNetwork<T>& net, const Map<T>& map, Matrix<const T> x, T* z, T* log_det, T* saved,
                     int64_t index, T* scratch) {
   Tile<T, R> tile(net, index, scratch, saved);
   const int64_t features = net.plan.features();
@@ -17,7 +17,7 @@ void autoregressive(const Network<T>& net, const Map<T>& map, Matrix<const T> x,
 }
 
 template <class T>
-void autoregressive_backward(const Network<T>& net, const Map<T>& map, const TileBackward<T>& in, int64_t index,
+void autoregressive_backward(const MaskedNetwork<T>& net, const Map<T>& map, const TileBackward<T>& in, int64_t index,
                              T* scratch) {
   TileGradient<T> tile(net, in, index, scratch);
   constexpr int R = TileGradient<T>::R;
@@ -31,15 +31,14 @@ void autoregressive_backward(const Network<T>& net, const Map<T>& map, const Til
   tile.emit();
 }
 
-#define FK_INSTANTIATE(T)                                                                                              \
-  template void autoregressive<T, 1>(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t,    \
-                                     T*);                                                                              \
-  template void autoregressive<T, kSmallRows<T>>(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, \
-                                                 int64_t, T*);                                                         \
-  template void autoregressive<T, kTileRows<T>>(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*,  \
-                                                int64_t, T*);                                                          \
-  template void autoregressive_backward<T>(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t,   \
-                                           T*);
+#define FK_INSTANTIATE(T)                                                                                             \
+  template void autoregressive<T, 1>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t,    \
+                                     T*);                                                                             \
+  template void autoregressive<T, kSmallRows<T>>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, \
+                                                 int64_t, T*);                                                        \
+  template void autoregressive<T, kTileRows<T>>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*,  \
+                                                int64_t, T*);                                                         \
+  template void autoregressive_backward<T>(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

@@ -4,7 +4,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T, int R>
-void autoregressive_inverse(const Network<T>& net, const Map<T>& map, Matrix<const T> z, T* x, T* log_det,
+void autoregressive_inverse(const MaskedNetwork<T>& net, const Map<T>& map, Matrix<const T> z, T* x, T* log_det,
                             T* saved, int64_t index, T* scratch) {
   Tile<T, R> tile(net, index, scratch, saved);
   const int64_t features = net.plan.features(), parameters = net.plan.parameters();
@@ -22,7 +22,7 @@ void autoregressive_inverse(const Network<T>& net, const Map<T>& map, Matrix<con
 // J^T v = g + gl dl/dx, and the parameters receive those of the density pass f for the cotangents (-v, -gl). So the
 // density's backward pass is run from the last level to the first, choosing v such that it would return -g for x.
 template <class T>
-void autoregressive_inverse_backward(const Network<T>& net, const Map<T>& map, const TileBackward<T>& in,
+void autoregressive_inverse_backward(const MaskedNetwork<T>& net, const Map<T>& map, const TileBackward<T>& in,
                                      int64_t index, T* scratch) {
   TileGradient<T> tile(net, in, index, scratch);
   constexpr int R = TileGradient<T>::R;
@@ -40,14 +40,14 @@ void autoregressive_inverse_backward(const Network<T>& net, const Map<T>& map, c
   tile.emit();
 }
 
-#define FK_INSTANTIATE(T)                                                                                              \
-  template void autoregressive_inverse<T, 1>(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*,     \
-                                             int64_t, T*);                                                             \
-  template void autoregressive_inverse<T, kSmallRows<T>>(const Network<T>&, const Map<T>&, Matrix<const T>, T*, \
-                                                         T*, T*, int64_t, T*);                                         \
-  template void autoregressive_inverse<T, kTileRows<T>>(const Network<T>&, const Map<T>&, Matrix<const T>, T*,  \
-                                                        T*, T*, int64_t, T*);                                          \
-  template void autoregressive_inverse_backward<T>(const Network<T>&, const Map<T>&, const TileBackward<T>&,    \
+#define FK_INSTANTIATE(T)                                                                                             \
+  template void autoregressive_inverse<T, 1>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*,     \
+                                             int64_t, T*);                                                            \
+  template void autoregressive_inverse<T, kSmallRows<T>>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, \
+                                                         T*, T*, int64_t, T*);                                        \
+  template void autoregressive_inverse<T, kTileRows<T>>(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*,  \
+                                                        T*, T*, int64_t, T*);                                         \
+  template void autoregressive_inverse_backward<T>(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&,    \
                                                    int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

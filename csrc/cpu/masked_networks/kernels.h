@@ -10,7 +10,7 @@ namespace flowkern {
 
 // A masked network, its packed weights, and the rows that it is applied to.
 template <class T>
-struct Network {
+struct MaskedNetwork {
   PlanView plan;
   const T* packed;
   const Matrix<const T>* addends;  // plan.addends() matrices [batch, original units]
@@ -55,16 +55,16 @@ struct MaskedNetworkKernels {
                int linear, int64_t chunk_begin, int64_t chunk_end);
 
   // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan) tile rows.
-  void (*masked_mlp[3])(const Network<T>&, Matrix<const T> x, T* parameters, T* saved, int64_t tile, T* scratch);
-  void (*autoregressive[3])(const Network<T>&, const Map<T>&, Matrix<const T> x, T* z, T* log_det, T* saved,
+  void (*masked_mlp[3])(const MaskedNetwork<T>&, Matrix<const T> x, T* parameters, T* saved, int64_t tile, T* scratch);
+  void (*autoregressive[3])(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T> x, T* z, T* log_det, T* saved,
                             int64_t tile, T* scratch);
-  void (*autoregressive_inverse[3])(const Network<T>&, const Map<T>&, Matrix<const T> z, T* x, T* log_det,
+  void (*autoregressive_inverse[3])(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T> z, T* x, T* log_det,
                                     T* saved, int64_t tile, T* scratch);
 
-  void (*masked_mlp_backward)(const Network<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
-  void (*autoregressive_backward)(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
+  void (*masked_mlp_backward)(const MaskedNetwork<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
+  void (*autoregressive_backward)(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
                                   T* scratch);
-  void (*autoregressive_inverse_backward)(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
+  void (*autoregressive_inverse_backward)(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
                                           T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);

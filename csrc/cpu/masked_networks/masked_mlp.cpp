@@ -4,7 +4,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T, int R>
-void masked_mlp(const Network<T>& net, Matrix<const T> x, T* parameters, T* saved, int64_t index, T* scratch) {
+void masked_mlp(const MaskedNetwork<T>& net, Matrix<const T> x, T* parameters, T* saved, int64_t index, T* scratch) {
   Tile<T, R> tile(net, index, scratch, saved);
   const LinearView last = net.plan.linear(net.plan.linears() - 1);
   tile.gather(x, net.plan.feature_order(), net.plan.features(), tile.x);
@@ -13,7 +13,7 @@ void masked_mlp(const Network<T>& net, Matrix<const T> x, T* parameters, T* save
 }
 
 template <class T>
-void masked_mlp_backward(const Network<T>& net, const TileBackward<T>& in, int64_t index, T* scratch) {
+void masked_mlp_backward(const MaskedNetwork<T>& net, const TileBackward<T>& in, int64_t index, T* scratch) {
   TileGradient<T> tile(net, in, index, scratch);
   const LinearView last = net.plan.linear(net.plan.linears() - 1);
   tile.gather(in.g_value, last.row_order(), last.rows(), tile.delta_out);
@@ -22,11 +22,11 @@ void masked_mlp_backward(const Network<T>& net, const TileBackward<T>& in, int64
   tile.emit();
 }
 
-#define FK_INSTANTIATE(T)                                                                              \
-  template void masked_mlp<T, 1>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);             \
-  template void masked_mlp<T, kSmallRows<T>>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*); \
-  template void masked_mlp<T, kTileRows<T>>(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);  \
-  template void masked_mlp_backward<T>(const Network<T>&, const TileBackward<T>&, int64_t, T*);
+#define FK_INSTANTIATE(T)                                                                                    \
+  template void masked_mlp<T, 1>(const MaskedNetwork<T>&, Matrix<const T>, T*, T*, int64_t, T*);             \
+  template void masked_mlp<T, kSmallRows<T>>(const MaskedNetwork<T>&, Matrix<const T>, T*, T*, int64_t, T*); \
+  template void masked_mlp<T, kTileRows<T>>(const MaskedNetwork<T>&, Matrix<const T>, T*, T*, int64_t, T*);  \
+  template void masked_mlp_backward<T>(const MaskedNetwork<T>&, const TileBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

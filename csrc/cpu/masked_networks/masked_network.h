@@ -80,7 +80,7 @@ void panel(const T* w, int64_t first, int64_t n, const T* a, int64_t columns, T*
 template <class T, int R>
 class Tile {
  public:
-  Tile(const Network<T>& net, int64_t tile, T* scratch, T* saved)
+  Tile(const MaskedNetwork<T>& net, int64_t tile, T* scratch, T* saved)
       : net_(net),
         plan_(net.plan),
         first_row_(tile * R),
@@ -226,7 +226,7 @@ class Tile {
                a[layer] + u0 * R, (u1 - u0) * R);
   }
 
-  const Network<T>& net_;
+  const MaskedNetwork<T>& net_;
   const PlanView& plan_;
   int64_t first_row_, rows_;
   T* ungated_[kMaxHidden];  // where a gated layer keeps its value before the gate, or null

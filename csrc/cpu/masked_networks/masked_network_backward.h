@@ -61,7 +61,7 @@ class TileGradient {
  public:
   static constexpr int R = kTileRows<T>;
 
-  TileGradient(const Network<T>& net, const TileBackward<T>& in, int64_t tile, T* scratch)
+  TileGradient(const MaskedNetwork<T>& net, const TileBackward<T>& in, int64_t tile, T* scratch)
       : net_(net),
         plan_(net.plan),
         in_(in),
@@ -238,7 +238,7 @@ class TileGradient {
     }
   }
 
-  const Network<T>& net_;
+  const MaskedNetwork<T>& net_;
   const PlanView& plan_;
   const TileBackward<T>& in_;
   int64_t tile_, first_row_, rows_;

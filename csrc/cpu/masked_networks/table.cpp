@@ -7,17 +7,17 @@ namespace flowkern::FK_ISA {
 template <class T>
 void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
 template <class T, int R>
-void masked_mlp(const Network<T>&, Matrix<const T>, T*, T*, int64_t, T*);
+void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>
-void autoregressive(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
+void autoregressive(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
 template <class T, int R>
-void autoregressive_inverse(const Network<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
+void autoregressive_inverse(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
 template <class T>
-void masked_mlp_backward(const Network<T>&, const TileBackward<T>&, int64_t, T*);
+void masked_mlp_backward(const MaskedNetwork<T>&, const TileBackward<T>&, int64_t, T*);
 template <class T>
-void autoregressive_backward(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
+void autoregressive_backward(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
 template <class T>
-void autoregressive_inverse_backward(const Network<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
+void autoregressive_inverse_backward(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
 template <class T>
 void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
 template <class T>

@@ -53,12 +53,12 @@ void coupling_backward(const Map<T>& map, bool rebuild, bool inverse, Matrix<con
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                                          \
-  template void coupling(const Map<T>&, bool, Matrix<const T>, const Matrix<const T>*, const Transformed&, T*, T*, \
-                         const CouplingScratch<T>&, int64_t, int64_t);                                             \
-  template void coupling_backward(const Map<T>&, bool, bool, Matrix<const T>, const Matrix<const T>*,              \
-                                  Matrix<const T>, Matrix<const T>, const Transformed&, T*, T* const*,             \
-                                  const CouplingScratch<T>&, int64_t, int64_t);
+#define FK_INSTANTIATE(T)                                                                                              \
+  template void coupling(const Map<T>&, bool, Matrix<const T>, const Matrix<const T>*, const Transformed&, T*, T*,     \
+                         const CouplingScratch<T>&, int64_t, int64_t);                                                 \
+  template void coupling_backward(const Map<T>&, bool, bool, Matrix<const T>, const Matrix<const T>*, Matrix<const T>, \
+                                  Matrix<const T>, const Transformed&, T*, T* const*, const CouplingScratch<T>&,       \
+                                  int64_t, int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

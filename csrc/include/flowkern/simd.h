@@ -44,7 +44,9 @@ constexpr int kTileRows = 2 * kLanes<T>;  // rows of a bulk tile
 template <class T>
 constexpr int kSmallRows = kTileRows<T> > 4 ? 4 : 2;  // rows of a small tile; the other small tile has one
 template <class T, int R>
-constexpr int kTileKind = R == 1 ? 0 : R == kSmallRows<T> ? 1 : 2;  // the index of tiles of R rows in kernel tables
+constexpr int kTileKind = R == 1               ? 0
+                          : R == kSmallRows<T> ? 1
+                                               : 2;  // the index of tiles of R rows in kernel tables
 
 template <class V, class T>
 FK_INLINE V load(const T* p) {

@@ -8,9 +8,9 @@
 //   explicit family(UnivariateMap)
 //   forward(u, p) -> MapValue          v and log |dv/du|; NaN for the latter where u is not finite
 //   inverse(v, p) -> MapValue          u and log |du/dv|; the same for v
-//   backward(u, p, g_v, g_log, put)    the cotangent of u from those of v and log |dv/du|; put(i, g) takes parameter i's
-//   slope(u, p)                        dv/du
-//   specialised(map, f)                calls f(family) once per call, for loops over rows: what the family would
+//   backward(u, p, g_v, g_log, put)    the cotangent of u from those of v and log |dv/du|; put(i, g) takes parameter
+//   i's slope(u, p)                        dv/du specialised(map, f)                calls f(family) once per call, for
+//   loops over rows: what the family would
 //                                      branch on may be constant in the type that f receives
 //
 // where u, v and p(i), parameter i of the feature, are numbers X, see math.h: nothing else differs between CPU and GPU.
@@ -22,8 +22,8 @@ constexpr int kMapOptions = 8, kMapConstants = 8;
 
 // flowkern/univariate writes the same numbers, as doubles, and flowkern/cuda/launch.py this struct.
 struct UnivariateMap {
-  int kind, count;            // count: parameters of a feature
-  int options[kMapOptions];   // what a family branches on
+  int kind, count;           // count: parameters of a feature
+  int options[kMapOptions];  // what a family branches on
   double constants[kMapConstants];
 };
 

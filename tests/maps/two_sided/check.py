@@ -23,7 +23,7 @@ def autoregressive(operator: Callable[..., Any]) -> Case:
     layer = fk.nn.MaskedAutoregressive(FEATURES, (16, 16), map=MAP)
     given, count = layer.arguments(), 3
     call = lambda x, *rest: operator(x, rest[:count], rest[count:], given["plan"], map=MAP)  # noqa: E731
-    parameters = [torch.randn_like(t) * 0.5 for t in (*given["weights"], *given["biases"])]
+    parameters = [torch.randn_like(t) * 0.2 for t in (*given["weights"], *given["biases"])]
     return call, [torch.randn(BATCH, FEATURES), *parameters]
 
 

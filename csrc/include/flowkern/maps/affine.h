@@ -71,18 +71,10 @@ class affine {
     const ScaleValue<X> k = scale<X>(p);
     X g_u, g_t, g_log_s;  // of log s
     switch (placement_) {
-      case Placement::scale_shift:
-        g_u = g_v * k.s, g_t = g_v, g_log_s = g_v * u * k.s + g_log;
-        break;
-      case Placement::standardize:
-        g_u = g_v / k.s, g_t = -g_u, g_log_s = -g_u * (u - t) - g_log;
-        break;
-      case Placement::shift_scale:
-        g_u = g_v * k.s, g_t = g_u, g_log_s = g_u * (u + t) + g_log;
-        break;
-      case Placement::gate:
-        g_u = g_v * k.s, g_t = g_v * (1 - k.s), g_log_s = g_v * (u - t) * k.s + g_log;
-        break;
+      case Placement::scale_shift: g_u = g_v * k.s, g_t = g_v, g_log_s = g_v * u * k.s + g_log; break;
+      case Placement::standardize: g_u = g_v / k.s, g_t = -g_u, g_log_s = -g_u * (u - t) - g_log; break;
+      case Placement::shift_scale: g_u = g_v * k.s, g_t = g_u, g_log_s = g_u * (u + t) + g_log; break;
+      case Placement::gate: g_u = g_v * k.s, g_t = g_v * (1 - k.s), g_log_s = g_v * (u - t) * k.s + g_log; break;
       default: __builtin_unreachable();
     }
     put(0, g_t);

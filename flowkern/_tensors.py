@@ -1,0 +1,31 @@
+"""Facts about tensors, and how to make ones that are kept."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def outside_modes() -> Iterator[None]:
+    """For what is made once and kept: ordinary tensors, though the call that makes it is traced with tensors without values,
+    or in inference mode, whose tensors no gradient may meet later.
+    """
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        yield
+
+
+def version(t: Tensor) -> int:
+    """Counts the changes of a tensor in place; inference tensors do not count theirs."""
+    return 0 if t.is_inference() else t._version
+
+
+def content(t: Tensor) -> bytes:
+    """The bytes of a tensor on the CPU, without NumPy."""
+    t = t.contiguous()
+    return ctypes.string_at(t.data_ptr(), t.numel() * t.element_size())
