@@ -16,7 +16,9 @@
 #endif
 #define FK_QUOTE(TEXT) #TEXT
 #define FK_HEADER(PATH) FK_QUOTE(PATH)
-#include FK_HEADER(flowkern / maps / FK_MAP.h)
+// clang-format off: it takes the path for a quotient
+#include FK_HEADER(flowkern/maps/FK_MAP.h)
+// clang-format on
 
 namespace flowkern::FK_ISA {
 

@@ -74,12 +74,12 @@ struct MaskedNetworkKernels {
 
 // Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its
 // pre-activation, activation, cotangent and a spare; padded so that no vector store leaves the buffer.
-inline int64_t scratch_rows(const PlanView& plan) {
+FK_ALWAYS_INLINE inline int64_t scratch_rows(const PlanView& plan) {
   return 4 * plan.features() + 2 * plan.features() * plan.parameters() + 4 * plan.units() + 64;
 }
 
 // Rows of the transposed inputs of all linear maps: x and every hidden layer, each padded to whole panels.
-inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows) {
+FK_ALWAYS_INLINE inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows) {
   int64_t panels = 0;
   const auto whole = [&](int64_t n) { return (n + tile_rows - 1) / tile_rows; };
   if (source >= 0) panels += whole(plan.features());
@@ -88,11 +88,11 @@ inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows)
 }
 
 // The sums of one linear map's weight gradients: sorted rows of whole vectors, those of the maps before it first.
-inline int64_t sums_width(const PlanView& plan, int linear, int64_t tile_rows) {
+FK_ALWAYS_INLINE inline int64_t sums_width(const PlanView& plan, int linear, int64_t tile_rows) {
   const int64_t columns = plan.start(plan.linear(linear).source(), plan.levels());
   return (columns + tile_rows - 1) / tile_rows * tile_rows;
 }
-inline int64_t sums_offset(const PlanView& plan, int linear, int64_t tile_rows) {
+FK_ALWAYS_INLINE inline int64_t sums_offset(const PlanView& plan, int linear, int64_t tile_rows) {
   int64_t offset = 0;
   for (int l = 0; l < linear; ++l) offset += plan.linear(l).rows() * sums_width(plan, l, tile_rows);
   return offset;

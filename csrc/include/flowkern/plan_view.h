@@ -6,6 +6,9 @@
 
 #include <cstdint>
 
+// Every instruction set's kernels include this header: a function that is not inlined there would be shared by all.
+#define FK_ALWAYS_INLINE __attribute__((always_inline))
+
 namespace flowkern {
 
 constexpr int64_t kPlanVersion = 2;
@@ -38,7 +41,7 @@ class LinearView {
   const Chunk& chunk(int64_t i) const { return reinterpret_cast<const Chunk*>(base_ + r_[8])[i]; }
   const int64_t* block_chunks() const { return base_ + r_[9]; }  // first chunk of each block, blocks() + 1
   // The chunk that holds `row`, which lies in block b or later.
-  int64_t chunk_of(int64_t row, int64_t b) const {
+  FK_ALWAYS_INLINE int64_t chunk_of(int64_t row, int64_t b) const {
     int64_t i = block_chunks()[b];
     while (chunk(i).row + chunk(i).rows <= row) ++i;
     return i;
@@ -97,19 +100,19 @@ class PlanView {
   int addends() const { return static_cast<int>(base_[17]); }  // matrices given per row: addends, then gates
 
   // Rows (features, units or parameters) that precede level t, for any source or target index.
-  int64_t start(int node, int64_t level) const {
+  FK_ALWAYS_INLINE int64_t start(int node, int64_t level) const {
     if (node < 0) return feature_starts()[level];
     if (node < hidden()) return hidden(node).starts()[level];
     return feature_starts()[level] * parameters();
   }
   // Rows of one tile that a backward pass needs: every pre-activation, every parameter, then what the gates multiply.
-  int64_t saved_rows() const {
+  FK_ALWAYS_INLINE int64_t saved_rows() const {
     int64_t gated = 0;
     for (int l = 0; l < hidden(); ++l)
       if (hidden(l).gate() >= 0) gated += hidden(l).units();
     return gate_row(0) + gated;
   }
-  int64_t gate_row(int64_t offset) const { return units() + features() * parameters() + offset; }
+  FK_ALWAYS_INLINE int64_t gate_row(int64_t offset) const { return units() + features() * parameters() + offset; }
 
  private:
   const int64_t* base_;
