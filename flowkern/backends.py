@@ -189,8 +189,8 @@ def kernels_for(x: Tensor, operator: str, map: UnivariateMap | None = None) -> K
     """
     if _current == "reference":
         return ORACLE
-    device = device_of(x)
-    native = device == "cpu" or "cuda" in OPERATORS[operator].kernels
+    device, kernels = device_of(x), OPERATORS[operator].kernels
+    native = device == "cpu" or "cuda" in kernels
     wanted = _current if _current != "auto" else "native" if native else "triton"
     reason = (native_obstacle if wanted == "native" else triton_obstacle)(x, operator, map)
     if _current != "auto":
@@ -200,7 +200,6 @@ def kernels_for(x: Tensor, operator: str, map: UnivariateMap | None = None) -> K
     elif _transformed() or exporting():
         return FALL_BACK
     elif reason is not None:
-        kernels = OPERATORS[operator].kernels
         mendable = "triton" in kernels or ("cuda" in kernels and torch.version.hip is None)
         if device == "cpu" or (device == "cuda" and mendable):
             _warn_once(reason)  # something is missing here

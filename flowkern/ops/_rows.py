@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ def as_rows(kernels: Kernels, t: Tensor, shape: torch.Size) -> Tensor:
     return t if t.shape == shape and t.dim() == 2 else t.expand(shape).reshape(shape[:-1].numel(), shape[-1])
 
 
-@dataclass(frozen=True)
-class RowMap:
+class RowMap(NamedTuple):
     """A univariate map of some or all columns of a matrix: its kernels and its oracle.
 
     ``features`` holds the begin, step and count of the columns that are transformed, step 0 for all of them; ``place`` is a
@@ -63,12 +61,15 @@ def apply_row_map(
     """Broadcasts, runs the kernels on matrices, and restores shape and dtype; ``columns`` are those of the parameters."""
     dtype, width = x.dtype, x.shape[-1]
     x = as_rows(map.kernels, x, torch.Size((*batch, width)))
-    parameters = [as_rows(map.kernels, p, torch.Size((*batch, columns))) for p in parameters]
+    shape = torch.Size((*batch, columns))
+    parameters = [as_rows(map.kernels, p, shape) for p in parameters]
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         z, log_det = RowMapFunction.apply(map, x, *parameters)
     else:
         z, log_det = map(x, parameters)
-    return z.reshape(*batch, z.shape[-1]).to(dtype), log_det.reshape(batch).to(dtype)
+    if len(batch) != 1:
+        z, log_det = z.reshape(*batch, width), log_det.reshape(batch)
+    return (z, log_det) if z.dtype is dtype else (z.to(dtype), log_det.to(dtype))
 
 
 class RowMapFunction(torch.autograd.Function):

@@ -57,16 +57,19 @@ def affine(
         check_like(name, t, x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (..., features), got ()")
-    try:
-        shape = torch.broadcast_shapes(x.shape, *(t.shape for t in parameters))
-    except RuntimeError:
-        got = None if raw is None else tuple(raw.shape)
-        raise ValueError(
-            f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
-        ) from None
+    shape = x.shape
+    # torch.broadcast_shapes takes longer than the kernel; a graph in the making must not compare sizes.
+    if torch.compiler.is_compiling() or any(t.shape != shape for t in parameters):
+        try:
+            shape = torch.broadcast_shapes(shape, *(t.shape for t in parameters))
+        except RuntimeError:
+            got = None if raw is None else tuple(raw.shape)
+            raise ValueError(
+                f"shift, raw: shapes {tuple(shift.shape)} and {got} do not broadcast with x {tuple(x.shape)}"
+            ) from None
     oracle = partial(reference.affine, scale=scale, placement=placement, constants=map.constants, inverse=inverse)
     kernels = kernels_for(x, "affine", map)
     if kernels.plain:
         return oracle(x, shift, raw)
-    x = x.expand(*x.shape[:-1], shape[-1])
+    x = x if x.shape == shape else x.expand(*x.shape[:-1], shape[-1])
     return apply_row_map(RowMap(kernels, oracle, map, inverse), x, parameters, shape[:-1], shape[-1])

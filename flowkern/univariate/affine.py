@@ -96,15 +96,9 @@ class Affine(UnivariateMap):
         if len(values) != len(default):
             raise ValueError(f"constants: the scale map {self.scale!r} takes {len(default)}, got {len(values)}")
         object.__setattr__(self, "constants", values)
+        object.__setattr__(self, "names", ("shift",) if self.scale == "none" else ("shift", "raw"))
+        object.__setattr__(self, "options", (SCALES.index(self.scale), PLACEMENTS.index(self.placement)))
         super().__post_init__()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("shift",) if self.scale == "none" else ("shift", "raw")
-
-    @property
-    def options(self) -> tuple[int, ...]:
-        return SCALES.index(self.scale), PLACEMENTS.index(self.placement)
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         return self._oracle(u, *parameters, inverse=inverse)

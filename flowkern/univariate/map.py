@@ -33,18 +33,25 @@ class UnivariateMap:
         names: what errors call the parameters of a feature.
         options: whole numbers that kernels branch on.
         constants: numbers that they compute with.
+        count: parameters of a feature.
         key: the map as a string, which torch.compile takes for a constant.
         numbers: the map as the CPU kernels take it: kind, count, options and constants, one vector of doubles on the CPU.
     """
 
     family: ClassVar[str]
     kind: ClassVar[int]
+    # A family gives the first three, in any way; the others follow from them.
+    names: tuple[str, ...]
+    options: tuple[int, ...]
+    constants: tuple[float, ...]
+    count: int
     key: str
     numbers: Tensor
 
     def __post_init__(self) -> None:
         """Made at once, since a call that is traced cannot; a family that checks its fields calls this at the end."""
         options, constants = self.options, self.constants
+        object.__setattr__(self, "count", len(self.names))
         object.__setattr__(self, "key", f"{self.family}{options}{constants}")
         if len(options) > OPTIONS or len(constants) > CONSTANTS:
             raise ValueError(f"{type(self).__name__}: at most {OPTIONS} options and {CONSTANTS} constants fit, got {self.key}")
@@ -52,23 +59,6 @@ class UnivariateMap:
         words += [0] * (CONSTANTS - len(constants))
         with outside_modes():
             object.__setattr__(self, "numbers", torch.tensor(words, dtype=torch.float64, device="cpu"))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    @property
-    def options(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    @property
-    def constants(self) -> tuple[float, ...]:
-        raise NotImplementedError
-
-    @property
-    def count(self) -> int:
-        """Parameters of a feature."""
-        return len(self.names)
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """v and log|dv/du|, or for the inverse u and log|du/dv|, element by element, in plain PyTorch, differentiable twice.
