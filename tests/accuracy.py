@@ -66,32 +66,34 @@ class Pool:
         eps = torch.finfo(dtype).eps
         own = self.oracle * eps / torch.finfo(torch.float32).eps
         bound = 2 * own + 4 * eps * self.largest
-        assert self.kernel <= bound, f"{name}: error {self.kernel:.3g}, bound {bound:.3g} (oracle's own {own:.3g})"
+        assert self.kernel <= bound, f"{name} in {dtype}: error {self.kernel:.3g}, bound {bound:.3g} (oracle's own {own:.3g})"
 
 
 def check_rule(
     cases: Iterable[Any],
     evaluate: Callable[[Any, torch.dtype, str], dict[str, Tensor]],
-    dtype: torch.dtype,
+    *dtypes: torch.dtype,
     kernels: str = "native",
 ) -> None:
     """Draws cases until every output has pooled enough elements that are not zero, or there are no more cases.
 
     Outputs that are zero throughout, as the log-determinant of an additive map, are not waited for.
 
-    ``evaluate(case, dtype, backend)`` gives named outputs, computed by a backend in a dtype.
+    ``evaluate(case, dtype, backend)`` gives named outputs, computed by a backend in a dtype. The oracle, which takes longer
+    than the kernels, is asked once for all of ``dtypes``.
     """
-    pools: dict[str, Pool] = {}
+    pools: dict[tuple[torch.dtype, str], Pool] = {}
     slow = (kernels == "triton" and DEVICE.type == "cpu") or "FLOWKERN_FEW_CASES" in os.environ
     for case in islice(cases, FEW_CASES if slow else None):
-        kernel = evaluate(case, dtype, kernels)
         oracle = evaluate(case, torch.float32, "reference")
         exact = evaluate(case, torch.float64, "reference")
-        assert kernel.keys() == exact.keys()
-        for name, value in exact.items():
-            pools.setdefault(name, Pool()).add(kernel[name], oracle[name], value)
+        for dtype in dtypes:
+            kernel = evaluate(case, dtype, kernels)
+            assert kernel.keys() == exact.keys()
+            for name, value in exact.items():
+                pools.setdefault((dtype, name), Pool()).add(kernel[name], oracle[name], value)
         counts = [pool.count for pool in pools.values() if pool.count]
         if counts and min(counts) >= ENOUGH:
             break
-    for name, pool in pools.items():
+    for (dtype, name), pool in pools.items():
         pool.check(name, dtype)

@@ -32,17 +32,18 @@ SAMPLE = 6  # one case in so many of the GPU kernels' stand-ins is run by `make 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves most cases of GPU kernels that run on the CPU to `make test-all`; the longest tests come first.
 
-    Triton's interpreter and the CUDA sources on the host take a hundred times as long as a kernel; who changes one runs all.
+    Of every proof of an operator's contract one case stays for each of its kernels. Triton's interpreter and the CUDA
+    sources on the host take a hundred times as long as a kernel; who changes one runs all.
     """
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, str]] = Counter()
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         kernels = parameters.get("kernels", "native")
         if kernels != "native" and not torch.cuda.is_available():
-            function = item.nodeid.partition("[")[0], kernels
-            if seen[function] % SAMPLE:
+            proof = item.nodeid.partition("[")[0], kernels, getattr(parameters.get("case"), "name", "")
+            if seen[proof] % SAMPLE:
                 item.add_marker(pytest.mark.slow)
-            seen[function] += 1
+            seen[proof] += 1
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

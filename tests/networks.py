@@ -1,19 +1,19 @@
-"""Random masked networks for the tests."""
+"""Random masked networks for the tests, and calls of the operators on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accuracy import device_of, using
+from calls import Example, drawn_map, evaluate
 from torch import Tensor
 
 import flowkern as fk
 from flowkern import AutoregressivePlan
-from flowkern.ops._network import optional_biases
-from flowkern.univariate import default_constants
 
 
 def made_masks(
@@ -52,6 +52,7 @@ class Network:
     weights: list[Tensor]
     biases: list[Tensor]
     map: dict[str, Any] = field(default_factory=dict)
+    gain: float = 1.0
 
     def leaves(self, dtype: torch.dtype, device: torch.device | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases in a dtype, with gradients."""
@@ -59,6 +60,17 @@ class Network:
             [w.to(device, dtype, copy=True).requires_grad_() for w in self.weights],
             [b.to(device, dtype, copy=True).requires_grad_() for b in self.biases],
         )
+
+    def redrawn(self, seed: int) -> Network:
+        """The same plan with weights of another seed, small enough that inverses stay well conditioned."""
+        generator = torch.Generator().manual_seed(seed)
+        like: Any = {"generator": generator, "dtype": torch.float64}
+        weights = [self.gain * torch.randn(s, **like) / max(s[1], 1) ** 0.5 for s in self.plan.weight_shapes]
+        hidden = len(self.plan.units)
+        for i in range(hidden, len(weights)):
+            weights[i] *= 0.25 if hidden else 0.1  # alone, the exponential of a linear map of the features grows without bound
+        biases = [0.3 * torch.randn(s, **like) for s in self.plan.bias_shapes]
+        return Network(self.plan, weights, biases, self.map, self.gain)
 
 
 def network(
@@ -77,13 +89,12 @@ def network(
     constants: tuple[float, ...] | None = None,
     **structure: Any,
 ) -> Network:
-    """A network of the given structure, its weights small enough that inverses stay well conditioned."""
-    generator = torch.Generator().manual_seed(seed)
+    """A network of the given structure."""
     if scale == "none":
         parameters = 1
     layout = structure.get("layout", "feature_major")
     if masks == "dag":
-        made = dag_masks(features, hidden, parameters, generator)
+        made = dag_masks(features, hidden, parameters, torch.Generator().manual_seed(1000 + seed))
     else:
         made = made_masks(features, hidden, parameters, layout, order)
     if skip:
@@ -91,50 +102,84 @@ def network(
         made.append(full if masks == "made" else torch.zeros_like(full))
     residuals = [i - 2 if residual and i and i % 2 == 0 else None for i in range(len(hidden))]
     plan = AutoregressivePlan(made, parameters=parameters, residuals=residuals, skip=skip, **structure)
-    weights = [gain * torch.randn(m.shape, generator=generator, dtype=torch.float64) / max(m.shape[1], 1) ** 0.5 for m in made]
-    for i in range(len(hidden), len(weights)):
-        weights[i] *= 0.25 if hidden else 0.1  # alone, the exponential of a linear map of the features grows without bound
-    biases = [
-        0.3 * torch.randn(m.shape[0], generator=generator, dtype=torch.float64)
-        for m, has in zip(made, plan.biases, strict=True)
-        if has
-    ]
-    return Network(plan, weights, biases, {"scale": scale, "placement": placement, "constants": constants})
+    return Network(plan, [], [], drawn_map(scale, placement, constants), gain).redrawn(seed)
 
 
-def strided(rows: Tensor, how: str) -> Tensor:
-    """The same values with other strides."""
-    if how == "transposed":
-        return rows.t().contiguous().t()
-    if how == "sliced":
-        wide = torch.full((rows.shape[0] * 2, rows.shape[1] + 3), float("nan"), dtype=rows.dtype, device=rows.device)
-        wide[::2, 1:-2] = rows
-        return wide[::2, 1:-2]
-    return rows
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+TRANSFORMS = ("autoregressive", "autoregressive_inverse")
+OUTPUTS = {"masked_mlp": ("value",), **dict.fromkeys(TRANSFORMS, ("value", "log_det"))}
+_network = functools.lru_cache(512)(network)  # plans are costly, and nothing of a call changes them
 
 
-def away_from_kinks(operator: str, net: Network, x: Tensor, addends: Sequence[Tensor]) -> Tensor:
-    """Which rows keep every pre-activation clear of zero, where the derivative of relu jumps."""
-    if net.plan.activation not in ("relu", "leaky_relu") or not net.plan.units:
-        return torch.ones(len(x), dtype=torch.bool)
-    added = net.plan.terms([a.double() for a in addends])
-    biases = optional_biases(net.plan, net.biases)
-    if operator == "autoregressive_inverse":
-        constants = net.map["constants"] or default_constants(net.map["scale"])
-        options = {**net.map, "constants": constants, **net.plan.structure, **net.plan.head}
-        x, _ = fk.reference.autoregressive_inverse(x, net.weights, biases, net.plan.masks, **added, **options)
+def draw(
+    operator: str, rows: int, seed: int, *, features: int = 6, hidden: tuple[int, ...] = (24, 24), **structure: Any
+) -> Example:
+    """A call of an operator on a network of a structure. Only graphs are of a new plan for every seed."""
+    graph = seed if structure.get("masks") == "dag" else 0
+    planned = _network(features, hidden, seed=graph, **structure)
+    for own in itertools.count(seed, 10_000):  # a unit that reads nothing may lie at its kink: then other weights
+        net = planned.redrawn(own)
+        found = _rows(net, rows, torch.Generator().manual_seed(own))
+        if found is not None:
+            break
+    x, *added = found
+    if operator == "autoregressive_inverse":  # of rows whose solution is clear of kinks
+        with fk.backend("reference"):
+            x, _ = fk.ops.autoregressive(x, net.weights, net.biases, net.plan, addends=added, **net.map)
+    return example(operator, net, x, added)
+
+
+def example(operator: str, net: Network, x: Tensor, addends: Sequence[Tensor] = ()) -> Example:
+    """A call of an operator on a network, its tensors named after the layers."""
+    first = "z" if operator == "autoregressive_inverse" else "x"
+    weights = {f"layer {i}.weight": w for i, w in enumerate(net.weights)}
+    biased = [i for i, has in enumerate(net.plan.biases) if has]
+    biases = {f"layer {i}.bias": b for i, b in zip(biased, net.biases, strict=True)}
+    added = {f"addend {i}": a for i, a in enumerate(addends)}
+
+    def arguments(t: Mapping[str, Tensor]) -> dict[str, Any]:
+        given = {"weights": [t[k] for k in weights], "biases": [t[k] for k in biases], "addends": [t[k] for k in added]}
+        return {first: t[first], **given, "plan": net.plan, **({} if operator == "masked_mlp" else net.map)}
+
+    return Example({first: x, **added}, {**weights, **biases}, arguments)
+
+
+def _rows(net: Network, rows: int, generator: torch.Generator) -> list[Tensor] | None:
+    """Inputs and addends that keep every pre-activation clear of zero, where the derivative of relu jumps, if there are any."""
+    like: Any = {"generator": generator, "dtype": torch.float64}
+    kept = [torch.empty(0, w, dtype=torch.float64) for w in (net.plan.features, *net.plan.addend_widths)]
+    while len(kept[0]) < rows:
+        drawn = [torch.randn(rows + 8, net.plan.features, **like)]
+        drawn += [0.3 * torch.randn(rows + 8, w, **like) for w in net.plan.addend_widths]
+        clear = _clear_of_kinks(net, *drawn)
+        if not clear.any():
+            return None
+        kept = [torch.cat([old, new[clear]]) for old, new in zip(kept, drawn, strict=True)]
+    return [t[:rows] for t in kept]
+
+
+def _clear_of_kinks(net: Network, x: Tensor, *addends: Tensor) -> Tensor:
+    plan = net.plan
     clear = torch.ones(len(x), dtype=torch.bool)
-    for depth in range(len(net.plan.units)):  # the network cut off after each layer gives its pre-activations
-        structure = {
-            "activated": net.plan.activated[:depth],
-            "residuals": net.plan.residuals[:depth],
-            "constant": net.plan.constant,
-        }
+    if plan.activation not in ("relu", "leaky_relu"):
+        return clear
+    assert not any(r is not None for r in plan.residuals), (
+        "kinks of residual networks are not modelled: take a smooth activation"
+    )
+    biases = iter(net.biases)
+    optional = [next(biases) if has else None for has in plan.biases]
+    for depth in range(len(plan.units)):  # the network cut off after each layer gives its pre-activations
+        structure = {"activated": plan.activated[:depth], "residuals": plan.residuals[:depth], "constant": plan.constant}
         p = fk.reference.masked_mlp(
-            x, net.weights, biases, net.plan.masks[: depth + 1], activation=net.plan.activation, **added, **structure
+            x,
+            net.weights,
+            optional,
+            plan.masks[: depth + 1],
+            activation=plan.activation,
+            **plan.terms(addends),
+            **structure,
         )
-        if net.plan.residuals[depth] is not None:
-            return torch.zeros(len(x), dtype=torch.bool)  # not modelled here; use a smooth activation
         clear &= (p.abs() > 1e-5).all(-1)
     return clear
 
@@ -146,29 +191,9 @@ def run(
     dtype: torch.dtype,
     backend: str,
     *,
-    grads: bool = True,
     addends: Sequence[Tensor] = (),
-    how: str = "contiguous",
-    host: Any = None,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    """Outputs of an operator and, by random cotangents, the gradients of everything."""
-    device = device_of(backend)
-    weights, biases = net.leaves(dtype, device)
-    x = strided(x.to(device, dtype, copy=True), how).requires_grad_(grads)
-    added = [a.to(device, dtype, copy=True).requires_grad_() for a in addends]
-    options = {} if operator == "masked_mlp" else net.map
-    with using(backend, host), torch.set_grad_enabled(grads):
-        found = getattr(fk.ops, operator)(x, weights, biases, net.plan, addends=added, **options)
-    outputs = found if isinstance(found, tuple) else (found,)
-    named = dict(zip(("value", "log_det"), (o.detach().cpu() for o in outputs), strict=False))
-    if grads and x.numel():
-        generator = torch.Generator().manual_seed(7)
-        # Cotangents that every dtype represents exactly.
-        cotangents = [torch.randn(o.shape, generator=generator).bfloat16().to(o) for o in outputs]
-        total = sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True))
-        leaves = {"x": x, **{f"weight {i}": w for i, w in enumerate(weights)}, **{f"bias {i}": b for i, b in enumerate(biases)}}
-        leaves.update({f"addend {i}": a for i, a in enumerate(added)})
-        with using(backend, host):
-            got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        named.update({f"gradient of {k}": g.cpu() for k, g in zip(leaves, got, strict=True)})
-    return named
+    """Outputs of an operator and the gradients of everything, as in :func:`calls.evaluate`."""
+    call = example(operator, net, x, addends)
+    return evaluate(getattr(fk.ops, operator), OUTPUTS[operator], call, dtype, backend, **options)

@@ -1,0 +1,71 @@
+"""What a file in ``cases/`` says of its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from calls import Example, evaluate
+from torch import Tensor
+
+Variation = Mapping[str, Any]
+Bad = tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator as the contract takes it.
+
+    Args:
+        operator: the public function; its name is the operator's.
+        outputs: what it returns, by name.
+        kernels: what serves it: "native" (the CPU's), "triton", "cuda" (native on a GPU).
+        draw: from a number of rows, a seed and a variation to a call. Without a variation it is the typical call.
+        variations: each is held to the rule of accuracy, with gradients, on all kernels.
+        smooth: small calls with derivatives of every order at what is drawn.
+        any: draws a variation with hypothesis.
+        bad: from the arguments of a good call to those that are replaced, the exception, what its message matches.
+        oracle: in place of the operator under ``backend("reference")``.
+        layouts: variations that are held to the rule with every layout of memory.
+        compiled: variations that torch.compile and opcheck see; by default the first smooth one.
+        low: variations for kernels that multiply in half precision, where a kink would jump; by default the smooth ones.
+        large: a variation that occupies several threads.
+        shows: the output that is not finite where the first tensor of a row is not, or ``None``.
+        has_gradients: whether its kernels have; else what a call with gradients runs is other operators.
+        rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
+        oracle_compiles: whether torch.compile takes its oracle.
+    """
+
+    operator: Callable[..., Any]
+    outputs: tuple[str, ...]
+    kernels: tuple[str, ...]
+    draw: Callable[..., Example]
+    variations: Mapping[str, Variation]
+    smooth: Mapping[str, Variation]
+    any: Callable[[Callable[..., Any]], Variation]
+    bad: Mapping[str, Bad]
+    oracle: Callable[..., Any] | None = None
+    layouts: Mapping[str, Variation] = field(default_factory=lambda: {"typical": {}})
+    compiled: Mapping[str, Variation] = field(default_factory=dict)
+    low: Mapping[str, Variation] = field(default_factory=dict)
+    large: Variation = field(default_factory=dict)
+    shows: str | None = "log_det"
+    has_gradients: bool = True
+    rounds_once: bool = True
+    oracle_compiles: bool = True
+
+    def __post_init__(self) -> None:
+        first = dict([next(iter(self.smooth.items()))])
+        object.__setattr__(self, "compiled", self.compiled or first)
+        object.__setattr__(self, "low", self.low or self.smooth)
+
+    @property
+    def name(self) -> str:
+        return self.operator.__name__
+
+    def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
+        """Outputs and gradients of a call, see :func:`calls.evaluate`."""
+        operator = self.oracle if self.oracle is not None and backend == "reference" else self.operator
+        return evaluate(operator, self.outputs, example, dtype, backend, **{"grads": self.has_gradients, **options})

@@ -1,0 +1,5 @@
+"""Samples: the sweep over the levels."""
+
+from masked_networks import case_of
+
+CASE = case_of("autoregressive_inverse", ("native", "cuda"))

@@ -1,0 +1,143 @@
+"""Couplings: some features move, by parameters of their own, and the others pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from calls import Example, drawn_map
+from case import Case
+from hypothesis import strategies as st
+from torch import Tensor
+
+import flowkern as fk
+from flowkern.univariate import PLACEMENTS, SCALES
+
+TABLE = (3, -1, 0, -1, -1, 2, 1, -1, 4)  # the column of every feature's parameters
+CHOICES: dict[str, slice | tuple[int, ...]] = {
+    "half": slice(5, None),
+    "alternating": slice(1, None, 2),
+    "all": slice(None),
+    "table": TABLE,
+}
+
+
+def draw(
+    rows: int,
+    seed: int,
+    *,
+    features: int = 9,
+    transformed: slice | tuple[int, ...] = CHOICES["half"],
+    interleaved: bool = False,
+    inverse: bool = False,
+    **map: Any,
+) -> Example:
+    """Parameters come from one tensor: in two halves, or as Glow's channels, one by one."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = range(features)[transformed] if isinstance(transformed, slice) else [c for c in transformed if c >= 0]
+    count = len(moved)
+    x = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+    parameters = torch.randn(rows, 2 * count, generator=generator, dtype=torch.float64)
+    options = {"inverse": inverse, **drawn_map(**{"placement": "scale_shift", **map})} if map else {"inverse": inverse}
+
+    def arguments(t: Any) -> dict[str, Any]:
+        both: Tensor = t["parameters"]
+        shift, raw = both.unflatten(-1, (count, 2)).unbind(-1) if interleaved else both.chunk(2, -1)
+        where = transformed if isinstance(transformed, slice) else torch.tensor(transformed, device=both.device)
+        return {
+            "x": t["x"],
+            "shift": shift,
+            "raw": None if map.get("scale") == "none" else raw,
+            "transformed": where,
+            **options,
+        }
+
+    return Example({"x": x, "parameters": parameters}, {}, arguments)
+
+
+def any_variation(draw: Any) -> dict[str, Any]:
+    features = draw(st.sampled_from([1, 2, 8, 9, 64, 300]))
+    begin, step = draw(st.integers(0, features)), draw(st.sampled_from([1, 2, 3]))
+    return {
+        "features": features,
+        "transformed": slice(begin, None, step),
+        "interleaved": draw(st.booleans()),
+        "inverse": draw(st.booleans()),
+        "scale": draw(st.sampled_from(SCALES)),
+        "placement": draw(st.sampled_from(PLACEMENTS)),
+    }
+
+
+# Every scale map of every choice in both directions, the placements in turn.
+MAPS = {
+    f"{name} {scale}{' inverse' if inverse else ''}": {
+        "transformed": transformed,
+        "scale": scale,
+        "placement": PLACEMENTS[(SCALES.index(scale) + inverse) % len(PLACEMENTS)],
+        "inverse": inverse,
+    }
+    for name, transformed in CHOICES.items()
+    for scale in SCALES
+    for inverse in (False, True)
+}
+WIDTHS = {
+    f"{features} features, {name}": {"features": features, "transformed": transformed, "scale": "soft_clipped_exp"}
+    for features in (2, 63, 1000, 20_000)
+    for name, transformed in (("half", slice(features // 2, None)), ("alternating", slice(0, None, 2)))
+}
+
+
+def table(*columns: int) -> Any:
+    """Replaces the choice of features by a table."""
+    return lambda _: {"transformed": torch.tensor(columns)}
+
+
+CASE = Case(
+    operator=fk.ops.coupling,
+    outputs=("z", "log_det"),
+    kernels=("native", "triton"),
+    draw=draw,
+    variations={
+        **MAPS,
+        **WIDTHS,
+        **{f"{name} interleaved": {"transformed": t, "interleaved": True} for name, t in CHOICES.items()},
+        "no feature": {"transformed": slice(9, None)},
+        "one feature": {"features": 1, "transformed": slice(None)},
+    },
+    smooth={
+        f"{name}{' inverse' if inverse else ''}": {"transformed": t, "scale": "softplus", "inverse": inverse}
+        for name, t in CHOICES.items()
+        for inverse in (False, True)
+    },
+    any=any_variation,
+    layouts={name: {"transformed": CHOICES[name]} for name in ("half", "alternating", "table")},
+    compiled={"half inverse": {"transformed": CHOICES["half"], "inverse": True}, "table": {"transformed": TABLE}},
+    large={"features": 77, "transformed": slice(40, None)},
+    bad={
+        "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
+        "no dimension": (lambda a: {"x": torch.tensor(1.0)}, ValueError, r"x: expected shape \(..., features\), got \(\)"),
+        "no raw scale": (lambda a: {"raw": None}, ValueError, "raw: the scale map 'exp' takes a raw scale"),
+        "a raw scale": (lambda a: {"scale": "none"}, ValueError, "raw: the scale map 'none' takes no raw scale"),
+        "shape of shift": (
+            lambda a: {"shift": torch.ones(3, 5)},
+            ValueError,
+            r"shift: expected shape \(..., 4\) for the transformed features, got",
+        ),
+        "dtype of raw": (lambda a: {"raw": a["raw"].double()}, TypeError, r"raw: expected dtype torch.float32 like x"),
+        "batch of raw": (lambda a: {"raw": a["raw"][:2]}, ValueError, "shift, raw: expected batch shapes that broadcast"),
+        "a slice backwards": (
+            lambda a: {"transformed": slice(None, None, -1)},
+            ValueError,
+            "transformed: expected a slice with a positive step",
+        ),
+        "a list": (
+            lambda a: {"transformed": [5, 6, 7, 8]},
+            ValueError,
+            r"transformed: expected a slice or an int64 tensor \(9,\)",
+        ),
+        "a short table": (table(*TABLE[:8]), ValueError, r"an int64 tensor \(9,\), got torch.int64 \(8,\)"),
+        "a column twice": (table(0, 1, 2, 3, 3, -1, -1, -1, -1), RuntimeError, "expected each column from 0 to 3 once"),
+        "a column too many": (table(0, 1, 2, 4, -1, -1, -1, -1, -1), RuntimeError, "got 4 for feature 3"),
+        "a column left out": (table(0, 1, 2, -1, -1, -1, -1, -1, -1), RuntimeError, "expected 4 features with a column"),
+    },
+)

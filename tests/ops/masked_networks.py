@@ -1,0 +1,182 @@
+"""What the cases of the operators on masked networks share: structures, maps, bad arguments."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import networks
+from case import Bad, Case, Variation
+from hypothesis import strategies as st
+from torch import Tensor
+
+import flowkern as fk
+from flowkern.plan import ACTIVATIONS
+from flowkern.univariate import PLACEMENTS, SCALES
+
+STRUCTURES: dict[str, Variation] = {
+    "plain": {},
+    "one hidden layer": {"hidden": (40,)},
+    "no hidden layer": {"hidden": ()},
+    "uneven layers": {"hidden": (70, 9, 33)},
+    "fewer units than features": {"features": 20, "hidden": (5, 7)},
+    "many units per level": {"features": 3, "hidden": (70, 70)},
+    "one feature": {"features": 1, "hidden": (4,)},
+    "wide": {"features": 70, "hidden": (96, 96)},
+    "residual": {"hidden": (24, 24, 24), "residual": True, "activation": "silu"},
+    "residual, identity between": {
+        "hidden": (24, 24, 24),
+        "residual": True,
+        "activation": "silu",
+        "activated": (False, True, False),
+    },
+    "skip": {"skip": True},
+    "skip only": {"hidden": (), "skip": True},
+    "graph": {"features": 12, "hidden": (30, 30), "masks": "dag"},
+    "graph, deep": {"features": 9, "hidden": (20, 20, 20, 20), "masks": "dag"},
+    "reversed": {"features": 7, "order": tuple(range(7))[::-1]},
+    "parameter major": {"layout": "parameter_major"},
+    "scale first": {"scale_first": True},
+    "no biases": {"biases": (False, False, False)},
+}
+# Terms and factors that every row brings along, such as a context's.
+ADDENDS: dict[str, Variation] = {
+    f"addends {layers} {masks}": {"features": 7, "hidden": (24, 20), "addends": layers, "masks": masks}
+    for layers in ((0,), (1,), (2,), (2, 0))
+    for masks in ("made", "dag")
+}
+GATES: dict[str, Variation] = {
+    f"gates {gates} addends {addends} {'residual' if residual else 'graph'}": {
+        "features": 7,
+        "hidden": (24, 24, 24),
+        "gates": gates,
+        "addends": addends,
+        "activation": "silu",
+        "masks": "made" if residual else "dag",
+        "residual": residual,
+    }
+    for gates, addends in (((0,), ()), ((1,), (1,)), ((2, 0), (0, 3)), ((2,), (0,)))
+    for residual in (False, True)
+}
+MAPS: dict[str, Variation] = {
+    f"{scale} {placement}": {"hidden": (24,), "scale": scale, "placement": placement}
+    for scale, placement in itertools.product(SCALES, PLACEMENTS)
+}
+SMOOTH: dict[str, Variation] = {
+    name: {"features": 3, "hidden": (5, 4), **structure}
+    for name, structure in {
+        "tanh": {"activation": "tanh", "addends": (0,)},
+        "softplus": {"activation": "softplus", "scale": "softplus", "placement": "scale_shift", "masks": "dag"},
+        "silu": {"activation": "silu", "scale": "sigmoid", "placement": "gate", "skip": True},
+        "gelu": {
+            "activation": "gelu", "scale": "soft_clipped_exp", "placement": "shift_scale", "hidden": (4, 4, 4), "residual": True
+        },
+        "sigmoid": {"activation": "sigmoid", "scale": "none", "placement": "scale_shift"},
+        "elu": {"activation": "elu", "scale": "tanh", "hidden": ()},
+        "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
+    }.items()
+}  # fmt: skip
+
+
+def any_network(draw: Callable[..., Any]) -> dict[str, Any]:
+    hidden = tuple(draw(st.lists(st.integers(1, 40), max_size=3)))
+    residual = draw(st.booleans()) and len(hidden) == 3 and draw(st.booleans())
+    masks = draw(st.sampled_from(["made", "dag"]))
+    features = draw(st.integers(1, 24))
+    return {
+        "features": features,
+        "hidden": (hidden[0],) * 3 if residual else hidden,
+        "masks": masks,
+        "residual": residual and masks == "made",
+        "skip": draw(st.booleans()),
+        "order": tuple(draw(st.permutations(range(features)))),
+        "activation": "tanh" if residual else draw(st.sampled_from(ACTIVATIONS)),
+        "scale": draw(st.sampled_from(SCALES)),
+        "placement": draw(st.sampled_from(PLACEMENTS)),
+        "layout": "feature_major" if masks == "dag" else draw(st.sampled_from(["feature_major", "parameter_major"])),
+        "scale_first": draw(st.booleans()),
+    }
+
+
+def item(name: str, index: int, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Replaces one tensor of a list."""
+    return lambda a: {name: [change(t) if i == index else t for i, t in enumerate(a[name])]}
+
+
+def bad_arguments(first: str) -> dict[str, Bad]:
+    """For a typical call whose input is called ``first``."""
+    return {
+        "features": (lambda a: {first: a[first][:, :4]}, ValueError, rf"{first}: expected shape \(..., 6\), got \(3, 4\)"),
+        "integers": (lambda a: {first: a[first].long()}, TypeError, f"{first}: expected a float"),
+        "dtype": (
+            lambda a: {first: a[first].double()},
+            TypeError,
+            rf"{first}: expected dtype torch\.float32 like weights\[0\], got",
+        ),
+        "dtype of a weight": (
+            item("weights", 1, lambda t: t.double()),
+            TypeError,
+            r"weights\[1\]: expected dtype torch\.float32 like weights\[0\]",
+        ),
+        "dtype of a bias": (item("biases", 0, lambda t: t.double()), TypeError, r"biases\[0\]: expected dtype"),
+        "shape of a weight": (item("weights", 0, lambda t: t[:, 1:]), ValueError, r"weights\[0\]: expected shape"),
+        "shape of a bias": (item("biases", 0, lambda t: t[1:]), ValueError, r"biases\[0\]: expected shape"),
+        "too few weights": (lambda a: {"weights": a["weights"][1:]}, ValueError, "weights: expected 3 tensors, got 2"),
+        "an unexpected addend": (lambda a: {"addends": (a[first],)}, ValueError, "addends: the plan takes 0, got 1"),
+        "device": (
+            item("weights", 1, lambda t: t.to("meta")),
+            ValueError,
+            r"weights\[1\]: expected device cpu like weights\[0\]",
+        ),
+        "dtype of packed": (
+            lambda a: {"packed": fk.ops.pack(a["plan"], a["weights"], a["biases"]).double()},
+            TypeError,
+            f"packed: expected dtype torch.float32 like {first if first == 'x' else '.'}, got torch.float64",
+        ),
+        "device of packed": (
+            lambda a: {"packed": fk.ops.pack(a["plan"], a["weights"], a["biases"]).to("meta")},
+            ValueError,
+            f"packed: expected device cpu like {first if first == 'x' else '.'}, got meta",
+        ),
+        "shape of packed": (
+            lambda a: {"packed": fk.ops.pack(a["plan"], a["weights"], a["biases"])[:-1]},
+            ValueError,
+            r"packed: expected shape \(\d+,\) for this plan, got \(\d+,\)",
+        ),
+    }
+
+
+def bad_maps() -> dict[str, Bad]:
+    return {
+        "an unknown scale": (lambda a: {"scale": "cube"}, ValueError, "scale: expected one of"),
+        "an unknown placement": (lambda a: {"placement": "left"}, ValueError, "placement: expected one of"),
+        "too many constants": (lambda a: {"scale": "softplus", "constants": (1.0, 2.0)}, ValueError, "takes 1, got 2"),
+        "a map of one parameter": (lambda a: {"scale": "none"}, ValueError, "takes 1 parameters per feature, the plan has 2"),
+    }
+
+
+def case_of(name: str, kernels: tuple[str, ...]) -> Case:
+    """The case of an operator on masked networks."""
+    transforms = name in networks.TRANSFORMS
+    activations = {f"activation {a}": {"activation": a} for a in ACTIVATIONS}
+    return Case(
+        operator=getattr(fk.ops, name),
+        outputs=networks.OUTPUTS[name],
+        kernels=kernels,
+        draw=functools.partial(networks.draw, name),
+        variations={**STRUCTURES, **activations, **(MAPS if transforms else {}), **ADDENDS, **GATES},
+        smooth=SMOOTH,
+        any=any_network,
+        bad={**bad_arguments("z" if name == "autoregressive_inverse" else "x"), **(bad_maps() if transforms else {})},
+        layouts={"two hidden layers": {"features": 11, "hidden": (40, 40)}},
+        low={
+            "two layers": {"activation": "tanh"},
+            "residual": {"activation": "tanh", "hidden": (24, 24, 24), "residual": True},
+            "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
+        },
+        large={"features": 20, "hidden": (64, 48)},
+        shows="log_det" if transforms else None,
+        oracle_compiles=name != "autoregressive_inverse",
+    )

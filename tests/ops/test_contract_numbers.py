@@ -1,0 +1,107 @@
+"""Every operator's numbers: the rule of accuracy for any call, on each kernel, with and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from accuracy import Pool, device_of
+from calls import Example
+from case import Case, Variation
+from contract import CASES, EACH_CASE, check, on_each_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BATCHES = (1, 2, 3, 4, 5, 8, 9, 15, 16, 31, 32, 33, 64, 100)
+LAYOUTS = ("transposed", "sliced", "expanded")
+LOW = pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+
+
+def test_every_operator_has_a_case() -> None:
+    import flowkern as fk
+
+    functions = {name for name in fk.ops.__all__ if name.islower()} - {"pack"}  # which makes what others take
+    assert {case.name for case in CASES} == functions
+
+
+@on_each_kernel(lambda case: case.variations)
+def test_variations_with_and_without_gradient(case: Case, kernels: str, entry: Variation) -> None:
+    for grads in {case.has_gradients, False}:
+        check(case, kernels, variation=entry, grads=grads)
+
+
+@EACH_CASE
+@pytest.mark.parametrize("batch", BATCHES)
+def test_batches_with_and_without_gradient(case: Case, batch: int) -> None:
+    for grads in {case.has_gradients, False}:
+        check(case, "native", batch=batch, grads=grads)
+
+
+def layouts(case: Case) -> Mapping[str, tuple[Variation, str]]:
+    return {f"{name} {how}": (variation, how) for name, variation in case.layouts.items() for how in LAYOUTS}
+
+
+@on_each_kernel(layouts)
+def test_strides(case: Case, kernels: str, entry: tuple[Variation, str]) -> None:
+    variation, how = entry
+    check(case, kernels, variation=variation, how=how)
+
+
+@EACH_CASE
+@settings(max_examples=24)
+@given(data=st.data())
+def test_any_call(case: Case, data: st.DataObject) -> None:
+    any_call(case, "native", data.draw)
+
+
+@on_each_kernel(only=lambda kernels: kernels != "native")
+@settings(max_examples=8)  # each costs compilations on a GPU, and time in the interpreter
+@given(data=st.data())
+def test_any_call_on_a_gpu(case: Case, kernels: str, data: st.DataObject) -> None:
+    any_call(case, kernels, data.draw)
+
+
+def any_call(case: Case, kernels: str, draw: Any) -> None:
+    variation, batch = case.any(draw), draw(st.sampled_from([0, 1, 3, 17, 40, 65]))
+    grads, how = draw(st.booleans()) and case.has_gradients, draw(st.sampled_from(["contiguous", *LAYOUTS]))
+    rows = 125 if kernels == "native" and batch else batch  # the stand-ins take what a single call takes
+    check(case, kernels, rows, variation=variation, batch=batch or None, how=how, grads=grads)
+
+
+def rounded(example: Example, low: torch.dtype) -> Example:
+    """The example with numbers that a lower precision holds exactly."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        return (0.5 * t).to(low).double()
+
+    parameters = {k: change(t) for k, t in example.parameters.items()}
+    return Example({k: change(t) for k, t in example.rows.items()}, parameters, example.arguments)
+
+
+@LOW
+@pytest.mark.parametrize("case", [case for case in CASES if case.rounds_once], ids=lambda case: case.name)
+def test_half_precision_rounds_only_inputs_and_outputs(case: Case, low: torch.dtype) -> None:
+    example = rounded(case.draw(50, 0), low)
+    half, exact = (case.evaluate(example, *how) for how in ((low, "native"), (torch.float64, "reference")))
+    for name, value in exact.items():
+        assert half[name].dtype == low
+        bound = 2 * torch.finfo(low).eps * value.abs() + 1e-5
+        assert ((half[name].double() - value).abs() <= bound).all(), name
+
+
+@LOW
+@on_each_kernel(lambda case: case.low, only=lambda kernels: kernels != "native")
+def test_low_precision_is_as_exact_as_its_oracle(case: Case, kernels: str, entry: Variation, low: torch.dtype) -> None:
+    """GPU kernels multiply in the low precision itself, so the rule compares with an oracle of that precision."""
+    pools: dict[str, Pool] = {}
+    for seed in range(3 if device_of(kernels).type == "cpu" else 60):
+        example = rounded(case.draw(50, seed, **entry), low)
+        ways = ((low, kernels), (low, "reference"), (torch.float64, "reference"))
+        kernel, oracle, exact = (case.evaluate(example, *how) for how in ways)
+        for name, value in exact.items():
+            pools.setdefault(name, Pool()).add(kernel[name], oracle[name], value)
+    for name, pool in pools.items():
+        bound = 2 * pool.oracle + 4 * torch.finfo(low).eps * pool.largest
+        assert pool.kernel <= bound, f"{name}: error {pool.kernel:.3g}, bound {bound:.3g}"
