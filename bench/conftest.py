@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,31 @@ def measure(
     memory = peak_memory(function)  # after the timing, which must find the allocator as the work leaves it
     if memory is not None:
         benchmark.extra_info["peak_memory_mb"] = round(memory, 1)
+
+
+def compare_with_oracle(call: Callable[[], Any]) -> None:
+    """An operator and its oracle give the same numbers."""
+    torch.testing.assert_close(call(), forced_oracle(call)(), rtol=1e-3, atol=1e-3)
+
+
+def measure_operator(
+    benchmark: Any,
+    call: Callable[[], Any],
+    leaves: Sequence[torch.Tensor],
+    group: str,
+    implementation: str,
+    multiply_adds: float | None = None,
+) -> None:
+    """Times an operator or its oracle, and the gradients of the leaves where they need one."""
+
+    def work() -> None:
+        found = call()
+        if leaves[0].requires_grad:
+            outputs = found if isinstance(found, tuple) else (found,)
+            torch.autograd.grad(outputs, list(leaves), [torch.ones_like(o) for o in outputs])
+
+    function = forced_oracle(work) if implementation == "oracle" else work
+    measure(benchmark, function, group, implementation, multiply_adds)
 
 
 @pytest.fixture(autouse=True)

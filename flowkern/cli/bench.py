@@ -16,12 +16,9 @@ from typing import Any
 from flowkern.cli.errors import CommandError, require
 from flowkern.cli.output import OutputFolder, output_folder
 
-# Suite: its files in bench/, and the implementation that the others are compared with.
-SUITES = {
-    "own": (("bench_training.py", "bench_sampling.py"), "zuko"),
-    "peers": (("bench_peers.py",), "peer"),
-    "gpu": (("bench_gpu.py",), "zuko"),
-}
+# Suite: the implementation that the others are compared with. A file of bench/ belongs to the suite that its name begins
+# with, as bench_gpu.py does, and else to "own": a family of operators or models is a file, and no line here.
+SUITES = {"own": "zuko", "peers": "peer", "gpu": "zuko"}
 NO_TESTS = 5  # pytest's exit status
 
 
@@ -51,8 +48,17 @@ def run(options: argparse.Namespace) -> int:
     with output_folder(options.output) as folder:
         folder.clear([f"{name}.{suffix}" for suffix in ("json", "md", "png")])
         _measure(suites, options, folder.path / f"{name}.json")
-        _summarise(folder, name, SUITES[options.suite][1])
+        _summarise(folder, name, SUITES[options.suite])
     return 0
+
+
+def _files(suites: Path, suite: str) -> list[Path]:
+    """The files of a suite, by name."""
+    found: dict[str, list[Path]] = {name: [] for name in SUITES}
+    for file in sorted(suites.glob("bench_*.py")):
+        first = file.stem.split("_")[1]
+        found[first if first in SUITES else "own"].append(file)
+    return found[suite]
 
 
 def _measure(suites: Path, options: argparse.Namespace, report: Path) -> None:
@@ -61,7 +67,7 @@ def _measure(suites: Path, options: argparse.Namespace, report: Path) -> None:
         sys.executable,
         "-m",
         "pytest",
-        *(str(suites / file) for file in SUITES[options.suite][0]),
+        *map(str, _files(suites, options.suite)),
         "-c",
         str(suites / "pytest.ini"),
         "-q",

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import flowkern as fk
-from flowkern.cli import main, timing
+from flowkern.cli import bench, main, timing
 from flowkern.cli.demo import FILES
 from flowkern.cli.errors import CommandError
 from flowkern.cli.output import output_folder
@@ -202,6 +202,17 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, caps
 def test_a_benchmark_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "-k", "no_such_work", "--output", str(tmp_path)]) == 2
     assert "-k: no benchmark of the suite 'own' matches 'no_such_work'" in capsys.readouterr().err
+
+
+def test_a_benchmark_file_belongs_to_the_suite_of_its_name(tmp_path: Path) -> None:
+    for name in ("bench_splines.py", "bench_rows.py", "bench_gpu.py", "bench_gpu_splines.py", "bench_peers.py", "conftest.py"):
+        (tmp_path / name).touch()
+    found = {suite: [file.name for file in bench._files(tmp_path, suite)] for suite in bench.SUITES}
+    assert found == {
+        "own": ["bench_rows.py", "bench_splines.py"],
+        "peers": ["bench_peers.py"],
+        "gpu": ["bench_gpu.py", "bench_gpu_splines.py"],
+    }
 
 
 # -- runs that fail ---------------------------------------------------------------------------------------------------

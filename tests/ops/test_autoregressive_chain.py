@@ -127,7 +127,7 @@ def test_the_kernel_trusts_no_list() -> None:
     assert len(lists) >= 4  # weights, biases, and what else a chain needs of its steps
     for i in lists:
         for short in (args[i][:-1], []):
-            with pytest.raises(RuntimeError, match="lists of a chain differ in length|do not belong to these plans"):
+            with pytest.raises(RuntimeError, match=r"lists of a chain differ in length|do not belong to these plans"):
                 operator(*args[:i], short, *args[i + 1 :])
     with pytest.raises(RuntimeError, match="lists of a chain differ in length"):
         operator(*([] if isinstance(a, (list, tuple)) else a for a in args))
