@@ -14,7 +14,7 @@ from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
 from flowkern.nn.made import MADE
 from flowkern.nn.transform import Transform
-from flowkern.univariate import UnivariateMap, affine_map
+from flowkern.univariate import UnivariateMap, chosen_map
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 
@@ -39,7 +39,7 @@ class _Autoregressive(Transform):
         map: UnivariateMap | None,
     ) -> None:
         super().__init__()
-        self.map = map or affine_map(scale, placement, constants)
+        self.map = chosen_map(map, scale, placement, constants)
         self.features, self.context = features, context
         self.network = MADE(
             features, self.map.count, hidden, context, activation, order, degrees, residual, skip,

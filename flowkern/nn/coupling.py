@@ -16,7 +16,7 @@ from flowkern.config import configured
 from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
 from flowkern.nn.transform import Transform
-from flowkern.univariate import UnivariateMap, affine_map
+from flowkern.univariate import UnivariateMap, affine_map, check_map
 
 MASKS = ("halves", "alternating")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -82,13 +82,11 @@ class Coupling(Transform):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(map, UnivariateMap):
-            raise TypeError(f"map: expected a flowkern.univariate.UnivariateMap, got {type(map).__name__}")
         features, context = whole_number("features", features, 2), whole_number("context", context, 0)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self.features, self.context = features, context
-        self.map = map
+        self.map = check_map(map)
         chosen = _transformed(mask, features) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, features):

@@ -12,7 +12,7 @@ from flowkern import reference
 from flowkern.ops._network import dispatch, optional_biases
 from flowkern.ops._network_call import Call
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import UnivariateMap, affine_map
+from flowkern.univariate import UnivariateMap, check_map, chosen_map
 
 
 def autoregressive(
@@ -70,20 +70,26 @@ def call_of(
     map: UnivariateMap | None,
 ) -> Call:
     """The constants of a call, made at the first one."""
-    given: Any = (scale, placement, constants if constants is None else tuple(constants)) if map is None else map.key
-    key = ("autoregressive", given)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, map or affine_map(scale, placement, constants)))
+    key = call_key("autoregressive", scale, placement, constants, map)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, chosen_map(map, scale, placement, constants)))
+
+
+def call_key(
+    operator: str, scale: str, placement: str, constants: Sequence[float] | None, map: UnivariateMap | None
+) -> tuple[Any, ...]:
+    """Under which the constants of a call are kept: names, since torch.compile guards them."""
+    if map is None:
+        return operator, scale, placement, constants if constants is None else tuple(constants)
+    return operator, check_map(map).key
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
-    check_map(plan, map)
+    check_count(plan, map)
     return Call("autoregressive", plan, map, partial(oracle, reference.autoregressive, plan, map))
 
 
-def check_map(plan: AutoregressivePlan, map: UnivariateMap) -> None:
+def check_count(plan: AutoregressivePlan, map: UnivariateMap) -> None:
     """Raises for a map that does not fit the plan."""
-    if not isinstance(map, UnivariateMap):
-        raise TypeError(f"map: expected a flowkern.univariate.UnivariateMap, got {type(map).__name__}")
     if plan.parameters != map.count:
         raise ValueError(f"plan: {map} takes {map.count} parameters per feature, the plan has {plan.parameters}")
 

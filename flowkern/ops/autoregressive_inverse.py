@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +12,9 @@ from flowkern._checks import broadcast_batch
 from flowkern.ops._network import dispatch, optional_biases
 from flowkern.ops._network_call import Call
 from flowkern.ops._sweep import sweep
-from flowkern.ops.autoregressive import check_map, oracle
+from flowkern.ops.autoregressive import call_key, check_count, oracle
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import UnivariateMap, affine_map
+from flowkern.univariate import UnivariateMap, chosen_map
 
 
 def autoregressive_inverse(
@@ -77,13 +76,12 @@ def call_of(
     map: UnivariateMap | None,
 ) -> Call:
     """The constants of a call, made at the first one."""
-    given: Any = (scale, placement, constants if constants is None else tuple(constants)) if map is None else map.key
-    key = ("autoregressive_inverse", given)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, map or affine_map(scale, placement, constants)))
+    key = call_key("autoregressive_inverse", scale, placement, constants, map)
+    return plan.calls.get(key) or plan.remember(key, _call(plan, chosen_map(map, scale, placement, constants)))
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
-    check_map(plan, map)
+    check_count(plan, map)
     slow = partial(oracle, reference.autoregressive_inverse, plan, map)
     return Call("autoregressive_inverse", plan, map, slow, partial(_sweep_inverse, plan, map), solves=True)
 

@@ -12,7 +12,7 @@ from flowkern import reference
 from flowkern._checks import broadcast_batch, check_float, check_like, check_parameters
 from flowkern.backends import kernels_for
 from flowkern.ops._rows import RowMap, apply_row_map
-from flowkern.univariate import UnivariateMap, affine_map
+from flowkern.univariate import UnivariateMap, chosen_map
 
 
 def coupling(
@@ -58,7 +58,7 @@ def coupling(
     References:
         Density estimation using Real NVP (Dinh et al., 2017), equations 4 to 8; NICE (Dinh et al., 2015), equations 8 and 9.
     """
-    map = map or affine_map(scale, placement, constants)
+    map = chosen_map(map, scale, placement, constants)
     check_float("x", x)
     if x.dim() == 0:
         raise ValueError("x: expected shape (..., features), got ()")

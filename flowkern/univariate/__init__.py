@@ -4,7 +4,17 @@ Operators and layers take a map as ``map=``; the affine ones also by name, as ``
 :mod:`flowkern.univariate.affine`.
 """
 
-from flowkern.univariate.affine import PLACEMENTS, SCALES, Affine, affine_map, default_constants
-from flowkern.univariate.map import Reads, UnivariateMap
+from flowkern.univariate.affine import PLACEMENTS, SCALES, Affine, affine_map, chosen_map, default_constants
+from flowkern.univariate.map import Reads, UnivariateMap, check_map
 
-__all__ = ["PLACEMENTS", "SCALES", "Affine", "Reads", "UnivariateMap", "affine_map", "default_constants"]
+__all__ = [
+    "PLACEMENTS",
+    "SCALES",
+    "Affine",
+    "Reads",
+    "UnivariateMap",
+    "affine_map",
+    "check_map",
+    "chosen_map",
+    "default_constants",
+]

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._compiling import constant_while_compiling
-from flowkern.univariate.map import Reads, UnivariateMap
+from flowkern.univariate.map import Reads, UnivariateMap, check_map
 
 SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh")
 PLACEMENTS = ("scale_shift", "standardize", "shift_scale", "gate")
@@ -130,6 +130,16 @@ def affine_map(scale: str, placement: str, constants: Sequence[float] | None) ->
     except TypeError:  # what cannot be a key is no map either; this says why
         return Affine(scale, placement, constants)  # type: ignore[arg-type]
     return found or _MADE.setdefault(key, Affine(*key))  # type: ignore[arg-type]
+
+
+def chosen_map(map: UnivariateMap | None, scale: str, placement: str, constants: Sequence[float] | None) -> UnivariateMap:
+    """The map that was given, or the affine one of the names.
+
+    Raises:
+        TypeError: for what is no map.
+        ValueError: for names that are of no affine map.
+    """
+    return affine_map(scale, placement, constants) if map is None else check_map(map)
 
 
 _MADE: dict[tuple[str, str, tuple[float, ...] | None], UnivariateMap] = {}

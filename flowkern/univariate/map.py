@@ -79,3 +79,10 @@ class UnivariateMap:
 
     def __deepcopy__(self, memo: dict) -> UnivariateMap:
         return self  # immutable
+
+
+def check_map(map: Any) -> UnivariateMap:
+    """The map itself, if it is one."""
+    if not isinstance(map, UnivariateMap):
+        raise TypeError(f"map: expected a flowkern.univariate.UnivariateMap, got {type(map).__name__}")
+    return map
