@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from flowkern import reference
@@ -65,7 +66,7 @@ def default_constants(scale: str) -> tuple[float, ...]:
     return _DEFAULTS[scale]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # its base makes it immutable
 class Affine(UnivariateMap):
     """An affine map: parameter 0 of a feature is the shift, parameter 1, where the scale map takes one, the raw scale.
 
@@ -95,9 +96,9 @@ class Affine(UnivariateMap):
             raise ValueError(f"constants: expected numbers, got {self.constants!r}") from None
         if len(values) != len(default):
             raise ValueError(f"constants: the scale map {self.scale!r} takes {len(default)}, got {len(values)}")
-        object.__setattr__(self, "constants", values)
-        object.__setattr__(self, "names", ("shift",) if self.scale == "none" else ("shift", "raw"))
-        object.__setattr__(self, "options", (SCALES.index(self.scale), PLACEMENTS.index(self.placement)))
+        self.constants = values
+        self.names = ("shift",) if self.scale == "none" else ("shift", "raw")
+        self.options = SCALES.index(self.scale), PLACEMENTS.index(self.placement)
         super().__post_init__()
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,6 @@ class Affine(UnivariateMap):
         return Reads((self.placement == "scale_shift") == inverse, raw)
 
 
-@constant_while_compiling
 def affine_map(scale: str, placement: str, constants: Sequence[float] | None) -> UnivariateMap:
     """The map that ``scale=``, ``placement=`` and ``constants=`` of an operator name.
 
@@ -126,10 +126,40 @@ def affine_map(scale: str, placement: str, constants: Sequence[float] | None) ->
     """
     try:
         key = scale, placement, None if constants is None else tuple(constants)
-        found = _MADE.get(key)
+        if torch.compiler.is_compiling():
+            _make_outside(*key)
+            return getattr(_TRACED, _name(key))
+        return _MADE.get(key) or _make(key)
     except TypeError:  # what cannot be a key is no map either; this says why
         return Affine(scale, placement, constants)  # type: ignore[arg-type]
-    return found or _MADE.setdefault(key, Affine(*key))  # type: ignore[arg-type]
+
+
+_Key = tuple[str, str, tuple[float, ...] | None]
+_MADE: dict[_Key, UnivariateMap] = {}
+
+
+def _name(key: _Key) -> str:
+    """Of an attribute, which torch.compile takes without dots."""
+    scale, placement, constants = key
+    return f"{scale} {placement} {constants}".replace(".", "_")
+
+
+def _make(key: _Key) -> UnivariateMap:
+    return _MADE.setdefault(key, Affine(*key))  # type: ignore[arg-type]
+
+
+class _Traced:
+    """Maps as attributes: what torch.compile reads of an object it guards one by one, of a dictionary all at once."""
+
+
+_TRACED = _Traced()
+
+
+@constant_while_compiling
+def _make_outside(scale: str, placement: str, constants: tuple[float, ...] | None) -> None:
+    """Not traced: a map holds a tensor that outlives the call."""
+    key = scale, placement, constants
+    setattr(_TRACED, _name(key), _make(key))
 
 
 def chosen_map(map: UnivariateMap | None, scale: str, placement: str, constants: Sequence[float] | None) -> UnivariateMap:
@@ -140,6 +170,3 @@ def chosen_map(map: UnivariateMap | None, scale: str, placement: str, constants:
         ValueError: for names that are of no affine map.
     """
     return affine_map(scale, placement, constants) if map is None else check_map(map)
-
-
-_MADE: dict[tuple[str, str, tuple[float, ...] | None], UnivariateMap] = {}

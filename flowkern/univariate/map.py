@@ -23,9 +23,10 @@ class Reads(NamedTuple):
 class UnivariateMap:
     """A monotone map u -> v of single numbers, with parameters for every feature.
 
-    A value: frozen, hashable, equal to every map of the same numbers. A family of maps is a subclass, a frozen dataclass whose
-    fields say in words what ``options`` and ``constants`` say in numbers; it gives its oracle, and its kernels where there are
-    any are in files with its name: ``csrc/include/flowkern/maps/<family>.h``, ``kernels/maps/<family>.py``.
+    A value: it cannot be changed, is hashable, and equal to every map of its family with the same fields. A family of maps is a
+    subclass under ``@dataclass(unsafe_hash=True)``, whose fields say in words what ``options`` and ``constants`` say in
+    numbers. It gives its oracle; its kernels, where there are any, are in files with its name:
+    ``csrc/include/flowkern/maps/<family>.h`` and ``kernels/maps/<family>.py``.
 
     Attributes:
         family: the name of its files.
@@ -51,14 +52,20 @@ class UnivariateMap:
     def __post_init__(self) -> None:
         """Made at once, since a call that is traced cannot; a family that checks its fields calls this at the end."""
         options, constants = self.options, self.constants
-        object.__setattr__(self, "count", len(self.names))
-        object.__setattr__(self, "key", f"{self.family}{options}{constants}")
+        self.count = len(self.names)
+        self.key = f"{self.family}{options}{constants}"
         if len(options) > OPTIONS or len(constants) > CONSTANTS:
             raise ValueError(f"{type(self).__name__}: at most {OPTIONS} options and {CONSTANTS} constants fit, got {self.key}")
         words: list[float] = [self.kind, self.count, *options, *[0] * (OPTIONS - len(options)), *constants]
         words += [0] * (CONSTANTS - len(constants))
         with outside_modes():
-            object.__setattr__(self, "numbers", torch.tensor(words, dtype=torch.float64, device="cpu"))
+            self.numbers = torch.tensor(words, dtype=torch.float64, device="cpu")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Frozen from then on. Not by the dataclass: of a frozen one torch.compile sees the fields only."""
+        if "numbers" in self.__dict__:
+            raise AttributeError(f"{name}: {type(self).__name__} is a value, it cannot be changed; make another")
+        super().__setattr__(name, value)
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """v and log|dv/du|, or for the inverse u and log|du/dv|, element by element, in plain PyTorch, differentiable twice.

@@ -79,7 +79,6 @@ def test_opcheck_of_an_additive_map(case: object, kernels: str) -> None:
     check_registered(CASE, kernels, {"features": 4, "scale": "none"})
 
 
-@pytest.mark.xfail(strict=True, reason="the shift stands in for the raw scale, and Dynamo takes no tensor twice")
 def test_an_additive_map_compiles_with_gradients() -> None:
     x, shift = torch.randn(5, 4), torch.randn(5, 4, requires_grad=True)
 

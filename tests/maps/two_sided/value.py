@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern.univariate import UnivariateMap
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class TwoSided(UnivariateMap):
     """Parameters: t, log s above the kink, log s below it."""
 

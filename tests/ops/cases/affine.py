@@ -45,8 +45,8 @@ CASE = Case(
     bad={
         "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
         "no dimension": (lambda a: dict.fromkeys(a, torch.tensor(1.0)), ValueError, "x: expected shape"),
-        "no raw scale": (lambda a: {"raw": None}, ValueError, "raw: the scale map 'exp' takes a raw"),
-        "a raw scale": (lambda a: {"scale": "none"}, ValueError, "takes no raw"),
+        "no raw scale": (lambda a: {"raw": None}, ValueError, r"raw: expected a tensor, since .* takes shift, raw, got None"),
+        "a raw scale": (lambda a: {"scale": "none"}, ValueError, r"parameters: Affine\(.*\) takes shift, got 2 tensors"),
         "shape of shift": (lambda a: {"shift": a["shift"][:, :-1]}, ValueError, "do not broadcast"),
         "dtype of shift": (lambda a: {"shift": a["shift"].double()}, TypeError, "shift: expected dtype"),
         "device of raw": (lambda a: {"raw": a["raw"].to("meta")}, ValueError, "raw: expected device"),
