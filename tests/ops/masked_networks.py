@@ -68,6 +68,7 @@ SMOOTH: dict[str, Variation] = {
     name: {"features": 3, "hidden": (5, 4), **structure}
     for name, structure in {
         "tanh": {"activation": "tanh", "addends": (0,)},
+        "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
         "softplus": {"activation": "softplus", "scale": "softplus", "placement": "scale_shift", "masks": "dag"},
         "silu": {"activation": "silu", "scale": "sigmoid", "placement": "gate", "skip": True},
         "gelu": {
@@ -75,7 +76,6 @@ SMOOTH: dict[str, Variation] = {
         },
         "sigmoid": {"activation": "sigmoid", "scale": "none", "placement": "scale_shift"},
         "elu": {"activation": "elu", "scale": "tanh", "hidden": ()},
-        "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
     }.items()
 }  # fmt: skip
 

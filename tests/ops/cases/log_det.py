@@ -22,7 +22,7 @@ def any_variation(draw: Callable[..., Any]) -> dict[str, Any]:
     return {"features": draw(st.integers(1, 100))}
 
 
-WIDTHS = {f"{n} features": {"features": n} for n in (0, 1, 7, 8, 63, 1000, 20_000)}
+WIDTHS = {f"{n} features": {"features": n} for n in (63, 0, 1, 7, 8, 20_000, 1000)}
 
 CASE = Case(
     operator=fk.ops.log_det,
@@ -32,7 +32,7 @@ CASE = Case(
     variations=WIDTHS,
     smooth={"small": {"features": 4}},
     any=any_variation,
-    layouts=WIDTHS,
+    layouts={name: width for name, width in WIDTHS.items() if width["features"] < 20_000},
     bad={
         "integers": (lambda a: {"log_scale": a["log_scale"].long()}, TypeError, "log_scale: expected a floating"),
         "no dimension": (lambda a: {"log_scale": torch.tensor(1.0)}, ValueError, "log_scale: expected shape"),

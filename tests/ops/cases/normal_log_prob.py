@@ -22,7 +22,7 @@ def any_variation(draw: Any) -> dict[str, Any]:
     return {"features": draw(st.integers(1, 100))}
 
 
-WIDTHS = {f"{n} features": {"features": n} for n in (0, 1, 7, 8, 63, 1000, 20_000)}
+WIDTHS = {f"{n} features": {"features": n} for n in (63, 0, 1, 7, 8, 20_000, 1000)}
 
 CASE = Case(
     operator=fk.ops.normal_log_prob,
@@ -33,7 +33,7 @@ CASE = Case(
     smooth={"small": {"features": 4}},
     any=any_variation,
     shows="log_prob",
-    layouts=WIDTHS,
+    layouts={name: width for name, width in WIDTHS.items() if width["features"] < 20_000},
     bad={
         "integers": (lambda a: {"z": a["z"].int()}, TypeError, "z: expected a floating"),
         "no dimension": (lambda a: {"z": torch.tensor(1.0)}, ValueError, r"z: expected shape \(..., features\), got \(\)"),
