@@ -1,4 +1,4 @@
 """Triton kernels, one file per operator; installed as flowkern.kernels.
 
-flowkern/_triton.py imports these files at the first call: nothing here is loaded where Triton is missing.
+flowkern/bindings imports these files at the first call: nothing here is loaded where Triton is missing.
 """

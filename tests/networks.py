@@ -87,11 +87,14 @@ def network(
     scale: str = "exp",
     placement: str = "standardize",
     constants: tuple[float, ...] | None = None,
+    backwards: bool = False,
     **structure: Any,
 ) -> Network:
-    """A network of the given structure."""
+    """A network of the given structure; ``backwards``: its outputs are a feature's parameters from the last to the first."""
     if scale == "none":
         parameters = 1
+    if backwards:
+        structure["parameter_order"] = tuple(reversed(range(parameters)))
     layout = structure.get("layout", "feature_major")
     if masks == "dag":
         made = dag_masks(features, hidden, parameters, torch.Generator().manual_seed(1000 + seed))

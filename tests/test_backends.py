@@ -67,10 +67,10 @@ def test_what_the_gpu_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     for capability, message in (((7, 5), "need compute capability 8.0, this GPU has 7.5"), ((8, 0), None), ((12, 0), None)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, c=capability: c)
-        reason = backends._architecture_obstacle(0)
+        reason = backends._architecture_obstacle(0, (8, 0))
         assert reason is None if message is None else reason is not None and message in reason
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert backends._architecture_obstacle(0) is None
+    assert backends._architecture_obstacle(0, (8, 0)) is None
 
 
 def test_triton_needs_numpy_and_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:

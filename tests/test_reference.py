@@ -10,6 +10,7 @@ from networks import network
 
 from flowkern import reference
 from flowkern.ops._network import optional_biases
+from flowkern.univariate import Affine
 
 MASKS = [torch.tensor([[1, 0]], dtype=torch.bool), torch.tensor([[0], [0], [1], [1]], dtype=torch.bool)]
 WEIGHTS = [torch.tensor([[2.0, 9.0]]), torch.tensor([[9.0], [9.0], [0.5], [0.25]])]
@@ -78,8 +79,7 @@ def test_one_sweep_in_plain_torch_is_the_oracle() -> None:
     for options in ({}, {"masks": "dag"}, {"hidden": (9, 9, 9), "residual": True}, {"skip": True}, {"hidden": ()}):
         net = network(7, **{"hidden": (12, 9), "addends": (0,), **options})  # type: ignore[arg-type]
         z, addend = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, net.plan.addend_widths[0], dtype=torch.float64)
-        named = {"scale": "exp", "placement": "standardize", "constants": ()}
-        found = partial(_sweep_inverse, net.plan, named)(z, net.weights, net.biases, [addend])
+        found = partial(_sweep_inverse, net.plan, Affine())(z, net.weights, net.biases, [addend])
         exact = reference.autoregressive_inverse(
             z, net.weights, optional_biases(net.plan, net.biases), net.plan.masks, addends={0: addend}, **net.plan.structure
         )

@@ -109,7 +109,8 @@ def obstacle(capability: tuple[int, int]) -> str | None:
         return f"the CUDA kernels need compute capability 8.0, this GPU has {major}.{minor}"
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return f"cuda-bindings is not installed; `{_INSTALL}` mends it"
-    if all(built_file(code, capability) for code in every_code()):
+    codes = every_code()
+    if codes and all(built_file(code, capability) for code in codes):
         return None
     reason = nvrtc_obstacle()
     return reason and f"the CUDA kernels were not built for compute capability {major}.{minor}, and {reason}"

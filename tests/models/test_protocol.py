@@ -143,6 +143,7 @@ def test_a_configuration_holds_plain_values_and_the_parts_as_they_were_given() -
         "degrees": "random",
         "residual": True,
         "skip": False,
+        "map": None,
     }
     twin = copy.deepcopy(model)
     assert twin.config["base"] is twin.base

@@ -38,7 +38,7 @@ STRUCTURES: dict[str, Variation] = {
     "graph, deep": {"features": 9, "hidden": (20, 20, 20, 20), "masks": "dag"},
     "reversed": {"features": 7, "order": tuple(range(7))[::-1]},
     "parameter major": {"layout": "parameter_major"},
-    "scale first": {"parameter_order": (1, 0)},
+    "parameters backwards": {"backwards": True},
     "no biases": {"biases": (False, False, False)},
 }
 # Terms and factors that every row brings along, such as a context's.
@@ -96,7 +96,7 @@ def any_network(draw: Callable[..., Any]) -> dict[str, Any]:
         "scale": draw(st.sampled_from(SCALES)),
         "placement": draw(st.sampled_from(PLACEMENTS)),
         "layout": "feature_major" if masks == "dag" else draw(st.sampled_from(["feature_major", "parameter_major"])),
-        "parameter_order": draw(st.sampled_from([None, (1, 0)])),
+        "backwards": draw(st.booleans()),
     }
 
 

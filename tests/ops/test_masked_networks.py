@@ -9,7 +9,7 @@ import torch
 from accuracy import device_of, using
 from calls import outputs_of
 from case import Case
-from contract import CASES, on_each_kernel
+from contract import CASES, Recorder, on_each_kernel
 from networks import TRANSFORMS, network, run
 
 import flowkern as fk
@@ -94,6 +94,15 @@ def test_packed_weights_are_read_in_place_of_the_weights(operator: str, grad: bo
         expected = getattr(fk.ops, operator)(x, net.weights, net.biases, net.plan, **options)
         found = getattr(fk.ops, operator)(x, nothing, net.biases, net.plan, packed=packed, **options)
     assert all(torch.equal(a, b) for a, b in zip(outputs_of(found), outputs_of(expected), strict=True))
+
+
+def test_opcheck_of_pack() -> None:
+    net = network(4, (8, 6))
+    recorder = Recorder()
+    with recorder:
+        fk.ops.pack(net.plan, [w.float() for w in net.weights], [b.float() for b in net.biases])
+    ((operator, args, kwargs),) = recorder.calls
+    torch.library.opcheck(operator, args, kwargs, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
 
 
 def test_pack_checks_what_it_is_given() -> None:
