@@ -64,17 +64,27 @@ int64_t addend_units(const PlanView& plan, int slot) {
 }
 
 template <class T>
-Tensor pack(const PlanView& v, const Tensors& weights, const Tensors& biases, const Tensor& mask) {
+void pack(const PlanView& v, const Tensors& weights, const Tensors& biases, const Tensor& mask, T* out) {
   STD_TORCH_CHECK(static_cast<int>(weights.size()) == v.linears() && static_cast<int64_t>(biases.size()) == biased(v),
                   "flowkern: the weights do not belong to this plan");
-  Tensor out = empty<T>({v.packed_size()});
-  const Packing<T> packing(v, weights.data(), biases.data(), mask, data<T>(out));
+  const Packing<T> packing(v, weights.data(), biases.data(), mask, out);
   parallel(packing.parts(), [&](int64_t i) { packing.run(i); });
-  return out;
 }
 
 Tensor pack_weights(Tensors weights, Tensors biases, Tensor plan, Tensor mask, int64_t) {
-  return for_dtype(weights[0], [&](auto zero) { return pack<decltype(zero)>(view(plan), weights, biases, mask); });
+  return for_dtype(weights[0], [&](auto zero) {
+    using T = decltype(zero);
+    const PlanView v = view(plan);
+    Tensor out = empty<T>({v.packed_size()});
+    pack<T>(v, weights, biases, mask, data<T>(out));
+    return out;
+  });
+}
+
+// Room for packed weights that nobody needs after the call. Fresh memory would cost more than the packing.
+template <class T>
+T* packing_scratch(int64_t size) {
+  return static_cast<T*>(scratch(size * sizeof(T), 1));
 }
 
 // The network part of an operator's arguments. `packed` holds the weights packed before (frozen models); without it
@@ -92,14 +102,21 @@ int64_t tile_rows(const MaskedNetworkKernels<T>& k, int kind) {
   return kind == 2 ? k.tile_rows : k.small_rows[kind];
 }
 
+// What every masked-network operator prepares: packed weights, addends, the size of a tile, the saved buffer.
 template <class T>
-struct Prepared {  // what every masked-network operator prepares: weights, addends, the size of a tile, the saved
-                   // buffer
+struct Prepared {
   Prepared(const Tensor& x, const NetworkArguments& in, bool save)
-      : packed(in.packed ? *in.packed : pack<T>(view(in.plan), in.weights, in.biases, in.mask)),
-        net{view(in.plan), const_data<T>(packed), nullptr, x.size(0)},
-        k(masked_network_kernels<T>()) {
-    STD_TORCH_CHECK(packed.numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
+      : net{view(in.plan), nullptr, nullptr, x.size(0)},
+        k(masked_network_kernels<T>()),
+        packed_out(empty<T>({save && !in.packed ? net.plan.packed_size() : 0})) {
+    if (in.packed) {
+      STD_TORCH_CHECK(in.packed->numel() == net.plan.packed_size(), "flowkern: `packed` does not belong to this plan");
+      net.packed = const_data<T>(*in.packed);
+    } else {
+      T* packed = save ? data<T>(packed_out) : packing_scratch<T>(net.plan.packed_size());
+      pack<T>(net.plan, in.weights, in.biases, in.mask, packed);
+      net.packed = packed;
+    }
     for (const Tensor& t : in.addends) addends.push_back(matrix<T>(t));
     net.addends = addends.data();
     kind = save ? 2 : tile_kind(net.batch);
@@ -107,20 +124,15 @@ struct Prepared {  // what every masked-network operator prepares: weights, adde
     tiles = (net.batch + rows - 1) / rows;
     saved = empty<T>({save ? tiles : 0, net.plan.saved_rows() * k.tile_rows});
     if (save) prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
-    if (in.packed || !save)
-      packed_out = empty<T>({0});
-    else
-      packed_out = packed;
   }
   T* saved_data() const { return saved.numel() > 0 ? data<T>(saved) : nullptr; }
 
-  Tensor packed;
   MaskedNetwork<T> net;
   const MaskedNetworkKernels<T>& k;
   std::vector<Matrix<const T>> addends;
   int kind;
   int64_t rows, tiles;
-  Tensor saved, packed_out;  // what the backward pass needs; empty where there will be none
+  Tensor packed_out, saved;  // what the backward pass needs; empty where there will be none
 };
 
 std::tuple<Tensor, Tensor, Tensor> masked_mlp(Tensor x, Tensors weights, Tensors biases, Tensors addends,
@@ -203,10 +215,9 @@ std::tuple<Tensor, Tensor> chain(const Tensor& x, const Tensors& weights, const 
                       biases_seen == static_cast<int64_t>(biases.size()) && addend_data.size() == addends.size(),
                   "flowkern: the weights do not belong to these plans");
 
-  Tensor buffer = empty<T>({packed.empty() ? size : 0});
   std::vector<Packing<T>> packings;
   std::vector<std::pair<int, int64_t>> parts;
-  T* out = data<T>(buffer);
+  T* out = packing_scratch<T>(packed.empty() ? size : 0);
   for (size_t i = 0, l = 0, b = 0; i < steps.size(); ++i) {
     const PlanView& v = steps[i].net.plan;
     if (!packed.empty()) {
