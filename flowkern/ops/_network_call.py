@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkern.backends import Kernels
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import UnivariateMap, check_map, chosen_map
 
 
 class Call:
@@ -84,3 +84,24 @@ def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     if flat.numel() != sum(sizes):
         return []
     return [part.view(t.shape) for part, t in zip(flat.split(sizes), like, strict=True)]
+
+
+def call_of(
+    operator: str,
+    make: Callable[[AutoregressivePlan, UnivariateMap], Call],
+    plan: AutoregressivePlan,
+    scale: str,
+    placement: str,
+    constants: Sequence[float] | None,
+    map: UnivariateMap | None,
+) -> Call:
+    """The constants of a call, made at the first one, and kept under names: torch.compile guards them."""
+    given = constants if constants is None else tuple(constants)
+    key = (operator, scale, placement, given) if map is None else (operator, check_map(map).key)
+    return plan.calls.get(key) or plan.remember(key, make(plan, chosen_map(map, scale, placement, constants)))
+
+
+def check_count(plan: AutoregressivePlan, map: UnivariateMap) -> None:
+    """Raises for a map that does not fit the plan."""
+    if plan.parameters != map.count:
+        raise ValueError(f"plan: {map} takes {map.count} parameters per feature, the plan has {plan.parameters}")

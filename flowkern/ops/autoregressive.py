@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern.ops._network import dispatch, optional_biases
-from flowkern.ops._network_call import Call
+from flowkern.ops._network_call import Call, call_of, check_count
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import UnivariateMap, check_map, chosen_map
+from flowkern.univariate import UnivariateMap
 
 
 def autoregressive(
@@ -57,30 +57,9 @@ def autoregressive(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
-    call = call_of(plan, scale, placement, constants, map)
+    call = forward_call(plan, scale, placement, constants, map)
     z, log_det = dispatch(call, x, weights, biases, addends, packed)
     return z, log_det
-
-
-def call_of(
-    plan: AutoregressivePlan,
-    scale: str,
-    placement: str,
-    constants: Sequence[float] | None,
-    map: UnivariateMap | None,
-) -> Call:
-    """The constants of a call, made at the first one."""
-    key = call_key("autoregressive", scale, placement, constants, map)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, chosen_map(map, scale, placement, constants)))
-
-
-def call_key(
-    operator: str, scale: str, placement: str, constants: Sequence[float] | None, map: UnivariateMap | None
-) -> tuple[Any, ...]:
-    """Under which the constants of a call are kept: names, since torch.compile guards them."""
-    if map is None:
-        return operator, scale, placement, constants if constants is None else tuple(constants)
-    return operator, check_map(map).key
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
@@ -88,10 +67,7 @@ def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
     return Call("autoregressive", plan, map, partial(oracle, reference.autoregressive, plan, map))
 
 
-def check_count(plan: AutoregressivePlan, map: UnivariateMap) -> None:
-    """Raises for a map that does not fit the plan."""
-    if plan.parameters != map.count:
-        raise ValueError(f"plan: {map} takes {map.count} parameters per feature, the plan has {plan.parameters}")
+forward_call = partial(call_of, "autoregressive", _call)
 
 
 def oracle(

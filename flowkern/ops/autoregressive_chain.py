@@ -14,10 +14,8 @@ from flowkern.backends import kernels_for
 from flowkern.ops._network import as_rows
 from flowkern.ops._network_call import Call
 from flowkern.ops._network_checks import check_network, check_packed
-from flowkern.ops.autoregressive import autoregressive
-from flowkern.ops.autoregressive import call_of as forward_call
-from flowkern.ops.autoregressive_inverse import autoregressive_inverse
-from flowkern.ops.autoregressive_inverse import call_of as inverse_call
+from flowkern.ops.autoregressive import autoregressive, forward_call
+from flowkern.ops.autoregressive_inverse import autoregressive_inverse, inverse_call
 
 Step = tuple[bool, dict[str, Any]]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from flowkern import reference
 from flowkern._checks import broadcast_batch
 from flowkern.ops._network import dispatch, optional_biases
-from flowkern.ops._network_call import Call
+from flowkern.ops._network_call import Call, call_of, check_count
 from flowkern.ops._sweep import sweep
-from flowkern.ops.autoregressive import call_key, check_count, oracle
+from flowkern.ops.autoregressive import oracle
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import UnivariateMap, chosen_map
+from flowkern.univariate import UnivariateMap
 
 
 def autoregressive_inverse(
@@ -63,27 +63,18 @@ def autoregressive_inverse(
     References:
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
-    call = call_of(plan, scale, placement, constants, map)
+    call = inverse_call(plan, scale, placement, constants, map)
     x, log_det = dispatch(call, z, weights, biases, addends, packed, name="z")
     return x, log_det
-
-
-def call_of(
-    plan: AutoregressivePlan,
-    scale: str,
-    placement: str,
-    constants: Sequence[float] | None,
-    map: UnivariateMap | None,
-) -> Call:
-    """The constants of a call, made at the first one."""
-    key = call_key("autoregressive_inverse", scale, placement, constants, map)
-    return plan.calls.get(key) or plan.remember(key, _call(plan, chosen_map(map, scale, placement, constants)))
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
     check_count(plan, map)
     slow = partial(oracle, reference.autoregressive_inverse, plan, map)
     return Call("autoregressive_inverse", plan, map, slow, partial(_sweep_inverse, plan, map), solves=True)
+
+
+inverse_call = partial(call_of, "autoregressive_inverse", _call)
 
 
 def _sweep_inverse(
