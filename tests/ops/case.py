@@ -10,6 +10,8 @@ import torch
 from calls import Example, evaluate
 from torch import Tensor
 
+from flowkern.operators import OPERATORS
+
 Variation = Mapping[str, Any]
 Bad = tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception], str]
 
@@ -21,7 +23,6 @@ class Case:
     Args:
         operator: the public function; its name is the operator's.
         outputs: what it returns, by name.
-        kernels: what serves it: "native" (the CPU's), "triton", "cuda" (native on a GPU).
         draw: from a number of rows, a seed and a variation to a call. Without a variation it is the typical call.
         variations: each is held to the rule of accuracy, with gradients, on all kernels.
         smooth: small calls with derivatives of every order at what is drawn.
@@ -40,7 +41,6 @@ class Case:
 
     operator: Callable[..., Any]
     outputs: tuple[str, ...]
-    kernels: tuple[str, ...]
     draw: Callable[..., Example]
     variations: Mapping[str, Variation]
     smooth: Mapping[str, Variation]
@@ -64,6 +64,11 @@ class Case:
     @property
     def name(self) -> str:
         return self.operator.__name__
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """What serves it, by the table of operators: "native" (the CPU's), "triton", "cuda" (native on a GPU)."""
+        return tuple("native" if kind == "cpu" else kind for kind in OPERATORS[self.name].kernels)
 
     def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
         """Outputs and gradients of a call, see :func:`calls.evaluate`."""

@@ -157,14 +157,13 @@ def bad_maps() -> dict[str, Bad]:
     }
 
 
-def case_of(name: str, kernels: tuple[str, ...]) -> Case:
+def case_of(name: str) -> Case:
     """The case of an operator on masked networks."""
     transforms = name in networks.TRANSFORMS
     activations = {f"activation {a}": {"activation": a} for a in ACTIVATIONS}
     return Case(
         operator=getattr(fk.ops, name),
         outputs=networks.OUTPUTS[name],
-        kernels=kernels,
         draw=functools.partial(networks.draw, name),
         variations={**STRUCTURES, **activations, **(MAPS if transforms else {}), **ADDENDS, **GATES},
         smooth=SMOOTH,

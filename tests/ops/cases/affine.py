@@ -35,7 +35,6 @@ def any_variation(draw: Any) -> dict[str, Any]:
 CASE = Case(
     operator=fk.ops.affine,
     outputs=("z", "log_det"),
-    kernels=("native", "triton"),
     draw=draw,
     variations={**MAPS, "one feature": {"features": 1}, "many features": {"features": 1000}},
     smooth={name: {**map, "features": 4} for name, map in MAPS.items() if map["scale"] != "clamped_exp"},

@@ -111,7 +111,6 @@ SMOOTH = ((False, {"scale": "tanh"}), (True, {"scale": "softplus", "placement": 
 CASE = Case(
     operator=fk.ops.autoregressive_chain,
     outputs=("value", "log_det"),
-    kernels=("native",),
     draw=draw,
     variations={
         **{name: {"layers": layers} for name, layers in CHAINS.items()},

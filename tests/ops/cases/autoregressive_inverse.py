@@ -2,4 +2,4 @@
 
 from masked_networks import case_of
 
-CASE = case_of("autoregressive_inverse", ("native", "cuda"))
+CASE = case_of("autoregressive_inverse")

@@ -103,7 +103,6 @@ def table(*columns: int) -> Any:
 CASE = Case(
     operator=coupling,
     outputs=("z", "log_det"),
-    kernels=("native", "triton"),
     draw=draw,
     variations={
         **MAPS,

@@ -26,7 +26,6 @@ def any_variation(draw: Any) -> dict[str, Any]:
 CASE = Case(
     operator=fk.ops.iaf_step,
     outputs=("x", "log_det"),
-    kernels=("native", "triton"),
     draw=draw,
     variations={"no bias": {}, "a bias": {"bias": 1.5}, "one feature": {"features": 1}},
     smooth={"small": {"features": 4, "bias": 1.0}},

@@ -27,7 +27,6 @@ WIDTHS = {f"{n} features": {"features": n} for n in (63, 0, 1, 7, 8, 20_000, 100
 CASE = Case(
     operator=fk.ops.normal_log_prob,
     outputs=("log_prob",),
-    kernels=("native", "triton"),
     draw=draw,
     variations=WIDTHS,
     smooth={"small": {"features": 4}},
