@@ -12,11 +12,16 @@ from flowkern.kernels._math import log_sigmoid, sigmoid, softplus, tanh, tanh_sl
 @triton.jit
 def scale_of(p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """s, log s and d log s / da of a raw scale."""
-    SCALE: tl.constexpr = OPTIONS[0]
-    if SCALE == 0:
+    if OPTIONS[0] == 0:
         t = p[0]
         return tl.full(t.shape, 1, t.dtype), tl.zeros_like(t), tl.zeros_like(t)
-    a = p[1]
+    else:
+        return raw_scale(p[1], OPTIONS[0], CONSTANTS)
+
+
+@triton.jit
+def raw_scale(a, SCALE: tl.constexpr, CONSTANTS: tl.constexpr):
+    """The same of a map that has one: code after a return is compiled too, and additive maps have no p[1]."""
     if SCALE == 1:
         return tl.exp(a), a, a * 0 + 1
     elif SCALE == 2:  # the gradient passes straight through the clamp
