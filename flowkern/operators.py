@@ -11,22 +11,22 @@ class Operator(NamedTuple):
     """An operator: its name everywhere, its family, where it has kernels, what their GPU must be able to do at least.
 
     A family shares a folder in csrc/cpu, a file of flowkern/bindings, a benchmark. ``cpu`` and ``cuda`` are native kernels.
-    ``serves``: the operator whose kernels it runs, where it has none of its own.
+    ``runs``: the operator whose kernels it runs, where it has none of its own.
     """
 
     name: str
     family: str
     kernels: tuple[str, ...]
-    serves: str = ""
+    runs: str = ""
     capability: tuple[int, int] = (8, 0)
 
 
 OPERATORS = {
     row.name: row
     for row in (
-        Operator("affine", "rows", ("cpu", "triton"), serves="coupling"),
+        Operator("affine", "rows", ("cpu", "triton"), runs="coupling"),
         Operator("coupling", "rows", ("cpu", "triton")),
-        Operator("iaf_step", "rows", ("cpu", "triton"), serves="coupling"),
+        Operator("iaf_step", "rows", ("cpu", "triton"), runs="coupling"),
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
         Operator("masked_mlp", "masked_networks", ("cpu", "triton")),

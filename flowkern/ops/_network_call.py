@@ -41,7 +41,7 @@ class Call:
         outputs = (plan.features * plan.parameters,) if map is None else ()
         # The map as the CPU kernels take it, and as those of a GPU.
         self.numbers = () if map is None else (map.numbers,)
-        self.words = () if map is None else (map.family, map.options, map.constants)
+        self.words = () if map is None else map.words
         self.forward_constants = (plan.meta, plan.mask_bytes, *outputs, plan.packed_size, plan.saved_rows, *self.numbers)
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:

@@ -51,8 +51,7 @@ class RowMap(NamedTuple):
     @property
     def _described(self) -> tuple[Any, ...]:
         """The map as the kernels take it."""
-        map = self.map
-        return (map.numbers,) if self.kernels.on_cpu else (map.family, map.options, map.constants)
+        return (self.map.numbers,) if self.kernels.on_cpu else self.map.words
 
 
 def apply_row_map(

@@ -79,6 +79,11 @@ class UnivariateMap:
         return Reads(False, tuple(range(self.count)))
 
     @property
+    def words(self) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+        """The map as the kernels of a GPU take it."""
+        return self.family, self.options, self.constants
+
+    @property
     def config(self) -> dict[str, Any]:
         """What builds the map again, as JSON has it."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a family is a dataclass

@@ -158,8 +158,7 @@ def network_launches(
     biases = [b.to(rows) for b in net.biases]
     x = torch.zeros(256, net.plan.features, dtype=rows)
     addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
-    univariate = Affine(scale, placement)
-    map = univariate.family, univariate.options, univariate.constants
+    map = Affine(scale, placement).words
 
     def run() -> None:
         config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
@@ -188,7 +187,7 @@ def row_launches(dtype: str, width: int, scale: str, placement: str, inverse: bo
     x, part = torch.zeros(64, width, dtype=t), torch.zeros(64, count or width, dtype=t)
     place = torch.zeros(width, dtype=torch.int64) if features == "table" else None
     univariate = Affine(scale, placement)
-    map, parameters = (univariate.family, univariate.options, univariate.constants), [part] * univariate.count
+    map, parameters = univariate.words, [part] * univariate.count
     rebuild = univariate.reads(inverse).output
 
     def run() -> None:
