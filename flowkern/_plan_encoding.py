@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flowkern.plan import AutoregressivePlan
 
-_VERSION = 2  # of the flat form
+_VERSION = 3  # of the flat form
 _CHUNK = 8  # rows of a packed panel
 
 
@@ -51,6 +51,11 @@ def _edges(starts: list[int]) -> list[int]:
     return edges
 
 
+def bits(number: float) -> int:
+    """A double as the 64-bit integer of the same bits."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
 class Encoder:
     """Writes a plan as the flat int64 array that the kernels read."""
 
@@ -71,13 +76,15 @@ class Encoder:
 
     def encode(self) -> tuple[Tensor, Tensor, int]:
         plan = self.plan
-        header = torch.zeros(18, dtype=torch.int64, device="cpu")
+        header = torch.zeros(23, dtype=torch.int64, device="cpu")
         self.put(header)
         depth = len(plan.units)
         self.blocks = block_levels(plan)
         self.features_at = self.put(plan.feature_order)
         self.orders_at = [self.put(o) for o in plan.unit_orders]
+        self.outputs_at = self.put(plan.output_order)
         linears = [self._linear(i) for i in range(len(plan.masks))]
+        linears += [self._conditioner_linear(i) for i in range(len(plan.conditioners))]
         hidden = [self._hidden(i) for i in range(depth)]
         values = [
             _VERSION,
@@ -89,7 +96,7 @@ class Encoder:
             len(linears),
             self.packed,
             plan.activation_index,
-            struct.unpack("<q", struct.pack("<d", plan.constant))[0],
+            bits(plan.constant),
             sum(plan.units),
             self.put(plan.feature_starts),
             self.put(self.blocks),
@@ -98,6 +105,11 @@ class Encoder:
             self.put([w for record in linears for w in record]),
             self._addend(depth),
             len(plan.addends) + len(plan.gates),
+            plan.context,
+            len(plan.conditioners),
+            self.put([w for i in range(len(plan.conditioners)) for w in self._conditioner(i)]),
+            sum(len(plan.rows_of(c.layer)) for c in plan.conditioners),
+            self._conditioner_row(len(plan.conditioners)),
         ]
         header.copy_(torch.tensor(values, device="cpu"))
         masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -120,27 +132,82 @@ class Encoder:
             self.put(plan.residual_places[layer]),
             self._addend(layer),
             int(layer in plan.residuals),
-            len(plan.addends) + plan.gates.index(layer) if layer in plan.gates else -1,
-            sum(plan.units[g] for g in plan.gates[: plan.gates.index(layer)]) if layer in plan.gates else 0,
+            self._gate(layer),
+            sum(plan.units[g] for g in plan.gated[: plan.gated.index(layer)]) if layer in plan.gated else 0,
         ]
+
+    def _gate(self, layer: int) -> int:
+        """The matrix given per row that a layer is multiplied by; after those the conditioners."""
+        plan = self.plan
+        if layer in plan.gates:
+            return len(plan.addends) + plan.gates.index(layer)
+        found = [i for i, c in enumerate(plan.conditioners) if c.gate and c.layer == layer]
+        return len(plan.addends) + len(plan.gates) + found[0] if found else -1
+
+    def _conditioner(self, index: int) -> list[int]:
+        plan = self.plan
+        layer, activation, gate = plan.conditioners[index]
+        constant = bits(plan.constant_of(activation))
+        units = len(plan.rows_of(layer))
+        return [layer, int(gate), plan.activation_number(activation), constant, units, self._conditioner_row(index)]
+
+    def _conditioner_row(self, index: int) -> int:
+        """The first of a conditioner's rows among those that are saved; of the one after the last, their number."""
+        plan = self.plan
+        before = sum(plan.units) + plan.features * plan.parameters + sum(plan.units[g] for g in plan.gated)
+        return before + sum(len(plan.rows_of(c.layer)) for c in plan.conditioners[:index])
 
     def _linear(self, index: int) -> list[int]:
         plan = self.plan
         depth = len(plan.units)
         target = min(index, depth)
         source = -1 if index == depth + 1 else index - 1
-        rows = plan.unit_orders[target] if target < depth else plan.output_order
-        row_starts = plan.unit_starts[target] if target < depth else plan.output_starts
-        columns = plan.unit_orders[source] if source >= 0 else plan.feature_order
-        column_starts = plan.unit_starts[source] if source >= 0 else plan.feature_starts
-        mask = plan.masks[index][rows][:, columns]
-        rows_at = self.put(rows) if target == depth else self.orders_at[target]
-        columns_at = self.orders_at[source] if source >= 0 else self.features_at
+        if source >= 0:
+            columns, starts, at = plan.unit_orders[source], plan.unit_starts[source], self.orders_at[source]
+            return self._record(index, plan.masks[index], source, target, columns, starts, at)
+        mask, columns = plan.masks[index], plan.feature_order
+        if mask.shape[1] != plan.features:  # the context comes first
+            columns = torch.tensor(plan.feature_columns, device="cpu")[columns]
+            columns = torch.cat([torch.tensor(plan.context_columns, dtype=torch.int64, device="cpu"), columns])
+        elif plan.context:  # which this one does not read: masked columns stand for it, whichever they are
+            columns = torch.cat([columns.new_zeros(plan.context), columns])
+        starts = plan.feature_starts + plan.context
+        at = self.put(columns)
+        return self._record(index, mask, source, target, columns, starts, at, plan.context if mask.shape[1] == plan.features else 0)
+
+    def _conditioner_linear(self, index: int) -> list[int]:
+        plan = self.plan
+        mask = torch.ones(plan.masks[plan.conditioners[index].layer].shape[0], plan.context, dtype=torch.bool, device="cpu")
+        columns = torch.arange(plan.context, device="cpu")
+        starts = torch.full((plan.levels + 1,), plan.context, device="cpu")
+        layer, linear = plan.conditioners[index].layer, len(plan.masks) + index
+        return self._record(linear, mask, -2, len(plan.units) + 1 + index, columns, starts, self.put(columns), layer=layer)
+
+    def _record(
+        self,
+        index: int,
+        mask: Tensor,
+        source: int,
+        target: int,
+        columns: Tensor,
+        column_starts: Tensor,
+        columns_at: int,
+        hidden_columns: int = 0,
+        layer: int | None = None,
+    ) -> list[int]:
+        """One linear map. ``hidden_columns``: leading ones that are not there; ``layer``: whose rows it has, else the target's."""
+        plan = self.plan
+        depth = len(plan.units)
+        layer = target if layer is None else layer
+        rows, rows_at = plan.rows_of(layer), self.outputs_at if layer == depth else self.orders_at[layer]
+        row_starts = plan.output_starts if layer == depth else plan.unit_starts[layer]
+        sorted_mask = mask[rows][:, columns]
+        sorted_mask[:, :hidden_columns] = False
         chunks: list[list[int]] = []
         block_chunks = [0]
         for t0, t1 in zip(self.blocks, self.blocks[1:], strict=False):
             edges = _edges(row_starts[t0 : t1 + 1].tolist())
-            chunks += [self._chunk(mask, r0, r1, int(column_starts[t1])) for r0, r1 in itertools.pairwise(edges)]
+            chunks += [self._chunk(sorted_mask, r0, r1, int(column_starts[t1])) for r0, r1 in itertools.pairwise(edges)]
             block_chunks.append(len(chunks))
         bias_at = -1
         if plan.biases[index]:
@@ -149,8 +216,7 @@ class Encoder:
             source,
             target,
             len(rows),
-            plan.masks[index].shape[0],
-            plan.masks[index].shape[1],
+            *mask.shape,
             rows_at,
             columns_at,
             len(chunks),

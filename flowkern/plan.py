@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,15 +23,26 @@ from torch import Tensor
 from flowkern._plan_encoding import Encoder
 from flowkern._tensors import content, outside_modes
 
-__all__ = ["ACTIVATIONS", "AutoregressivePlan"]
+__all__ = ["ACTIVATIONS", "AutoregressivePlan", "Conditioner"]
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus")
 LAYOUTS = ("feature_major", "parameter_major")
 _DEFAULT_CONSTANT = {"leaky_relu": 0.01, "elu": 1.0}
 
-_MAX_HIDDEN = 64
+_MAX_HIDDEN = _MAX_CONDITIONERS = 64
 _Made = TypeVar("_Made")
 _known: dict[str, weakref.WeakSet[AutoregressivePlan]] = {}
+
+
+class Conditioner(NamedTuple):
+    """A linear map of the context, with an activation, whose result a layer is given: added to it, or as its factor.
+
+    ``layer`` is a hidden layer, or ``len(hidden)`` for the output; ``gate``: a factor, of a hidden layer.
+    """
+
+    layer: int
+    activation: str = "identity"
+    gate: bool = False
 
 
 class AutoregressivePlan:
@@ -42,9 +53,12 @@ class AutoregressivePlan:
     ``residuals[l] = r``; then :math:`h_l = a(p_l)` where
     ``activated[l]``, else :math:`h_l = p_l`. The last layer gives ``parameters`` numbers for every feature.
 
+    A context is read by columns of the first layer, by linear maps of its own, or by both. What it contributes is computed
+    by the kernels.
+
     Args:
-        masks: one boolean matrix (out, in) per layer; the first has one column per feature, the last
-            ``parameters`` rows per feature. With ``skip``, one more from the features to the outputs.
+        masks: one boolean matrix (out, in) per layer; the first has one column per feature (and per feature of the
+            context), the last ``parameters`` rows per feature. With ``skip``, one more from the features to the outputs.
         parameters: parameters per feature, 1 or more.
         layout: rows of the last layer, ``"feature_major"`` (row d P + p) or ``"parameter_major"`` (row p D + d).
         parameter_order: which of a feature's outputs is parameter 0, 1, ... of its univariate map; in order by default.
@@ -57,7 +71,13 @@ class AutoregressivePlan:
             which the operators receive the addends.
         gates: hidden layers that are multiplied by a factor per row, in the order in which the operators receive them,
             after the addends.
-        biases: for each layer whether it has a bias; by default all but the skip connection have one.
+        biases: for each layer, then for each conditioner, whether it has a bias; by default all but the skip connection
+            have one.
+        context: number of context features.
+        context_columns: the columns of the first mask that read the context, in its order; so do those of the skip
+            connection if it has as many columns.
+        conditioners: the linear maps of the context, see :class:`Conditioner`. Their weights (units, context) come after
+            those of the layers.
 
     Raises:
         ValueError: if shapes do not fit, or the masks let a feature depend on itself.
@@ -89,11 +109,16 @@ class AutoregressivePlan:
         addends: Sequence[int] = (),
         gates: Sequence[int] = (),
         biases: Sequence[bool] | None = None,
+        context: int = 0,
+        context_columns: Sequence[int] = (),
+        conditioners: Sequence[Conditioner | tuple[Any, ...]] = (),
     ) -> None:
         masks = [(m.detach().cpu() if isinstance(m, Tensor) else torch.tensor(m, device="cpu")) != 0 for m in masks]
         depth = len(masks) - 1 - int(skip)
         self.masks = masks
-        self.features = masks[0].shape[1] if masks and masks[0].dim() == 2 else 0
+        self.context, self.context_columns = context, tuple(context_columns)
+        self.conditioners = tuple(Conditioner(*c) for c in conditioners)
+        self.features = masks[0].shape[1] - len(self.context_columns) if masks and masks[0].dim() == 2 else 0
         self.parameters = parameters
         self.layout = layout
         self.parameter_order = None if parameter_order is None else tuple(parameter_order)
@@ -103,21 +128,29 @@ class AutoregressivePlan:
         self.residuals = tuple([None] * depth if residuals is None else residuals)
         self.skip = skip
         self.addends, self.gates = tuple(addends), tuple(gates)
-        self.biases = tuple([True] * (depth + 1) + [False] * skip if biases is None else map(bool, biases))
+        has_bias = [True] * (depth + 1) + [False] * skip + [True] * len(self.conditioners)
+        self.biases = tuple(has_bias if biases is None else map(bool, biases))
         self.calls: dict[Any, Any] = {}
         self.tables: dict[Any, Any] = {}  # what GPU kernels made of it; apart, since torch.compile guards the keys of calls
+        self.chains: dict[Any, Any] = {}  # the chains that begin with this plan's network, likewise
         self._check()
-        self.activation_index = ACTIVATIONS.index(activation)
+        self.activation_index = self.activation_number(activation)
+        self.feature_columns = [i for i in range(masks[0].shape[1]) if i not in set(self.context_columns)]
+        self.feature_masks = [self._of_features(m) if i in (0, depth + 1) else m for i, m in enumerate(masks)]
+        self._outside: AutoregressivePlan | None = None
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = Encoder(self).encode()
         self.key = hashlib.sha1(content(self.meta) + content(self.mask_bytes), usedforsecurity=False).hexdigest()
         self._register()
-        widths = [m.shape[0] for m in self.masks]
-        self.weight_shapes = [tuple(m.shape) for m in self.masks]
+        widths = [m.shape[0] for m in self.masks] + [self.masks[c.layer].shape[0] for c in self.conditioners]
+        self.weight_shapes = [tuple(m.shape) for m in self.masks] + [(w, context) for w in widths[len(masks) :]]
         self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
         self.addend_widths = [widths[a] for a in (*self.addends, *self.gates)]
-        # What a forward pass keeps for its gradient: first row of every layer, the parameters, every gated layer, and the end.
-        kept = [*self.units, self.features * self.parameters, *(self.units[g] for g in self.gates)]
+        self.counts = len(self.weight_shapes), len(self.bias_shapes), len(self.addend_widths)  # of the tensors of a call
+        # What a forward pass keeps for its gradient: first row of every layer, the parameters, every gated layer, every
+        # conditioner, and the end.
+        kept = [*self.units, self.features * self.parameters, *(self.units[g] for g in self.gated)]
+        kept += [len(self.rows_of(c.layer)) for c in self.conditioners]
         self.saved_starts = list(itertools.accumulate(kept, initial=0))
         self.saved_rows = self.saved_starts[-1]
 
@@ -142,7 +175,7 @@ class AutoregressivePlan:
                     f"masks: expected {self.features} features x {self.parameters} parameters = {rows} output rows, "
                     f"got shapes {shapes}"
                 )
-        if self.skip and self.masks[-1].shape[1] != self.features:
+        if self.skip and self.masks[-1].shape[1] not in (self.features, self.masks[0].shape[1]):
             raise ValueError(f"masks: the skip connection must have {self.features} columns, got shapes {shapes}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
@@ -155,9 +188,10 @@ class AutoregressivePlan:
             raise ValueError(f"masks: at most {_MAX_HIDDEN} hidden layers, got {len(hidden)}")
         if len(self.activated) != len(hidden) or len(self.residuals) != len(hidden):
             raise ValueError(f"activated, residuals: expected {len(hidden)} entries, one per hidden layer")
-        if len(self.biases) != len(self.masks):
-            raise ValueError(f"biases: expected {len(self.masks)} entries, one per layer, got {len(self.biases)}")
-        if self.skip and self.biases[-1]:
+        count = len(self.masks) + len(self.conditioners)
+        if len(self.biases) != count:
+            raise ValueError(f"biases: expected {count} entries, one per layer, got {len(self.biases)}")
+        if self.skip and self.biases[len(self.masks) - 1]:
             raise ValueError("biases: the skip connection has none; the last layer's bias does its work")
         for layer, source in enumerate(self.residuals):
             if source is not None and not (0 <= source < layer and hidden[source].shape[0] == hidden[layer].shape[0]):
@@ -168,18 +202,44 @@ class AutoregressivePlan:
             raise ValueError(f"addends: expected distinct layers between 0 and {len(hidden)}, got {self.addends}")
         if any(not 0 <= g < len(hidden) for g in self.gates) or len(set(self.gates)) != len(self.gates):
             raise ValueError(f"gates: expected distinct hidden layers between 0 and {len(hidden) - 1}, got {self.gates}")
+        self._check_context(len(hidden))
+
+    def _check_context(self, depth: int) -> None:
+        columns, width = self.context_columns, self.masks[0].shape[1]
+        if not isinstance(self.context, int) or self.context < 0:
+            raise ValueError(f"context: expected a whole number of at least 0, got {self.context!r}")
+        if columns and (len(set(columns)) != self.context or any(not 0 <= c < width for c in columns)):
+            raise ValueError(f"context_columns: expected {self.context} distinct columns below {width}, got {columns}")
+        if self.context and not columns and not self.conditioners:
+            raise ValueError(f"context: {self.context} features are read by no context_columns and no conditioners")
+        gated = self.gated
+        for c in self.conditioners:
+            if not self.context or not 0 <= c.layer < depth + (not c.gate) or c.activation not in ACTIVATIONS:
+                raise ValueError(f"conditioners: {c} does not fit a network of {depth} hidden layers and {self.context} contexts")
+        if len(set(gated)) != len(gated) or len(self.conditioners) > _MAX_CONDITIONERS:
+            raise ValueError(f"conditioners: a layer has one gate, and a network {_MAX_CONDITIONERS} conditioners at most")
+
+    def _of_features(self, mask: Tensor) -> Tensor:
+        """The columns of a mask that read features."""
+        return mask if mask.shape[1] == self.features else mask[:, self.feature_columns]
+
+    @property
+    def gated(self) -> list[int]:
+        """Layers with a gate: those given per row, then those of conditioners."""
+        return [*self.gates, *(c.layer for c in self.conditioners if c.gate)]
 
     def _sort(self) -> None:
         """Levels of features and units, in rounds: what is known, then the units it completes, then their features."""
-        depth = len(self.masks) - 1 - int(self.skip)
-        columns = [m.t().contiguous().to(torch.int32) for m in self.masks]  # row i: who reads source i
-        missing = [m.sum(1, dtype=torch.int32) for m in self.masks[: depth + 1]]
+        masks = self.feature_masks
+        depth = len(masks) - 1 - int(self.skip)
+        columns = [m.t().contiguous().to(torch.int32) for m in masks]  # row i: who reads source i
+        missing = [m.sum(1, dtype=torch.int32) for m in masks[: depth + 1]]
         if self.skip:
-            missing[depth] = missing[depth] + self.masks[-1].sum(1, dtype=torch.int32)
+            missing[depth] = missing[depth] + masks[-1].sum(1, dtype=torch.int32)
         for layer, source in enumerate(self.residuals):
             if source is not None:
                 missing[layer] = missing[layer] + 1
-        unit_levels = [torch.full((m.shape[0],), -1, device="cpu") for m in self.masks[:depth]]
+        unit_levels = [torch.full((m.shape[0],), -1, device="cpu") for m in masks[:depth]]
         feature_levels = torch.full((self.features,), -1, device="cpu")
         new_features = torch.empty(0, dtype=torch.int64, device="cpu")
         outputs = self.parameter_rows = self._parameter_rows()
@@ -235,6 +295,10 @@ class AutoregressivePlan:
             rows = rows.view(self.parameters, self.features).t()
         return rows if self.parameter_order is None else rows[:, list(self.parameter_order)]
 
+    def rows_of(self, layer: int) -> Tensor:
+        """The original rows of a layer, or of the output, in sorted order."""
+        return self.unit_orders[layer] if layer < len(self.units) else self.output_order
+
     # -- what operators and oracles read ----------------------------------------------------------------------------
 
     @property
@@ -260,6 +324,38 @@ class AutoregressivePlan:
             "addends": dict(zip(self.addends, given[:count], strict=True)),
             "gates": dict(zip(self.gates, given[count:], strict=True)),
         }
+
+    @property
+    def outside(self) -> AutoregressivePlan:
+        """The plan without a context, for kernels that are given what it contributes."""
+        if self._outside is None:
+            own = [len(self.units)] if self.skip_reads_context else []
+            layers = [*([0] if self.context_columns else []), *own, *(c.layer for c in self.conditioners if not c.gate)]
+            self._outside = AutoregressivePlan(
+                self.feature_masks,
+                parameters=self.parameters,
+                layout=self.layout,
+                parameter_order=self.parameter_order,
+                addends=tuple(dict.fromkeys([*self.addends, *layers])),
+                gates=self.gated,
+                biases=self.biases[: len(self.masks)],
+                **self.structure,
+            )
+        return self._outside
+
+    @property
+    def skip_reads_context(self) -> bool:
+        """Whether the direct connection has columns for the context."""
+        return self.skip and self.masks[-1].shape[1] != self.features
+
+    @staticmethod
+    def activation_number(activation: str) -> int:
+        """What the kernels call an activation."""
+        return ACTIVATIONS.index(activation)
+
+    def constant_of(self, activation: str) -> float:
+        """The constant of a conditioner's activation: that of the layers where it is theirs."""
+        return self.constant if activation == self.activation else _DEFAULT_CONSTANT.get(activation, 0.0)
 
     def masks_like(self, weight: Tensor) -> list[Tensor]:
         """The masks on the device of ``weight``."""
@@ -290,7 +386,7 @@ class AutoregressivePlan:
         _known.setdefault(self.key, weakref.WeakSet()).add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "calls": {}, "tables": {}}
+        return {**self.__dict__, "calls": {}, "tables": {}, "chains": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

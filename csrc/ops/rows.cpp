@@ -9,7 +9,7 @@ namespace {
 template <class F>
 void parallel_rows(int64_t rows, int64_t columns, const F& f) {
   const int64_t step = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
-  parallel((rows + step - 1) / step, [&](int64_t i) { f(i * step, std::min(rows, (i + 1) * step)); });
+  parallel((rows + step - 1) / step, kParallelWork, [&](int64_t i) { f(i * step, std::min(rows, (i + 1) * step)); });
 }
 
 // The transformed feature of every column of parameters: every `step`-th from `begin` on, or as the table says.

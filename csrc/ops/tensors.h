@@ -79,11 +79,16 @@ Matrix<const T> matrix(const Tensor& t) {
   return {const_data<T>(t), t.stride(0), t.dim() > 1 ? t.stride(1) : 0};
 }
 
-// Runs f(i) for i in [0, n); threads take the next index as they become free. Each index writes its own results, so
-// they do not depend on the number of threads.
+// Multiply-adds from which a call is worth sharing among threads: fewer are done sooner than a thread is woken
+// (measured: docs/measured.md).
+constexpr int64_t kParallelWork = int64_t{1} << 20;
+
+// Runs f(i) for i in [0, n), which takes `work` multiply-adds or so in all; threads take the next index as they become
+// free. Each index writes its own results, so they do not depend on the number of threads.
 template <class F>
-void parallel(int64_t n, const F& f) {
-  const int64_t threads = n > 1 ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
+void parallel(int64_t n, int64_t work, const F& f) {
+  const int64_t threads =
+      n > 1 && work >= kParallelWork ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
   if (threads <= 1) {
     for (int64_t i = 0; i < n; ++i) f(i);
     return;
@@ -132,11 +137,7 @@ auto for_dtype(const Tensor& t, F f) {
 
 // flowkern/univariate writes a map as a vector of doubles: the fields of the struct in their order.
 template <class T>
-Map<T> univariate_map(const Tensor& numbers) {
-  STD_TORCH_CHECK(on_cpu(numbers) && numbers.numel() == 2 + kMapOptions + kMapConstants &&
-                      numbers.scalar_type() == ScalarType::Double,
-                  "flowkern: this is no univariate map");
-  const double* from = const_data<double>(numbers);
+Map<T> univariate_map(const double* from) {
   UnivariateMap map{static_cast<int>(from[0]), static_cast<int>(from[1]), {}, {}};
   for (int i = 0; i < kMapOptions; ++i) map.options[i] = static_cast<int>(from[2 + i]);
   std::copy_n(from + 2 + kMapOptions, kMapConstants, map.constants);
@@ -144,6 +145,14 @@ Map<T> univariate_map(const Tensor& numbers) {
   for (int i = 0; i < families.count; ++i)
     if (families.begin[i].kind == map.kind) return {map, &families.begin[i]};
   STD_TORCH_CHECK(false, "flowkern: this build has no kernels for univariate maps of kind ", map.kind);
+}
+
+template <class T>
+Map<T> univariate_map(const Tensor& numbers) {
+  STD_TORCH_CHECK(on_cpu(numbers) && numbers.numel() == 2 + kMapOptions + kMapConstants &&
+                      numbers.scalar_type() == ScalarType::Double,
+                  "flowkern: this is no univariate map");
+  return univariate_map<T>(const_data<double>(numbers));
 }
 
 }  // namespace flowkern

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowkern._library import _C
 from flowkern.bindings.namespaces import CUDA, MAP, NETWORK, PLAN, TRITON
+from flowkern.chain import ChainPlan
 from flowkern.plan import AutoregressivePlan
 
 # -- Triton -----------------------------------------------------------------------------------------------------------
@@ -150,51 +151,38 @@ def _register_native_fakes() -> None:
     fake = torch.library.register_fake
     tiles = {torch.float32: _C.tile_rows(4), torch.float64: _C.tile_rows(8)}
 
-    def kept(x: Tensor, packed: Tensor | None, packed_size: int, saved_rows: int, save: bool) -> tuple[Tensor, Tensor]:
-        """The packed weights and the saved pre-activations, for the backward pass."""
-        rows = tiles[x.dtype]
-        saved = x.new_empty((x.shape[0] + rows - 1) // rows if save else 0, saved_rows * rows)
-        return x.new_empty(packed_size if save and packed is None else 0), saved
-
-    def gradients(x: Tensor, *lists: list[Tensor], parameters: bool) -> tuple[Any, ...]:
-        weights, biases, addends = lists
-        like = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in weights + biases] if parameters else []
-        return (
-            x.new_empty(x.shape),
-            like[: len(weights)],
-            like[len(weights) :],
-            [t.new_empty(t.shape) for t in addends],
-        )
+    def kept(x: Tensor, rows: int, save: bool) -> Tensor:
+        """What the backward pass needs of every tile."""
+        size = tiles[x.dtype]
+        return x.new_empty((x.shape[0] + size - 1) // size if save else 0, rows * size)
 
     @fake("flowkern::pack")
     def _(weights: list[Tensor], biases: list[Tensor], plan: Tensor, mask: Tensor, packed_size: int) -> Tensor:
         return weights[0].new_empty(packed_size)
 
     @fake("flowkern::masked_mlp")
-    def _(x, weights, biases, addends, packed, plan, mask, outputs, packed_size, saved_rows, save):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape[0], outputs), *kept(x, packed, packed_size, saved_rows, save)
+    def _(x, context, weights, biases, addends, packed, plan, mask, outputs, packed_size, saved_rows, save):  # type: ignore[no-untyped-def]
+        packed_now = x.new_empty(packed_size if save and packed is None else 0)
+        return x.new_empty(x.shape[0], outputs), packed_now, kept(x, saved_rows, save)
 
-    def transform(  # type: ignore[no-untyped-def]
-        x, weights, biases, addends, packed, plan, mask, packed_size, saved_rows, map, save
-    ):
-        return x.new_empty(x.shape), x.new_empty(x.shape[0]), *kept(x, packed, packed_size, saved_rows, save)
-
-    def masked_mlp_backward(g, x, packed, saved, plan, mask, weights, biases, addends, parameters):  # type: ignore[no-untyped-def]
-        return gradients(x, weights, biases, addends, parameters=parameters)
-
-    def transform_backward(  # type: ignore[no-untyped-def]
-        g, g_log_det, x, packed, saved, plan, mask, weights, biases, addends, map, parameters
-    ):
-        return gradients(x, weights, biases, addends, parameters=parameters)
-
-    fake("flowkern::masked_mlp_backward")(masked_mlp_backward)
-    for name in ("autoregressive", "autoregressive_inverse"):
-        fake(f"flowkern::{name}")(transform)
-        fake(f"flowkern::{name}_backward")(transform_backward)
+    @fake("flowkern::masked_mlp_backward")
+    def _(g, x, context, packed, saved, plan, mask, weights, biases, addends, parameters, wants_context):  # type: ignore[no-untyped-def]
+        like = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in weights + biases] if parameters else []
+        g_context = x.new_empty(x.shape[0] if wants_context else 0, 0 if context is None else context.shape[1])
+        return x.new_empty(x.shape), g_context, like, [t.new_empty(t.shape) for t in addends]
 
     @fake("flowkern::autoregressive_chain")
-    def _(x, weights, biases, addends, packed, plans, masks, maps, inverse):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape), x.new_empty(x.shape[0])
+    def _(x, context, tensors, addends, packed, program, key, save):  # type: ignore[no-untyped-def]
+        chain = ChainPlan.find(key)
+        own = x.new_empty(chain.packed_size if save else 0)
+        return x.new_empty(x.shape), x.new_empty(x.shape[0]), own, kept(x, chain.kept_rows, save)
+
+    @fake("flowkern::autoregressive_chain_backward")
+    def _(g_value, g_log_det, addends, packed, own, saved, program, key, batch, parameters, wants_context):  # type: ignore[no-untyped-def]
+        chain = ChainPlan.find(key)
+        g_context = saved.new_empty(batch if wants_context else 0, chain.context)
+        like = [saved.new_empty(shape) for shape in chain.shapes] if parameters else []
+        return saved.new_empty(batch, chain.features), g_context, like, [t.new_empty(t.shape) for t in addends]
 
 
 if _C is not None:

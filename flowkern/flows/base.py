@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from flowkern import ops
 from flowkern._checks import check_float, sizes, whole_number
 from flowkern.config import configured
-from flowkern.nn.checks import check_event, event_size
+from flowkern.nn.checks import check_event, event_size, flat
 from flowkern.nn.heads import randn
 
 
@@ -64,11 +64,6 @@ class StandardNormal(nn.Module):
 
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         return randn((*sizes("shape", shape), *self.event_shape), self.like, generator)
-
-
-def flat(z: Tensor, event_shape: torch.Size) -> Tensor:
-    """Every event as a vector."""
-    return z if len(event_shape) == 1 else z.flatten(-len(event_shape))
 
 
 def check_base(base: Any, event_shape: torch.Size) -> None:

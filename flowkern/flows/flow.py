@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkern import ops
 from flowkern._checks import check_float, check_generator, check_tensor, sizes, whole_number
 from flowkern.config import configured
-from flowkern.flows.base import INDEPENDENT, Base, StandardNormal, call_base, check_base, flat, has_rsample, takes_context
+from flowkern.flows.base import INDEPENDENT, Base, StandardNormal, call_base, check_base, has_rsample, takes_context
 from flowkern.flows.distribution import FlowDistribution
 from flowkern.model import Model
 from flowkern.nn import Compose, Transform
+from flowkern.nn.checks import has_hooks
 
 
 class Flow(Model):
@@ -65,11 +65,18 @@ class Flow(Model):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats, with the batch's shape."""
         embedded = self._embed(context)
-        z, log_det = self.transform(x, embedded)
-        log_det = self._show_context(log_det, context, embedded)
-        if type(self._modules.get("base")) is StandardNormal:  # the attribute takes nn.Module's slow look-up
-            return ops.normal_log_prob(flat(z, self.noise_shape), log_det)  # one pass over z for both terms
-        return self._base_log_prob(z, embedded) + log_det
+        if self._has_standard_normal:
+            log_prob = self.transform.run(x, embedded, normal="output")[1]
+        else:
+            z, log_det = self.transform(x, embedded)
+            log_prob = self._base_log_prob(z, embedded) + log_det
+        return self._show_context(log_prob, context, embedded)
+
+    @property
+    def _has_standard_normal(self) -> bool:
+        """Whether the transforms may take the base's density along in their own call, past hooks on the modules."""
+        base, transform = self._modules.get("base"), self._modules["transform"]  # attributes take nn.Module's slow look-up
+        return type(base) is StandardNormal and not has_hooks(transform) and not has_hooks(base)  # type: ignore[arg-type]
 
     def _base_log_prob(self, z: Tensor, embedded: Tensor | None) -> Tensor:
         log_prob = call_base(self.base, self.base.log_prob, z, embedded)
@@ -130,8 +137,12 @@ class Flow(Model):
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-densities from one pass; what variational inference needs."""
         z, embedded = self._noise(sizes("shape", shape), context, generator, "rsample")
-        x, log_det = self.transform.inverse(z, embedded)
-        return x, self._base_log_prob(z, embedded) - self._show_context(log_det, context, embedded)
+        if self._has_standard_normal:
+            x, log_prob = self.transform.run(z, embedded, inverse=True, normal="input")
+        else:
+            x, log_det = self.transform.inverse(z, embedded)
+            log_prob = self._base_log_prob(z, embedded) - log_det
+        return x, self._show_context(log_prob, context, embedded)
 
     def _noise(
         self,

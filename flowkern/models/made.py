@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_context, check_generator, check_tensor, sizes, whole_number
 from flowkern.config import configured
 from flowkern.model import Model
 from flowkern.nn.checks import check_event
+from flowkern.ops._context import outside
 from flowkern.ops._network import optional_biases
 from flowkern.ops._sweep import sweep
+from flowkern.plan import AutoregressivePlan
 
 HEADS = ("bernoulli", "categorical", "gaussian", "mixture")
 
@@ -123,23 +125,35 @@ class MADE(Model):
         if not self.training and self.network.masks > 1:
             device = "cpu" if generator is None else generator.device
             mask = int(torch.randint(self.network.masks, (), generator=generator, device=device))
-        arguments = self.network.arguments(context, mask)
+        arguments = self.network.arguments(mask)
+        plan, weights, biases = arguments["plan"], arguments["weights"], arguments["biases"]
+        check_context("network", context, plan.context, weights[0], "the weights")
         batch = torch.Size() if context is None else context.shape[:-1]
+        addends: list[Tensor] = []
+        if context is not None:
+            weights, biases, addends = outside(plan, weights, biases, [], context)
+            plan = plan.outside
         if chunk_size is None:
-            return self._sample(arguments, size + batch, generator)
+            return self._sample(plan, weights, biases, addends, size + batch, generator)
         n, chunk_size = size.numel(), whole_number("chunk_size", chunk_size, 1)
         chunks = [min(chunk_size, n - i) for i in range(0, n, chunk_size)] or [0]
-        drawn = torch.cat([self._sample(arguments, torch.Size((rows, *batch)), generator) for rows in chunks])
+        drawn = torch.cat([self._sample(plan, weights, biases, addends, torch.Size((rows, *batch)), generator) for rows in chunks])
         return drawn.reshape(*size, *batch, self.features)
 
-    def _sample(self, arguments: dict[str, Any], size: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _sample(
+        self,
+        plan: AutoregressivePlan,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        addends: Sequence[Tensor],
+        size: torch.Size,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         drawn: list[Tensor] = []
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:
             drawn.append(self.head.sample(parameters, generator))
             return self.head.encode(drawn[-1])
 
-        plan = arguments["plan"]
-        biases = optional_biases(plan, arguments["biases"])
-        sweep(solve, arguments["weights"], biases, plan, arguments["addends"], size)
+        sweep(solve, weights, optional_biases(plan, biases), plan, addends, size)
         return torch.cat(drawn, -1)[..., torch.argsort(plan.feature_order)]

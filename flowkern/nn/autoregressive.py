@@ -55,29 +55,30 @@ class _Autoregressive(Transform):
         """The network, past nn.Module's slow look-up of attributes."""
         return self._modules["network"]
 
-    def arguments(self, context: Tensor | None = None) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the operators :func:`autoregressive` and :func:`autoregressive_inverse`."""
-        return {**self._network.arguments(context), "map": self.map}
+        arguments = self._network.arguments()
+        arguments["map"] = self.map
+        return arguments
 
-    def step(self, context: Tensor | None, inverse: bool) -> ops.Step | None:
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
         if type(self) not in (MaskedAutoregressive, InverseAutoregressive):
             return None  # a subclass may do more than these two
-        arguments = self.arguments(context)
+        arguments = self.arguments()
         if self._network.hooked():
             return None
-        return inverse == isinstance(self, MaskedAutoregressive), arguments
+        return ops.NetworkStep(inverse is isinstance(self, MaskedAutoregressive), arguments)
 
     def _apply_map(self, operator: Operator, name: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(name, x)
-        arguments = self.arguments(context)
+        arguments = self.arguments()
         if self._network.hooked() and operator is ops.autoregressive:
             return self._through_the_module(x, context)
         try:
-            z, log_det = operator(x, **arguments)
+            return operator(x, **arguments, context=context)
         except (TypeError, ValueError):
-            blame(name, x, arguments["weights"][0], context)
+            blame(name, x, arguments["weights"][0], context, self.context)
             raise
-        return z, show_context(log_det, context)
 
     def _through_the_module(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The direction in which the network sees the input, in two calls: one of the network, so that its hooks run."""

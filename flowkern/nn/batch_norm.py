@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkern import ops
 from flowkern._checks import whole_number
 from flowkern.config import configured
 from flowkern.nn.log_det import batch_log_det
@@ -87,6 +88,13 @@ class BatchNorm(Unconditional):
             mean, var = self.running_mean, self.running_var
         x = (z - self.beta) * (-self.log_gamma).exp() * torch.sqrt(var + self.eps) + mean
         return x, batch_log_det(-self._log_det(var), z)
+
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
+        mean, var = self.running_mean, self.running_var
+        if type(self) is not BatchNorm or self.training or mean.device != x.device or mean.dtype is not x.dtype:
+            return None
+        std = torch.sqrt(var + self.eps) * (-self.log_gamma).exp()
+        return ops.ElementwiseStep(not inverse, mean - self.beta * std, std)
 
     def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
         self.set_statistics(x)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowkern._checks import broadcast_batch, check_like, sizes
+from flowkern._checks import broadcast_batch, check_context, check_like, sizes
 
 
 def event_size(name: str, given: Any) -> torch.Size:
@@ -24,8 +24,22 @@ def check_event(name: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
 
 
-def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None) -> None:
-    """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much."""
+def flat(z: Tensor, event_shape: torch.Size) -> Tensor:
+    """Every event as a vector."""
+    return z if len(event_shape) == 1 else z.flatten(-len(event_shape))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of this module would run hooks of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None, features: int) -> None:
+    """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much.
+
+    ``features``: of the context that the layer takes.
+    """
+    check_context("network", context, features, weight, "the weights")
     if context is not None:
         broadcast_batch(x, [context], "context")
     check_like(name, x, weight, "the weights")

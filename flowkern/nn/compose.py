@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from functools import reduce
-from operator import add
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,8 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from flowkern import ops
 from flowkern.config import configured
-from flowkern.nn.checks import blame
-from flowkern.nn.log_det import show_context
+from flowkern.nn.checks import blame, flat, has_hooks
 from flowkern.nn.transform import Transform
 
 
@@ -64,12 +61,18 @@ class Compose(Transform):
         return cast("list[Transform]", list(layers._modules.values()))  # type: ignore[union-attr]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("x", x)
-        return _chain(x, context, self._all(), inverse=False)
+        return self.run(x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("z", z)
-        return _chain(z, context, self._all()[::-1], inverse=True)
+        return self.run(z, context, inverse=True)
+
+    def run(
+        self, x: Tensor, context: Tensor | None = None, inverse: bool = False, normal: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Either direction; ``normal``: what is added to the log-determinant, see :func:`flowkern.ops.autoregressive_chain`."""
+        self._check("z" if inverse else "x", x)
+        transforms = self._all()
+        return _Run(x, context, inverse, normal).through(transforms[::-1] if inverse else transforms)
 
     def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
         for transform in self._all():
@@ -90,32 +93,61 @@ def all_transforms(name: str, given: Any) -> list[Transform]:
     return transforms
 
 
-def _chain(x: Tensor, context: Tensor | None, transforms: Iterable[Transform], inverse: bool) -> tuple[Tensor, Tensor]:
-    """The transforms in the order given; without a gradient, neighbours that can share a kernel call do."""
-    terms: list[Tensor] = []
-    run: list[ops.Step] = []
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    joining = not torch.is_grad_enabled() and not tracing and not _has_any_global_hook()
+class _Run:
+    """One way through transforms; neighbours that can share a kernel call do."""
 
-    def flush() -> None:
-        nonlocal x
-        if run:
-            try:
-                x, log_det = ops.autoregressive_chain(x, run)
-            except (TypeError, ValueError):
-                blame("z" if inverse else "x", x, run[0][1]["weights"][0], context)
-                raise
-            terms.append(show_context(log_det, context))
-            run.clear()
+    def __init__(self, x: Tensor, context: Tensor | None, inverse: bool, normal: str | None) -> None:
+        self.x, self.context, self.inverse, self.normal = x, context, inverse, normal
+        self.pending: list[tuple[Transform, ops.Step]] = []
+        self.total: Tensor | None = None
 
-    for transform in transforms:
-        hooked = not inverse and (transform._forward_hooks or transform._forward_pre_hooks)
-        step = transform.step(context, inverse) if joining and not hooked else None
-        if step is not None:
-            run.append(step)
-            continue
-        flush()
-        x, log_det = transform.inverse(x, context) if inverse else transform(x, context)
-        terms.append(log_det)
-    flush()
-    return x, reduce(add, terms)
+    def through(self, transforms: Sequence[Transform]) -> tuple[Tensor, Tensor]:
+        noise = self.x
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        joining = not tracing and not _has_any_global_hook()
+        for transform in transforms:
+            step = transform.step(self.x, self.inverse) if joining and not self._hooked(transform) else None
+            if step is not None:
+                self.pending.append((transform, step))
+                continue
+            self._flush(last=False)
+            self._one(transform)
+        self._flush(last=True)
+        assert self.total is not None
+        if self.normal is None:
+            return self.x, self.total
+        shape = transforms[0].noise_shape if self.inverse else transforms[-1].noise_shape
+        rows = flat(noise if self.normal == "input" else self.x, shape)
+        return self.x, ops.normal_log_prob(rows, -self.total if self.normal == "input" else self.total)
+
+    def _hooked(self, transform: Transform) -> bool:
+        """Whether a call of the module would do more than its class says; `inverse` is no call of a module."""
+        return not self.inverse and (has_hooks(transform) or "forward" in vars(transform))
+
+    def _one(self, transform: Transform) -> None:
+        self.x, log_det = (transform.inverse if self.inverse else transform)(self.x, self.context)
+        self._add(log_det)
+
+    def _add(self, log_det: Tensor) -> None:
+        self.total = log_det if self.total is None else self.total + log_det
+
+    def _flush(self, last: bool) -> None:
+        """Runs what is pending. The normal is part of it where it stands next to its side."""
+        pending, self.pending = self.pending, []
+        network = next((step for _, step in pending if isinstance(step, ops.NetworkStep)), None)
+        if network is None:
+            for transform, _ in pending:
+                self._one(transform)
+            return
+        whole = last and self.total is None  # one chain from end to end
+        context = self.context if any(t.conditional for t, _ in pending) else None
+        try:
+            self.x, log_det = ops.autoregressive_chain(
+                self.x, [step for _, step in pending], context, self.normal if whole else None
+            )
+        except (TypeError, ValueError):
+            features = max(getattr(t, "context", 0) for t, _ in pending)
+            blame("z" if self.inverse else "x", self.x, network.arguments["weights"][0], self.context, features)
+            raise
+        self.normal = None if whole else self.normal
+        self._add(log_det)

@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
-from flowkern._checks import check_context, check_generator, check_tensor, permutation, whole_number, widths
+from flowkern._checks import check_generator, check_tensor, permutation, whole_number, widths
 from flowkern._tensors import version
 from flowkern.backends import native_obstacle
 from flowkern.config import configured
-from flowkern.nn.checks import blame
+from flowkern.nn.checks import blame, has_hooks
 from flowkern.plan import AutoregressivePlan
 
 ORDERS = ("natural", "reverse", "random")
@@ -41,11 +40,6 @@ def order_of(order: str | Sequence[int] | Tensor, features: int, generator: torc
             return torch.randperm(features, generator=generator, device="cpu")
         raise ValueError(f"order: expected one of {', '.join(ORDERS)} or a permutation, got {order!r}")
     return permutation("order", order, features)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of this module would run hooks of its own."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 class MADE(nn.Module):
@@ -160,6 +154,8 @@ class MADE(nn.Module):
         masks = [b[:, None] >= a[None, :] + int(i == 0) for i, (a, b) in enumerate(zip(degrees, units, strict=False))]
         rows = position.repeat_interleave(self.outputs)[:, None]
         masks.append(rows >= units[-1] if units else rows > position)
+        sees_context = torch.ones(len(masks[0]), self.context, dtype=torch.bool, device="cpu")
+        masks[0] = torch.cat([masks[0], sees_context], 1)
         if self.skip:
             masks.append(rows > position)
         residuals = [i - 2 if self.residual and i and i % 2 == 0 else None for i in range(len(units))]
@@ -169,7 +165,8 @@ class MADE(nn.Module):
             activation=self.activation,
             residuals=residuals,
             skip=self.skip,
-            addends=(0,) if self.context else (),
+            context=self.context,
+            context_columns=range(self.features, self.features + self.context),
         )
 
     def _follow(self) -> None:
@@ -218,22 +215,17 @@ class MADE(nn.Module):
         """Position of every feature in the order of the first mask set."""
         return self._planned[0, : self.features]
 
-    def arguments(self, context: Tensor | None = None, mask: int = 0) -> dict[str, Any]:
-        """Keyword arguments of the masked-network operators for these weights: what :meth:`forward` passes on."""
+    def arguments(self, mask: int = 0) -> dict[str, Any]:
+        """Keyword arguments of the masked-network operators for these weights: all but the input and the context."""
         self._follow()
         weights, biases = self._parameter_lists()
-        addends = []
-        if context is not None or self.context:
-            check_context("network", context, self.context, weights[0], "the weights")
-            addends.append(F.linear(context, weights[0][:, self.features :]))  # type: ignore[arg-type]
-            weights[0] = weights[0][:, : self.features]
         try:
             plan, packed = self.plans[mask], self._packed[mask]
         except (IndexError, TypeError):
             raise ValueError(f"mask: expected a whole number below {self.masks}, got {mask!r}") from None
         if packed is not None and not torch.compiler.is_compiling() and self._changed():
             packed = None
-        return {"weights": weights, "biases": biases, "plan": plan, "addends": addends, "packed": packed}
+        return {"weights": weights, "biases": biases, "plan": plan, "packed": packed}
 
     def _parameter_lists(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases of the layers, as a parametrization gives them where there is one."""
@@ -257,11 +249,11 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: int = 0) -> Tensor:
         """Parameters (..., features, outputs) of x (..., features), by mask set ``mask``."""
         check_tensor("x", x)
-        arguments = self.arguments(context, mask)
+        arguments = self.arguments(mask)
         try:
-            parameters = ops.masked_mlp(x, **arguments)
+            parameters = ops.masked_mlp(x, **arguments, context=context)
         except (TypeError, ValueError):
-            blame("x", x, arguments["weights"][0], context)
+            blame("x", x, arguments["weights"][0], context, self.context)
             raise
         return parameters.unflatten(-1, (self.features, self.outputs))
 
@@ -274,10 +266,9 @@ class MADE(nn.Module):
             name: of this network in its model, for the warning that a parameter has changed.
         """
         weight = self._parameter_lists()[0][0]
-        context = weight.new_zeros(self.context) if self.context else None
         if native_obstacle(weight, "pack") is None and weight.dtype in (torch.float32, torch.float64):
             with torch.no_grad():
-                sets = [self.arguments(context, i) for i in range(self.masks)]
+                sets = [self.arguments(i) for i in range(self.masks)]
                 self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]
             prefix = name + "." if name else ""
             self._frozen = [

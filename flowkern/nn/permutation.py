@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowkern import ops
 from flowkern._checks import permutation, whole_number
+from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
@@ -42,6 +45,7 @@ class Permutation(Unconditional):
         self.features = len(places)
         self.register_buffer("order", places.to(device))
         self.register_buffer("back", torch.argsort(places).to(device))
+        self._steps: tuple[tuple[Tensor, int], tuple[ops.Step, ops.Step]] | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.order)
@@ -50,6 +54,18 @@ class Permutation(Unconditional):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.back)
         return z[..., self.back], batch_log_det(z.new_zeros(()), z)
+
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
+        if type(self) not in (Permutation, Reverse) or x.device.type != "cpu":
+            return None
+        state = self.order, version(self.order)  # a checkpoint brings an order of its own
+        if self._steps is None or self._steps[0][0] is not state[0] or self._steps[0][1] != state[1]:
+            there, back = (ops.PermutationStep(tuple(t.tolist())) for t in (self.order, self.back))
+            self._steps = state, (there, back)
+        return self._steps[1][inverse]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_steps": None}
 
 
 class Reverse(Permutation):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkern import ops
 from flowkern._checks import check_float, check_like, numbers
 from flowkern.config import configured
 from flowkern.nn.log_det import batch_log_det
@@ -75,6 +76,11 @@ class Standardize(Unconditional):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.mean)
         return z * self.std.to(z) + self.mean.to(z), self._log_det(1, z)
+
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
+        if type(self) is not Standardize or self.mean.dim() != 1 or self.mean.device != x.device:
+            return None
+        return ops.ElementwiseStep(not inverse, self.mean.to(x), self.std.to(x))
 
     def _log_det(self, sign: int, x: Tensor) -> Tensor:
         return batch_log_det(sign * self.std.to(x).log().sum(), x, self.mean.dim())

@@ -48,8 +48,8 @@ class Transform(nn.Module):
         """Noise to data."""
         raise NotImplementedError
 
-    def step(self, context: Tensor | None, inverse: bool) -> ops.Step | None:
-        """This transform as a step of :func:`flowkern.ops.autoregressive_chain`, or ``None`` where it is no such step."""
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
+        """This transform as a step of :func:`flowkern.ops.autoregressive_chain` on x, or ``None`` where it is no such step."""
         return None
 
     def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:

@@ -3,7 +3,7 @@
 from flowkern import bindings  # noqa: F401, registers operators and their shapes
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
-from flowkern.ops.autoregressive_chain import Step, autoregressive_chain
+from flowkern.ops.autoregressive_chain import ElementwiseStep, NetworkStep, PermutationStep, Step, autoregressive_chain
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
 from flowkern.ops.coupling import coupling
 from flowkern.ops.iaf_step import iaf_step
@@ -13,6 +13,9 @@ from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
 
 __all__ = [
+    "ElementwiseStep",
+    "NetworkStep",
+    "PermutationStep",
     "Step",
     "affine",
     "autoregressive",

@@ -11,7 +11,7 @@ from torch import Tensor
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
 
 
-def wants_plain(grads: Sequence[Tensor]) -> bool:
+def wants_plain(grads: Sequence[Tensor | None]) -> bool:
     """Whether a backward pass must run in plain PyTorch.
 
     Under create_graph it will be differentiated; under vmap, torch.func's or that of ``is_grads_batched``, its cotangents
@@ -22,22 +22,26 @@ def wants_plain(grads: Sequence[Tensor]) -> bool:
     return (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
-        or any(torch._C._dispatch_keys(g).has(_BATCHED) for g in grads)
+        or any(torch._C._dispatch_keys(g).has(_BATCHED) for g in grads if g is not None)
     )
 
 
 def plain_backward(
-    function: Callable[..., Any], inputs: Sequence[Tensor], needs: Sequence[bool], grads: Sequence[Tensor]
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Cotangents of the inputs that need one, as a differentiable function of the inputs and of ``grads``."""
+    """Cotangents of the inputs that need one, as a differentiable function of the inputs and of ``grads``.
+
+    An input that is no tensor is handed on; an output without a cotangent counts for nothing.
+    """
+    first = next(t for t in inputs if t is not None)
     # Autocast did its part before the operator was recorded.
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(first.device.type, enabled=False):
         # Aliases, so that an input that is itself a function of another gets its partial derivative only.
-        alias = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
+        alias = [t.view_as(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=True)]
         outputs = function(*alias)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         # The log-det of an additive map is a constant.
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         wanted = [t for t, need in zip(alias, needs, strict=True) if need]
         kept = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
         found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], **kept))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowkern import chain
 from flowkern.backends import Kernels
+from flowkern.ops._context import outside
 from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import UnivariateMap, check_map, chosen_map
+
+Tensors = Sequence[Tensor]
 
 
 class Call:
@@ -20,9 +25,10 @@ class Call:
         name: the operator.
         plan: the network.
         map: the univariate map; ``None`` for the network alone.
-        oracle: (x, weights, biases, addends) -> outputs.
+        oracle: (x, weights, biases, addends) -> outputs, for a plan without a context.
         plain: the same, at the cost of one pass where the oracle takes several.
         solves: whether the network reads the first output rather than the input.
+        make: this call for another plan.
     """
 
     def __init__(
@@ -33,49 +39,101 @@ class Call:
         oracle: Callable[..., Any],
         plain: Callable[..., Any] | None = None,
         solves: bool = False,
+        *,
+        make: Callable[[AutoregressivePlan], Call],
     ) -> None:
         self.name, self.plan, self.oracle, self.plain, self.solves = name, plan, oracle, plain or oracle, solves
-        self.weights = len(plan.masks)
-        self.parameters = self.weights + sum(plan.biases)
+        self.weights = len(plan.weight_shapes)
+        self.parameters = self.weights + len(plan.bias_shapes)
         self.map = map
-        outputs = (plan.features * plan.parameters,) if map is None else ()
-        # The map as the CPU kernels take it, and as those of a GPU.
-        self.numbers = () if map is None else (map.numbers,)
+        self.make = make
+        # The map as the kernels of a GPU take it.
         self.words = () if map is None else map.words
-        self.forward_constants = (plan.meta, plan.mask_bytes, *outputs, plan.packed_size, plan.saved_rows, *self.numbers)
+        # The CPU's kernels take a transform as a chain of one step.
+        self.chain = None if map is None else chain.ChainPlan([chain.Network(solves, plan, map)])
+        self.network_constants = (plan.meta, plan.mask_bytes)
+        self.sizes = (plan.features * plan.parameters, plan.packed_size, plan.saved_rows)
 
-    def split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    @cached_property
+    def outside(self) -> Call:
+        """The same call of the network without a context."""
+        return self.make(self.plan.outside)
+
+    def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         """Weights, biases, addends."""
         return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
 
+    def in_plain_pytorch(self, x: Tensor, context: Tensor | None, *tensors: Tensor) -> Any:
+        """Outputs of the call, differentiable as often as one likes."""
+        # Under autocast the weights are of lower precision; the oracles take one dtype.
+        parts = self.split([t.to(x.dtype) for t in tensors])
+        if context is None:
+            return self.plain(x, *parts)
+        return self.outside.plain(x, *outside(self.plan, *parts, context))
+
     def run(
-        self, kernels: Kernels, x: Tensor, tensors: Sequence[Tensor], packed: Tensor | None, keep: bool
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self, kernels: Kernels, x: Tensor, context: Tensor | None, tensors: Tensors, packed: Tensors, keep: bool
+    ) -> tuple[Tensors, Tensors]:
         """Outputs, and what the backward pass needs, which is of no size unless ``keep``."""
-        op = getattr(getattr(torch.ops, kernels.namespace), self.name)
         if not kernels.on_cpu:
+            op = getattr(getattr(torch.ops, kernels.namespace), self.name)
             *outputs, state = op(x, *self.split(tensors), self.plan.key, kernels.precision, *self.words, keep)
             return outputs, state
-        *outputs, packed_now, saved = op(x, *self.split(tensors), packed, *self.forward_constants, keep)
-        return outputs, (packed_now if packed is None else packed, saved)
+        if self.chain is not None:
+            return run_chain(self.chain, x, context, tensors[: self.parameters], tensors[self.parameters :], packed, keep)
+        given = packed[0] if packed else None
+        value, packed_now, saved = torch.ops.flowkern.masked_mlp(
+            x, context, *self.split(tensors), given, *self.network_constants, *self.sizes, keep
+        )
+        return (value,), (packed_now if given is None else given, saved)
 
     def gradients(
         self,
         kernels: Kernels,
-        grads: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
         x: Tensor,
-        state: Sequence[Tensor],
-        tensors: Sequence[Tensor],
+        context: Tensor | None,
+        state: Tensors,
+        tensors: Tensors,
+        packed: Tensors,
         parameters: bool,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """Cotangents of x, weights, biases, addends; those of weights and biases only where ``parameters``."""
+        wants_context: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """Cotangents of x, context, weights and biases, addends; those of weights and biases only where ``parameters``."""
         parts = self.split(tensors)
+        if self.chain is not None and kernels.on_cpu:
+            return chain_gradients(self.chain, grads, parts[2], packed, state, len(x), parameters, wants_context)
         op = getattr(getattr(torch.ops, kernels.namespace), self.name + "_backward")
         if not kernels.on_cpu:
             constants = self.plan.key, kernels.precision, *self.words
             g_x, *flat, g_addends = op(*grads, x, *parts, state, *constants, parameters)
-            return g_x, *(_unflatten(g, part) for g, part in zip(flat, parts, strict=False)), g_addends
-        return op(*grads, x, *state, self.plan.meta, self.plan.mask_bytes, *parts, *self.numbers, parameters)
+            unflat = [g for f, part in zip(flat, parts, strict=False) for g in _unflatten(f, part)]
+            return g_x, g_x, unflat, g_addends
+        return op(*grads, x, context, *state, *self.network_constants, *parts, parameters, wants_context)
+
+
+def run_chain(
+    plan: chain.ChainPlan, x: Tensor, context: Tensor | None, tensors: Tensors, addends: Tensors, packed: Tensors, keep: bool
+) -> tuple[Tensors, Tensors]:
+    """Outputs of the CPU kernel, and what its backward pass needs."""
+    op = torch.ops.flowkern.autoregressive_chain
+    z, log_det, own, saved = op(x, context, tensors, addends, packed, plan.program, plan.key, keep)
+    return (z, log_det), (own, saved)
+
+
+def chain_gradients(
+    plan: chain.ChainPlan,
+    grads: Sequence[Tensor | None],
+    addends: Tensors,
+    packed: Tensors,
+    state: Tensors,
+    batch: int,
+    parameters: bool,
+    wants_context: bool,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Cotangents of x, context, tensors, addends."""
+    op = torch.ops.flowkern.autoregressive_chain_backward
+    return op(*grads, addends, packed, *state, plan.program, plan.key, batch, parameters, wants_context)
 
 
 def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

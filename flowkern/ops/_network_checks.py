@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from flowkern._checks import check_features, check_float, check_like, check_shapes
+from flowkern._checks import check_context, check_features, check_float, check_like, check_shapes
 from flowkern.plan import AutoregressivePlan
 
 
@@ -38,6 +38,7 @@ def check_network(
     biases: Sequence[Tensor],
     plan: AutoregressivePlan,
     addends: Sequence[Tensor],
+    context: Tensor | None = None,
     name: str = "x",
 ) -> None:
     """Raises for arguments that do not fit the plan or each other."""
@@ -45,6 +46,8 @@ def check_network(
     check_features(name, x, plan.features)
     check_parameters(weights, biases, plan)
     check_like(name, x, weights[0], "weights[0]")
+    if context is not None or plan.context:
+        check_context("network", context, plan.context, weights[0], "weights[0]")
     if len(addends) != len(plan.addend_widths):
         raise ValueError(f"addends: the plan takes {len(plan.addend_widths)}, got {len(addends)}")
     for i, (t, width) in enumerate(zip(addends, plan.addend_widths, strict=True)):

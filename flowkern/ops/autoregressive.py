@@ -26,20 +26,22 @@ def autoregressive(
     constants: Sequence[float] | None = None,
     map: UnivariateMap | None = None,
     addends: Sequence[Tensor] = (),
+    context: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""z_d = f(x_d; parameters of d from x_{<d}) for every feature d in one pass, with log|det dz/dx|.
 
     Args:
         x: input (..., features).
-        weights, biases, plan, addends, packed: the masked network, as in :func:`masked_mlp`, with as many
+        weights, biases, plan, addends, context, packed: the masked network, as in :func:`masked_mlp`, with as many
             parameters per feature as the map takes: two, or one where ``scale`` is ``"none"``.
         scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is MAF's
             z = (x - t) exp(-a).
         map: any other univariate map, in the place of these three.
 
     Returns:
-        z (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
+        z (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det that
+            is not.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit the plan or each other.
@@ -58,13 +60,14 @@ def autoregressive(
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equations 3 to 5.
     """
     call = forward_call(plan, scale, placement, constants, map)
-    z, log_det = dispatch(call, x, weights, biases, addends, packed)
+    z, log_det = dispatch(call, x, weights, biases, addends, context, packed)
     return z, log_det
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
     check_count(plan, map)
-    return Call("autoregressive", plan, map, partial(oracle, reference.autoregressive, plan, map))
+    make = partial(forward_call, scale="", placement="", constants=None, map=map)
+    return Call("autoregressive", plan, map, partial(oracle, reference.autoregressive, plan, map), make=make)
 
 
 forward_call = partial(call_of, "autoregressive", _call)

@@ -28,6 +28,7 @@ def autoregressive_inverse(
     constants: Sequence[float] | None = None,
     map: UnivariateMap | None = None,
     addends: Sequence[Tensor] = (),
+    context: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""x with ``autoregressive(x) = z``, and log|det dx/dz|, in one sweep over the levels.
@@ -40,10 +41,11 @@ def autoregressive_inverse(
 
     Args:
         z: input (..., features).
-        weights, biases, plan, scale, placement, constants, map, addends, packed: as in :func:`autoregressive`.
+        weights, biases, plan, scale, placement, constants, map, addends, context, packed: as in :func:`autoregressive`.
 
     Returns:
-        x (..., features) and log_det with the batch's shape. A row that is not finite has a log_det that is not.
+        x (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det that
+            is not.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit the plan or each other.
@@ -64,14 +66,15 @@ def autoregressive_inverse(
         Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017), equation 3.
     """
     call = inverse_call(plan, scale, placement, constants, map)
-    x, log_det = dispatch(call, z, weights, biases, addends, packed, name="z")
+    x, log_det = dispatch(call, z, weights, biases, addends, context, packed, name="z")
     return x, log_det
 
 
 def _call(plan: AutoregressivePlan, map: UnivariateMap) -> Call:
     check_count(plan, map)
     slow = partial(oracle, reference.autoregressive_inverse, plan, map)
-    return Call("autoregressive_inverse", plan, map, slow, partial(_sweep_inverse, plan, map), solves=True)
+    make = partial(inverse_call, scale="", placement="", constants=None, map=map)
+    return Call("autoregressive_inverse", plan, map, slow, partial(_sweep_inverse, plan, map), solves=True, make=make)
 
 
 inverse_call = partial(call_of, "autoregressive_inverse", _call)

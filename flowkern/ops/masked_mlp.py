@@ -20,6 +20,7 @@ def masked_mlp(
     plan: AutoregressivePlan,
     *,
     addends: Sequence[Tensor] = (),
+    context: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
     r"""Parameters of every feature from a masked network: the autoregressive conditionals of MADE.
@@ -30,8 +31,9 @@ def masked_mlp(
         biases: one vector per layer that has a bias.
         plan: the structure of the network.
         addends: per-row terms (..., width) of the layers that ``plan.addends`` names, then the per-row factors of those
-            that ``plan.gates`` names; their batch shapes broadcast with that of x. Contributions of a context enter
-            here.
+            that ``plan.gates`` names; their batch shapes broadcast with that of x.
+        context: what the network is conditioned on (..., plan.context), its batch shape broadcast with that of x; ``None``
+            where the plan takes none.
         packed: the result of ``pack`` for these weights, where they are known not to have changed.
 
     Returns:
@@ -52,8 +54,13 @@ def masked_mlp(
     References:
         MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), equations 9 and 10.
     """
-    call = plan.calls.get("masked_mlp") or plan.remember("masked_mlp", Call("masked_mlp", plan, None, partial(_oracle, plan)))
-    return dispatch(call, x, weights, biases, addends, packed)[0]
+    return dispatch(_call(plan), x, weights, biases, addends, context, packed)[0]
+
+
+def _call(plan: AutoregressivePlan) -> Call:
+    found = plan.calls.get("masked_mlp")
+    made = found or Call("masked_mlp", plan, None, partial(_oracle, plan), make=_call)
+    return found or plan.remember("masked_mlp", made)
 
 
 def _oracle(

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/maps/kernels.h"
+#include "flowkern/chain_view.h"
 #include "flowkern/plan_view.h"
 
 namespace flowkern {
@@ -17,24 +18,58 @@ struct MaskedNetwork {
   int64_t batch;
 };
 
-// Cotangents and results of a backward pass over a range of tiles, in rows of the whole batch.
+// What the backward pass of one network reads and writes for one tile of a group of tiles.
 template <class T>
-struct TileBackward {
-  Matrix<const T> x;          // input of the network [batch, features]
-  const T* saved;             // [tiles][saved_rows][tile rows]
-  Matrix<const T> g_value;    // cotangent of the value: of z, of x for the inverse, of the parameters for the MLP
-  Matrix<const T> g_log_det;  // [batch, 1]
-  Matrix<T> g_x;              // result: cotangent of the input; for the inverse, of z
-  const Matrix<T>* g_addends;
-  T* deltas;       // result: cotangents of pre-activations and parameters [tiles of this range][saved_rows][tile rows]
-  T* activations;  // result: inputs of every linear map, transposed into panels, see weight_gradient
-  int64_t first_tile, tiles;  // the range that deltas and activations hold
+struct NetworkBackward {
+  const T* saved;              // [plan.saved_rows()][tile rows]
+  T* deltas;                   // result: cotangents of pre-activations and parameters, the same
+  T* activations;              // result: inputs of all linear maps, see weight_gradient; null where nobody wants them
+  int64_t tile, tiles;         // of the group
+  const Matrix<T>* g_addends;  // result, or null
+};
+
+// One step of a chain.
+template <class T>
+struct ChainStep {
+  StepKind kind;
+  const int64_t* order;  // where what the step takes, in its own order, lies in the state before it
+  int64_t row;           // first of its rows among those of all steps
+  int64_t addend;        // first of its addends among those of all steps
+  MaskedNetwork<T> net;
+  Map<T> map;
+  const T *shift, *scale;  // of an elementwise step [features]
+};
+
+// Transforms one after another on a batch. What a tile keeps for a backward pass is [kept][tile rows]: the context, the
+// input, the state after each step, then the rows of every step.
+template <class T>
+struct Chain {
+  const ChainStep<T>* steps;
+  int64_t count, features, context;
+  const int64_t* order;  // feature of the result -> feature of the last state
+  Normal normal;
+  int64_t step_rows, kept, batch;
+  int64_t scratch_rows;
+};
+
+// Cotangents and results of a chain's backward pass over a group of tiles.
+template <class T>
+struct ChainBackward {
+  const T* saved;                         // [tiles of the batch][kept][tile rows]
+  Matrix<const T> g_value, g_log_det;     // either may be missing: zero
+  Matrix<T> g_x, g_context;               // results; nobody may want the second
+  const Matrix<T>* g_addends;             // of all steps
+  T* deltas;                              // [tiles of the group][step_rows][tile rows]
+  T* activations;                         // of step after step
+  const int64_t* panels;                  // first panel of every step in activations
+  int64_t first_tile, tiles;              // the group
 };
 
 template <class T>
 struct WeightGradient {
   PlanView plan;
-  const T* deltas;
+  const T* deltas;       // of the first tile
+  int64_t deltas_stride; // from tile to tile
   const T* activations;
   const uint8_t* mask;
   int64_t tiles;
@@ -54,35 +89,38 @@ struct MaskedNetworkKernels {
   void (*pack)(PlanView, const Matrix<const T>* weights, const Matrix<const T>* biases, const uint8_t* mask, T* packed,
                int linear, int64_t chunk_begin, int64_t chunk_end);
 
-  // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan) tile rows.
-  void (*masked_mlp[3])(const MaskedNetwork<T>&, Matrix<const T> x, T* parameters, T* saved, int64_t tile, T* scratch);
-  void (*autoregressive[3])(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T> x, T* z, T* log_det, T* saved,
-                            int64_t tile, T* scratch);
-  void (*autoregressive_inverse[3])(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T> z, T* x, T* log_det,
-                                    T* saved, int64_t tile, T* scratch);
+  // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan), or
+  // chain.scratch_rows, tile rows.
+  void (*masked_mlp[3])(const MaskedNetwork<T>&, Matrix<const T> x, Matrix<const T> context, T* parameters, T* saved,
+                        int64_t tile, T* scratch);
+  void (*autoregressive_chain[3])(const Chain<T>&, Matrix<const T> x, Matrix<const T> context, T* z, T* log_det,
+                                  T* saved, int64_t tile, T* scratch);
 
-  void (*masked_mlp_backward)(const MaskedNetwork<T>&, const TileBackward<T>&, int64_t tile, T* scratch);
-  void (*autoregressive_backward)(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
-                                  T* scratch);
-  void (*autoregressive_inverse_backward)(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t tile,
-                                          T* scratch);
+  void (*masked_mlp_backward)(const MaskedNetwork<T>&, Matrix<const T> x, Matrix<const T> context,
+                              const NetworkBackward<T>&, Matrix<const T> g, Matrix<T> g_x, Matrix<T> g_context,
+                              int64_t tile, T* scratch);
+  void (*autoregressive_chain_backward)(const Chain<T>&, const ChainBackward<T>&, int64_t tile, T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
   // After the last group: the weights' gradients from the sums of the chunks [begin, end).
   void (*unpack)(const WeightGradient<T>&, int linear, int64_t begin, int64_t end);
+  // sums[i] += row i of all tiles, which lie `stride` elements apart.
+  void (*add_row_sums)(const T* rows, int64_t stride, int64_t tiles, int64_t n, T* sums);
 };
 
 // Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its
 // pre-activation, activation, cotangent and a spare; padded so that no vector store leaves the buffer.
 FK_ALWAYS_INLINE inline int64_t scratch_rows(const PlanView& plan) {
-  return 4 * plan.features() + 2 * plan.features() * plan.parameters() + 4 * plan.units() + 64;
+  return 4 * plan.inputs() + 2 * plan.features() * plan.parameters() + 4 * plan.units() +
+         2 * plan.conditioner_units() + 64;
 }
 
-// Rows of the transposed inputs of all linear maps: x and every hidden layer, each padded to whole panels.
+// Rows of the transposed inputs of all linear maps: the context and x, and every hidden layer, each padded to whole
+// panels. Conditioners read the first of them.
 FK_ALWAYS_INLINE inline int64_t panel_offset(const PlanView& plan, int source, int64_t tile_rows) {
   int64_t panels = 0;
   const auto whole = [&](int64_t n) { return (n + tile_rows - 1) / tile_rows; };
-  if (source >= 0) panels += whole(plan.features());
+  if (source >= 0) panels += whole(plan.inputs());
   for (int i = 0; i < source; ++i) panels += whole(plan.hidden(i).units());
   return panels;
 }

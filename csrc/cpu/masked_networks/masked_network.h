@@ -3,7 +3,8 @@
 //
 // A tile keeps every quantity as [unit][R rows]. In bulk R is two vectors, so a weight is broadcast and the rows
 // fill the lanes; in a small tile (R = 1 or 4) the eight units of a packed panel fill the lanes. Units are sorted by
-// level, so what a unit may read is a prefix of its source, and a block of levels is a range of rows.
+// level, so what a unit may read is a prefix of its source, and a block of levels is a range of rows. The context is
+// known before the first level, so it is the beginning of the input.
 #pragma once
 
 #include "cpu/masked_networks/kernels.h"
@@ -76,69 +77,86 @@ void panel(const T* w, int64_t first, int64_t n, const T* a, int64_t columns, T*
   }
 }
 
-// One tile: pointers into scratch (or into `saved`) for every node of the network.
+// Which rows of the batch a tile holds.
+struct TileRows {
+  int64_t first, count;
+  FK_INLINE TileRows(int64_t tile, int64_t size, int64_t batch)
+      : first(tile * size), count(batch - first < size ? batch - first : size) {}
+};
+
+// dst[i] = m[rows of the tile, order[i]], or i itself where there is no order. Lanes beyond the batch repeat its last
+// row: whatever they compute is as finite as that row, so that a cotangent of zero stays zero.
+template <class T, int R>
+void gather(Matrix<const T> m, TileRows rows, const int64_t* order, int64_t n, T* dst) {
+  for (int64_t i = 0; i < n; ++i, dst += R) {
+    const T* src = m.data + rows.first * m.row_stride + (order ? order[i] : i) * m.column_stride;
+    for (int64_t r = 0; r < rows.count; ++r) dst[r] = src[r * m.row_stride];
+    for (int64_t r = rows.count; r < R; ++r) dst[r] = dst[rows.count - 1];
+  }
+}
+template <class T, int R>
+void scatter(const T* src, TileRows rows, const int64_t* order, int64_t n, Matrix<T> m) {
+  for (int64_t i = 0; i < n; ++i, src += R) {
+    T* dst = m.data + rows.first * m.row_stride + (order ? order[i] : i) * m.column_stride;
+    for (int64_t r = 0; r < rows.count; ++r) dst[r * m.row_stride] = src[r];
+  }
+}
+// The same between tiles.
+template <class T, int R>
+FK_INLINE void gather_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + i * R, src + order[i] * R, R * sizeof(T));
+}
+template <class T, int R>
+FK_INLINE void scatter_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + order[i] * R, src + i * R, R * sizeof(T));
+}
+
+// One tile: pointers into scratch, or into what is kept for a backward pass, for every node of the network.
 template <class T, int R>
 class Tile {
  public:
-  Tile(const MaskedNetwork<T>& net, int64_t tile, T* scratch, T* saved)
-      : net_(net),
-        plan_(net.plan),
-        first_row_(tile * R),
-        rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
+  // `context` [context][R], `scratch` of scratch_rows(plan) rows, `kept` of plan.saved_rows() rows or null.
+  Tile(const MaskedNetwork<T>& net, TileRows rows, const T* context, T* scratch, T* kept)
+      : net_(net), plan_(net.plan), rows_(rows) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
       scratch += n * R;
       return p;
     };
-    x = take(plan_.features());
+    input_ = take(plan_.inputs());
+    x = input_ + plan_.context() * R;
     y = take(plan_.features());
-    T* kept = saved ? saved + tile * plan_.saved_rows() * R : nullptr;
     out = kept ? kept + plan_.units() * R : take(plan_.features() * plan_.parameters());
+    const auto kind = static_cast<Activation>(plan_.activation());
+    const bool keeps_output = kept && slope_from_output(kind, plan_.activation_constant());
     for (int l = 0; l < plan_.hidden(); ++l) {
       const HiddenView h = plan_.hidden(l);
-      p[l] = kept ? kept + h.offset() * R : take(h.units());
+      T* keep = kept ? kept + h.offset() * R : take(h.units());
       ungated_[l] = kept && h.gate() >= 0 ? kept + plan_.gate_row(h.gate_offset()) * R : nullptr;
-      // The activation may overwrite p unless someone still reads p.
-      a[l] = h.activated() && (kept || h.kept()) ? take(h.units()) : p[l];
+      // The activation may overwrite p unless someone still reads p, be it the backward pass.
+      const bool apart = h.activated() && (h.kept() || (kept && !keeps_output));
+      T* other = apart ? take(h.units()) : keep;
+      p[l] = keeps_output ? other : keep;
+      a[l] = keeps_output ? keep : other;
     }
+    if (context) __builtin_memcpy(input_, context, plan_.context() * R * sizeof(T));
+    condition(kept, take);
   }
 
-  int64_t rows() const { return rows_; }
-  int64_t first_row() const { return first_row_; }
-  T* target(int node) const { return node == plan_.hidden() ? out : p[node]; }
-  const T* source(int node) const { return node < 0 ? x : a[node]; }
-
-  // dst[i] = m[rows of the tile, order[i]]. Lanes beyond the batch repeat its last row: whatever they compute is as
-  // finite as that row, so that a cotangent of zero stays zero.
-  static void gather(Matrix<const T> m, int64_t row, int64_t rows, const int64_t* order, int64_t n, T* dst) {
-    for (int64_t i = 0; i < n; ++i, dst += R) {
-      const T* src = m.data + row * m.row_stride + order[i] * m.column_stride;
-      for (int64_t r = 0; r < rows; ++r) dst[r] = src[r * m.row_stride];
-      for (int64_t r = rows; r < R; ++r) dst[r] = dst[rows - 1];
-    }
+  T* target(int node) const {
+    return node < plan_.hidden() ? p[node] : node == plan_.hidden() ? out : conditioners_[node - plan_.hidden() - 1];
   }
-  void gather(Matrix<const T> m, const int64_t* order, int64_t n, T* dst) const {
-    gather(m, first_row_, rows_, order, n, dst);
-  }
-  void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
-    scatter(src, first_row_, rows_, order, n, m);
-  }
-  static void scatter(const T* src, int64_t row, int64_t rows, const int64_t* order, int64_t n, Matrix<T> m) {
-    for (int64_t i = 0; i < n; ++i, src += R) {
-      T* dst = m.data + row * m.row_stride + order[i] * m.column_stride;
-      for (int64_t r = 0; r < rows; ++r) dst[r * m.row_stride] = src[r];
-    }
-  }
+  const T* source(int node) const { return node < 0 ? input_ : a[node]; }
 
   // Every parameter and pre-activation from x.
   void forward() {
-    for (int c = 0; c < plan_.linears(); ++c) {
+    for (int c = 0; c < plan_.network_linears(); ++c) {
       const LinearView w = plan_.linear(c);
       for (int64_t i = 0; i < w.chunks(); ++i) {
         const Chunk& k = w.chunk(i);
         if (begins(c)) initialise(w, k.row, k.row + k.rows);
         panel<T, R>(net_.packed + k.offset, 0, k.rows, source(w.source()), k.columns, target(w.target()) + k.row * R);
-        if (w.target() < plan_.hidden()) finish(w.target(), k.row, k.row + k.rows);
+        if (ends(c)) finish(w.target(), k.row, k.row + k.rows);
       }
     }
   }
@@ -150,38 +168,64 @@ class Tile {
     const int64_t* levels = plan_.block_levels();
     for (int64_t b = 0; b < plan_.blocks(); ++b) {
       const int64_t t0 = levels[b], t1 = levels[b + 1];
-      for (int c = 0; c < plan_.linears(); ++c) {
+      for (int c = 0; c < plan_.network_linears(); ++c) {
         const LinearView w = plan_.linear(c);
         const int64_t r0 = plan_.start(w.target(), t0), r1 = plan_.start(w.target(), t1);
         if (begins(c)) initialise(w, r0, r1);
         product(w, b, r0, r1, 0, plan_.start(w.source(), t0));
       }
       for (int64_t t = t0; t < t1; ++t) {
-        for (int c = 0; c < plan_.linears(); ++c) {
+        for (int c = 0; c < plan_.network_linears(); ++c) {
           const LinearView w = plan_.linear(c);
           const int64_t r0 = plan_.start(w.target(), t), r1 = plan_.start(w.target(), t + 1);
           const int64_t seen = plan_.start(w.source(), w.source() < 0 ? t : t + 1);
           product(w, b, r0, r1, plan_.start(w.source(), t0), seen);
-          if (w.target() < plan_.hidden()) finish(w.target(), r0, r1);
+          if (ends(c)) finish(w.target(), r0, r1);
         }
         solve(plan_.feature_starts()[t], plan_.feature_starts()[t + 1]);
       }
     }
   }
 
-  T *x, *y, *out;  // input, image under the univariate map, parameters
+  T *x, *y, *out;  // features, their images under the univariate map, parameters
   T *p[kMaxHidden], *a[kMaxHidden];
 
  private:
   // The first linear map into a target writes it, a skip connection adds to it.
   bool begins(int c) const { return c == 0 || plan_.linear(c).target() != plan_.linear(c - 1).target(); }
+  bool ends(int c) const {
+    return c + 1 == plan_.network_linears() || plan_.linear(c).target() != plan_.linear(c + 1).target();
+  }
+
+  // The conditioners from the context: what each layer will be given.
+  template <class Take>
+  void condition(T* kept, Take take) {
+    for (int i = 0; i < plan_.conditioners(); ++i) {
+      const ConditionerView c = plan_.conditioner(i);
+      const auto kind = static_cast<Activation>(c.activation());
+      const bool keeps_output = kept && slope_from_output(kind, c.activation_constant());
+      T* keep = kept ? kept + c.row() * R : take(c.units());
+      T* other = kept && !keeps_output ? take(c.units()) : keep;
+      conditioners_[i] = keeps_output ? other : keep;
+      conditions_[i] = keeps_output ? keep : other;
+      const LinearView w = plan_.linear(plan_.network_linears() + i);
+      for (int64_t j = 0; j < w.chunks(); ++j) {
+        const Chunk& k = w.chunk(j);
+        initialise(w, k.row, k.row + k.rows);
+        panel<T, R>(net_.packed + k.offset, 0, k.rows, input_, k.columns, conditioners_[i] + k.row * R);
+      }
+      activate(kind, c.activation_constant(), conditioners_[i], conditions_[i], c.units() * R);
+    }
+  }
 
   // Rows [r0, r1) of the target of w: the bias and, where the plan has one, the addend of each row of the batch.
   void initialise(const LinearView& w, int64_t r0, int64_t r1) const {
     const int node = w.target();
-    const int slot = node == plan_.hidden() ? plan_.output_addend() : plan_.hidden(node).addend();
+    const int slot = node < plan_.hidden()    ? plan_.hidden(node).addend()
+                     : node == plan_.hidden() ? plan_.output_addend()
+                                              : -1;
     T* dst = target(node) + r0 * R;
-    if (slot >= 0) gather(net_.addends[slot], w.row_order() + r0, r1 - r0, dst);
+    if (slot >= 0) gather<T, R>(net_.addends[slot], rows_, w.row_order() + r0, r1 - r0, dst);
     const T* bias = w.bias_offset() < 0 ? nullptr : net_.packed + w.bias_offset();
     for (int64_t i = r0; i < r1; ++i, dst += R) {
       const T b = bias ? bias[i] : T(0);
@@ -205,31 +249,43 @@ class Tile {
     }
   }
 
-  // Units [u0, u1) have all their products: gate, residual sum, then the activation.
-  void finish(int layer, int64_t u0, int64_t u1) const {
-    const HiddenView h = plan_.hidden(layer);
-    if (h.gate() >= 0)
+  // Rows [u0, u1) of a layer, or of the parameters, have all their products: conditioners, gate, residual sum, then the
+  // activation.
+  void finish(int node, int64_t u0, int64_t u1) const {
+    T* value = target(node);
+    const int64_t n = (u1 - u0) * R, at = u0 * R;
+    for (int i = 0; i < plan_.conditioners(); ++i)
+      if (plan_.conditioner(i).layer() == node && !plan_.conditioner(i).gate())
+        for (int64_t j = 0; j < n; ++j) value[at + j] += conditions_[i][at + j];
+    if (node == plan_.hidden()) return;
+    const HiddenView h = plan_.hidden(node);
+    if (h.gate() >= 0 && ungated_[node]) __builtin_memcpy(ungated_[node] + at, value + at, n * sizeof(T));
+    if (h.gate() >= plan_.addends()) {
+      const T* factor = conditions_[h.gate() - plan_.addends()];
+      for (int64_t j = 0; j < n; ++j) value[at + j] *= factor[at + j];
+    } else if (h.gate() >= 0) {
       for (int64_t u = u0; u < u1; ++u) {
         alignas(64) T factor[R];
-        T* value = p[layer] + u * R;
-        gather(net_.addends[h.gate()], h.order() + u, 1, factor);
-        if (ungated_[layer]) __builtin_memcpy(ungated_[layer] + u * R, value, R * sizeof(T));
-        for (int r = 0; r < R; ++r) value[r] *= factor[r];
+        gather<T, R>(net_.addends[h.gate()], rows_, h.order() + u, 1, factor);
+        for (int r = 0; r < R; ++r) value[u * R + r] *= factor[r];
       }
+    }
     if (h.residual() >= 0)
       for (int64_t u = u0; u < u1; ++u) {
         const T* from = p[h.residual()] + h.residual_units()[u] * R;
-        for (int r = 0; r < R; ++r) p[layer][u * R + r] += from[r];
+        for (int r = 0; r < R; ++r) value[u * R + r] += from[r];
       }
     if (h.activated())
-      activate(static_cast<Activation>(plan_.activation()), plan_.activation_constant(), p[layer] + u0 * R,
-               a[layer] + u0 * R, (u1 - u0) * R);
+      activate(static_cast<Activation>(plan_.activation()), plan_.activation_constant(), value + at, a[node] + at, n);
   }
 
   const MaskedNetwork<T>& net_;
   const PlanView& plan_;
-  int64_t first_row_, rows_;
-  T* ungated_[kMaxHidden];  // where a gated layer keeps its value before the gate, or null
+  TileRows rows_;
+  T* input_;                           // the context, then the features
+  T* ungated_[kMaxHidden];             // where a gated layer keeps its value before the gate, or null
+  T* conditioners_[kMaxConditioners];  // before and after their activation
+  T* conditions_[kMaxConditioners];
 };
 
 }  // namespace flowkern::FK_ISA

@@ -45,14 +45,19 @@ FK_INLINE void panel_transposed(const LinearView& map, const T* packed, int64_t 
   }
 }
 
-// g *= act'(p) for n elements, a multiple of the tile's rows, hence of the lanes.
+// g *= act' for n elements, a multiple of the tile's rows, hence of the lanes; `kept` is act where that gives the
+// derivative, else what it was applied to.
 template <class T>
-void activation_backward(Activation kind, double constant, const T* p, T* g, int64_t n) {
+void activation_backward(Activation kind, double constant, const T* kept, T* g, int64_t n) {
+  const bool from_output = slope_from_output(kind, constant);
   with_activation(kind, [=](auto tag) {
     constexpr Activation Kind = decltype(tag)::value;
     if constexpr (Kind != Activation::identity)
-      for (int64_t i = 0; i < n; i += kLanes<T>)
-        store(g + i, load<Vec<T>>(g + i) * activation_slope<Kind, T>(load<Vec<T>>(p + i), constant));
+      for (int64_t i = 0; i < n; i += kLanes<T>) {
+        const auto v = load<Vec<T>>(kept + i);
+        const auto slope = from_output ? slope_at_output<Kind, T>(v, constant) : activation_slope<Kind, T>(v, constant);
+        store(g + i, load<Vec<T>>(g + i) * slope);
+      }
   });
 }
 
@@ -61,45 +66,44 @@ class TileGradient {
  public:
   static constexpr int R = kTileRows<T>;
 
-  TileGradient(const MaskedNetwork<T>& net, const TileBackward<T>& in, int64_t tile, T* scratch)
-      : net_(net),
-        plan_(net.plan),
-        in_(in),
-        tile_(tile),
-        first_row_(tile * R),
-        rows_(net.batch - first_row_ < R ? net.batch - first_row_ : R) {
+  // The features are the rows order[i] of `state`, in the order of the plan; `context` is [context][R].
+  TileGradient(const MaskedNetwork<T>& net, TileRows rows, const T* state, const int64_t* order, const T* context,
+               const NetworkBackward<T>& in, T* scratch)
+      : net_(net), plan_(net.plan), in_(in), rows_(rows) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
       scratch += n * R;
       return p;
     };
-    x = take(plan_.features());
-    g_x = take(plan_.features());
-    value = take(plan_.features() * plan_.parameters());
-    saved_ = in.saved + tile * plan_.saved_rows() * R;
-    out = saved_ + plan_.units() * R;
-    deltas_ = in.deltas + (tile - in.first_tile) * plan_.saved_rows() * R;
-    delta_out = deltas_ + plan_.units() * R;
+    input_ = take(plan_.inputs());
+    g_input_ = take(plan_.inputs());
+    x = input_ + plan_.context() * R;
+    g_x = g_input_ + plan_.context() * R;
+    value = take(plan_.features());
+    out = in.saved + plan_.units() * R;
+    delta_out = in.deltas + plan_.units() * R;
     for (int l = 0; l < plan_.hidden(); ++l) {
       const HiddenView h = plan_.hidden(l);
       residual_[l] = h.kept() ? take(h.units()) : nullptr;
       if (h.kept()) __builtin_memset(residual_[l], 0, h.units() * R * sizeof(T));
     }
     spare_ = scratch;
-    __builtin_memset(g_x, 0, plan_.features() * R * sizeof(T));
-    Tile<T, R>::gather(in.x, first_row_, rows_, plan_.feature_order(), plan_.features(), x);
+    __builtin_memset(g_input_, 0, plan_.inputs() * R * sizeof(T));
+    if (context) __builtin_memcpy(input_, context, plan_.context() * R * sizeof(T));
+    gather_rows<T, R>(state, order, plan_.features(), x);
     // For the weight gradients. First, since it reads what was saved in one stream, which brings it into the cache.
     if (in.activations)
-      for (int node = -1; node < plan_.hidden(); ++node) transpose_inputs(node);
+      for (int node = kInput; node < plan_.hidden(); ++node) transpose_inputs(node);
   }
 
   // From delta_out: cotangents of all pre-activations; those of the inputs are added to g_x.
   void backward() {
-    for (int l = plan_.hidden() - 1; l >= -1; --l)
+    condition(plan_.hidden(), 0, plan_.start(plan_.hidden(), plan_.levels()));
+    for (int l = plan_.hidden() - 1; l >= kInput; --l)
       for (int64_t b = 0; b < plan_.blocks(); ++b) {
         const int64_t t0 = plan_.block_levels()[b], t1 = plan_.block_levels()[b + 1];
         const int64_t k0 = plan_.start(l, t0), k1 = plan_.start(l, t1);
-        for (int c = 0; c < plan_.linears(); ++c)
+        for (int c = 0; c < plan_.network_linears(); ++c)
           if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t0, plan_.levels(), k0, k1, l >= 0);
         if (l >= 0) finish(l, k0, k1);
       }
@@ -113,20 +117,21 @@ class TileGradient {
     for (int64_t b = plan_.blocks() - 1; b >= 0; --b) {
       const int64_t t0 = levels[b], t1 = levels[b + 1];
       const bool last = b + 1 == plan_.blocks();
-      for (int c = 0; c < plan_.linears() && !last; ++c) {
+      for (int c = 0; c < plan_.network_linears() && !last; ++c) {
         const LinearView w = plan_.linear(c);
         product(w, b + 1, t1, plan_.levels(), plan_.start(w.source(), t0), plan_.start(w.source(), t1),
                 w.source() >= 0);
       }
       for (int64_t t = t1 - 1; t >= t0; --t) {
-        for (int c = 0; c < plan_.linears(); ++c) {
+        for (int c = 0; c < plan_.network_linears(); ++c) {
           const LinearView w = plan_.linear(c);
-          if (w.source() < 0) product(w, b, t + 1, t1, plan_.start(-1, t), plan_.start(-1, t + 1), false);
+          if (w.source() < 0) product(w, b, t + 1, t1, plan_.start(kInput, t), plan_.start(kInput, t + 1), false);
         }
         solve(plan_.feature_starts()[t], plan_.feature_starts()[t + 1]);
+        condition(plan_.hidden(), plan_.start(plan_.hidden(), t), plan_.start(plan_.hidden(), t + 1));
         for (int l = plan_.hidden() - 1; l >= 0; --l) {
           const int64_t k0 = plan_.start(l, t), k1 = plan_.start(l, t + 1);
-          for (int c = 0; c < plan_.linears(); ++c)
+          for (int c = 0; c < plan_.network_linears(); ++c)
             if (plan_.linear(c).source() == l) product(plan_.linear(c), b, t, t1, k0, k1, last);
           finish(l, k0, k1);
         }
@@ -134,39 +139,38 @@ class TileGradient {
     }
   }
 
+  // After either of these: adds the cotangent of the context, [context][R].
+  void add_context_cotangent(T* g) const {
+    for (int c = 0; c < plan_.linears(); ++c)
+      if (plan_.linear(c).source() < 0) product(plan_.linear(c), 0, 0, plan_.levels(), 0, plan_.context(), false);
+    for (int64_t i = 0; i < plan_.context() * R; ++i) g[i] += g_input_[i];
+  }
+
   // Writes the cotangents of the addends and gates.
   void emit() const {
+    if (!in_.g_addends) return;
     for (int node = 0; node <= plan_.hidden(); ++node) {
       const bool last = node == plan_.hidden();
       const int slot = last ? plan_.output_addend() : plan_.hidden(node).addend();
-      if (slot < 0 || !in_.g_addends) continue;
-      const int64_t* order = last ? plan_.linear(plan_.linears() - 1).row_order() : plan_.hidden(node).order();
-      scatter(delta(node), order, plan_.start(node, plan_.levels()), in_.g_addends[slot]);
+      if (slot < 0) continue;
+      const int64_t* order = last ? plan_.linear(plan_.network_linears() - 1).row_order() : plan_.hidden(node).order();
+      scatter<T, R>(delta(node), rows_, order, plan_.start(node, plan_.levels()), in_.g_addends[slot]);
     }
     for (int l = 0; l < plan_.hidden(); ++l) {
       const HiddenView h = plan_.hidden(l);
-      if (h.gate() >= 0 && in_.g_addends)
-        scatter(deltas_ + plan_.gate_row(h.gate_offset()) * R, h.order(), h.units(), in_.g_addends[h.gate()]);
+      if (h.gate() >= 0 && h.gate() < plan_.addends())
+        scatter<T, R>(in_.deltas + plan_.gate_row(h.gate_offset()) * R, rows_, h.order(), h.units(),
+                      in_.g_addends[h.gate()]);
     }
   }
 
-  // Cotangents of the rows of the tile; those of lanes beyond the batch are zero.
-  void gather(Matrix<const T> m, const int64_t* order, int64_t n, T* dst) const {
-    Tile<T, R>::gather(m, first_row_, rows_, order, n, dst);
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t r = rows_; r < R; ++r) dst[i * R + r] = 0;
-  }
-  void scatter(const T* src, const int64_t* order, int64_t n, Matrix<T> m) const {
-    Tile<T, R>::scatter(src, first_row_, rows_, order, n, m);
-  }
-
-  T *x, *g_x, *value;  // input, its cotangent, room for the cotangent of the value
+  T *x, *g_x, *value;  // features, their cotangents, room for the cotangents of their images
   const T* out;        // parameters
   T* delta_out;
 
  private:
-  T* delta(int node) const { return node == plan_.hidden() ? delta_out : deltas_ + plan_.hidden(node).offset() * R; }
-  T* cotangent(int node) const { return node < 0 ? g_x : delta(node); }
+  T* delta(int node) const { return in_.deltas + plan_.row_of(node) * R; }
+  T* cotangent(int node) const { return node < 0 ? g_input_ : delta(node); }
 
   // Adds to the cotangents of source columns [k0, k1) what the target rows of levels [t0, t1) send back; t0 in block b.
   // A hidden layer is read by one linear map, whose first product `begins` the cotangents.
@@ -188,14 +192,14 @@ class TileGradient {
     }
   }
 
-  // Units [u0, u1): from the cotangent of the activation to that of the linear map, the residual path and the gate
-  // included.
+  // Units [u0, u1): from the cotangent of the activation to that of the linear map, the residual path, the gate and the
+  // conditioners included.
   void finish(int layer, int64_t u0, int64_t u1) const {
     const HiddenView h = plan_.hidden(layer);
     T* d = delta(layer);
     if (h.activated())
       activation_backward(static_cast<Activation>(plan_.activation()), plan_.activation_constant(),
-                          saved_ + (h.offset() + u0) * R, d + u0 * R, (u1 - u0) * R);
+                          in_.saved + (h.offset() + u0) * R, d + u0 * R, (u1 - u0) * R);
     if (residual_[layer])
       for (int64_t i = u0 * R; i < u1 * R; ++i) d[i] += residual_[layer][i];
     if (h.residual() >= 0)
@@ -204,28 +208,65 @@ class TileGradient {
         for (int r = 0; r < R; ++r) to[r] += d[u * R + r];
       }
     if (h.gate() >= 0)
-      for (int64_t u = u0; u < u1; ++u) {
-        alignas(64) T factor[R];
-        const int64_t row = (plan_.gate_row(h.gate_offset()) + u) * R;
-        gather(net_.addends[h.gate()], h.order() + u, 1, factor);
-        for (int r = 0; r < R; ++r) {
-          deltas_[row + r] = d[u * R + r] * saved_[row + r];
-          d[u * R + r] *= factor[r];
-        }
-      }
+      for (int64_t u = u0; u < u1; ++u) gate(h, u, d + u * R);
+    condition(layer, u0, u1);
+  }
+
+  // From the cotangent of a gated unit to those of its factor and of the value before the gate.
+  void gate(const HiddenView& h, int64_t u, T* d) const {
+    const int64_t row = (plan_.gate_row(h.gate_offset()) + u) * R;
+    alignas(64) T factor[R];
+    T* g_factor = in_.deltas + row;
+    const int conditioner = h.gate() - plan_.addends();
+    if (conditioner >= 0) {
+      const ConditionerView c = plan_.conditioner(conditioner);
+      const T* kept = in_.saved + (c.row() + u) * R;
+      const auto kind = static_cast<Activation>(c.activation());
+      if (slope_from_output(kind, c.activation_constant()))
+        __builtin_memcpy(factor, kept, R * sizeof(T));
+      else
+        activate(kind, c.activation_constant(), kept, factor, R);
+      g_factor = in_.deltas + (c.row() + u) * R;
+    } else {
+      gather<T, R>(net_.addends[h.gate()], rows_, h.order() + u, 1, factor);
+      for (int64_t r = rows_.count; r < R; ++r) factor[r] = 0;
+    }
+    const T* ungated = in_.saved + row;
+    for (int r = 0; r < R; ++r) {
+      g_factor[r] = d[r] * ungated[r];
+      d[r] *= factor[r];
+    }
+    if (conditioner >= 0) through_activation(conditioner, u, u + 1);
+  }
+
+  // The cotangents of what conditioners add to rows [u0, u1) of a layer, or of the parameters.
+  void condition(int node, int64_t u0, int64_t u1) const {
+    for (int i = 0; i < plan_.conditioners(); ++i) {
+      const ConditionerView c = plan_.conditioner(i);
+      if (c.layer() != node || c.gate()) continue;
+      __builtin_memcpy(in_.deltas + (c.row() + u0) * R, delta(node) + u0 * R, (u1 - u0) * R * sizeof(T));
+      through_activation(i, u0, u1);
+    }
+  }
+  void through_activation(int conditioner, int64_t u0, int64_t u1) const {
+    const ConditionerView c = plan_.conditioner(conditioner);
+    activation_backward(static_cast<Activation>(c.activation()), c.activation_constant(),
+                        in_.saved + (c.row() + u0) * R, in_.deltas + (c.row() + u0) * R, (u1 - u0) * R);
   }
 
   // Panels of R inputs of a linear map as [row][R inputs], the order in which weight_gradient reads them.
   void transpose_inputs(int node) const {
     constexpr int W = kLanes<T>;
     const int64_t n = plan_.start(node, plan_.levels());
-    const T* source = node < 0 ? x : saved_ + plan_.hidden(node).offset() * R;
-    T* to = in_.activations + (panel_offset(plan_, node, R) * in_.tiles + tile_ - in_.first_tile) * R * R;
+    const T* source = node < 0 ? input_ : in_.saved + plan_.hidden(node).offset() * R;
+    const auto kind = static_cast<Activation>(plan_.activation());
+    const bool kept = slope_from_output(kind, plan_.activation_constant());
+    T* to = in_.activations + (panel_offset(plan_, node, R) * in_.tiles + in_.tile) * R * R;
     for (int64_t k = 0; k < n; k += R, to += in_.tiles * R * R) {
       const int64_t units = n - k < R ? n - k : R;
       const T* from = source + k * R;
-      if (node >= 0 && plan_.hidden(node).activated()) {
-        activate(static_cast<Activation>(plan_.activation()), plan_.activation_constant(), from, spare_, units * R);
+      if (node >= 0 && plan_.hidden(node).activated() && !kept) {
+        activate(kind, plan_.activation_constant(), from, spare_, units * R);
         from = spare_;
       }
       for (int i = 0; i < R; i += W)
@@ -240,12 +281,20 @@ class TileGradient {
 
   const MaskedNetwork<T>& net_;
   const PlanView& plan_;
-  const TileBackward<T>& in_;
-  int64_t tile_, first_row_, rows_;
-  const T* saved_;
-  T* deltas_;
+  const NetworkBackward<T>& in_;
+  TileRows rows_;
+  T *input_, *g_input_;  // the context, then the features; their cotangents
   T* residual_[kMaxHidden];
   T* spare_;
 };
+
+// Cotangents of the rows of the tile; those of lanes beyond the batch are zero.
+template <class T>
+void gather_cotangents(Matrix<const T> m, TileRows rows, const int64_t* order, int64_t n, T* dst) {
+  constexpr int R = kTileRows<T>;
+  gather<T, R>(m, rows, order, n, dst);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t r = rows.count; r < R; ++r) dst[i * R + r] = 0;
+}
 
 }  // namespace flowkern::FK_ISA

@@ -7,21 +7,20 @@ namespace flowkern::FK_ISA {
 template <class T>
 void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
 template <class T, int R>
-void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, T*, T*, int64_t, T*);
+void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>
-void autoregressive(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
-template <class T, int R>
-void autoregressive_inverse(const MaskedNetwork<T>&, const Map<T>&, Matrix<const T>, T*, T*, T*, int64_t, T*);
+void autoregressive_chain(const Chain<T>&, Matrix<const T>, Matrix<const T>, T*, T*, T*, int64_t, T*);
 template <class T>
-void masked_mlp_backward(const MaskedNetwork<T>&, const TileBackward<T>&, int64_t, T*);
+void masked_mlp_backward(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, const NetworkBackward<T>&,
+                         Matrix<const T>, Matrix<T>, Matrix<T>, int64_t, T*);
 template <class T>
-void autoregressive_backward(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
-template <class T>
-void autoregressive_inverse_backward(const MaskedNetwork<T>&, const Map<T>&, const TileBackward<T>&, int64_t, T*);
+void autoregressive_chain_backward(const Chain<T>&, const ChainBackward<T>&, int64_t, T*);
 template <class T>
 void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
 template <class T>
 void unpack(const WeightGradient<T>&, int, int64_t, int64_t);
+template <class T>
+void add_row_sums(const T*, int64_t, int64_t, int64_t, T*);
 template <class T>
 const MaskedNetworkKernels<T>& masked_network_kernels() {
   static constexpr MaskedNetworkKernels<T> kTable = {
@@ -29,14 +28,13 @@ const MaskedNetworkKernels<T>& masked_network_kernels() {
       .small_rows = {1, kSmallRows<T>},
       .pack = &pack<T>,
       .masked_mlp = {&masked_mlp<T, 1>, &masked_mlp<T, kSmallRows<T>>, &masked_mlp<T, kTileRows<T>>},
-      .autoregressive = {&autoregressive<T, 1>, &autoregressive<T, kSmallRows<T>>, &autoregressive<T, kTileRows<T>>},
-      .autoregressive_inverse = {&autoregressive_inverse<T, 1>, &autoregressive_inverse<T, kSmallRows<T>>,
-                                 &autoregressive_inverse<T, kTileRows<T>>},
+      .autoregressive_chain = {&autoregressive_chain<T, 1>, &autoregressive_chain<T, kSmallRows<T>>,
+                               &autoregressive_chain<T, kTileRows<T>>},
       .masked_mlp_backward = &masked_mlp_backward<T>,
-      .autoregressive_backward = &autoregressive_backward<T>,
-      .autoregressive_inverse_backward = &autoregressive_inverse_backward<T>,
+      .autoregressive_chain_backward = &autoregressive_chain_backward<T>,
       .weight_gradient = &weight_gradient<T>,
       .unpack = &unpack<T>,
+      .add_row_sums = &add_row_sums<T>,
   };
   return kTable;
 }

@@ -31,8 +31,8 @@ template <class T>
 void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int64_t begin, int64_t end) {
   constexpr int R = kTileRows<T>;
   const LinearView w = g.plan.linear(linear);
-  const int64_t stride = g.plan.saved_rows() * R, column = panel * R, width = sums_width(g.plan, linear, R);
-  const int64_t target = w.target() == g.plan.hidden() ? g.plan.units() : g.plan.hidden(w.target()).offset();
+  const int64_t stride = g.deltas_stride, column = panel * R, width = sums_width(g.plan, linear, R);
+  const int64_t target = g.plan.row_of(w.target());
   const T* inputs = g.activations + (panel_offset(g.plan, w.source(), R) + panel) * g.tiles * R * R;
   T* sums = g.sums + sums_offset(g.plan, linear, R) + column;
   for (int64_t c = begin; c < end; ++c) {
@@ -79,9 +79,21 @@ void unpack(const WeightGradient<T>& g, int linear, int64_t begin, int64_t end) 
   }
 }
 
+template <class T>
+void add_row_sums(const T* rows, int64_t stride, int64_t tiles, int64_t n, T* sums) {
+  constexpr int R = kTileRows<T>;
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      for (int r = 0; r < R; ++r) sum += rows[tile * stride + i * R + r];
+    sums[i] += static_cast<T>(sum);
+  }
+}
+
 #define FK_INSTANTIATE(T)                                                                     \
   template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t); \
-  template void unpack<T>(const WeightGradient<T>&, int, int64_t, int64_t);
+  template void unpack<T>(const WeightGradient<T>&, int, int64_t, int64_t);                   \
+  template void add_row_sums<T>(const T*, int64_t, int64_t, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

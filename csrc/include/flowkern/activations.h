@@ -86,4 +86,28 @@ FK_INLINE V activation_slope(V x, C constant) {
   if constexpr (Kind == Activation::softplus) return apply([](auto a) { return sigmoid(a); }, x);
 }
 
+// Whether the derivative can be had from the activation itself, so that this is kept and the other forgotten.
+FK_INLINE bool slope_from_output(Activation kind, double constant) {
+  switch (kind) {
+    case Activation::gelu:
+    case Activation::silu: return false;
+    case Activation::leaky_relu:
+    case Activation::elu: return constant >= 0;  // else the sign says nothing
+    default: return true;
+  }
+}
+
+// The derivative where the activation is y.
+template <Activation Kind, class T, class V, class C>
+FK_INLINE V slope_at_output(V y, C constant) {
+  const V one = V{} + 1;
+  if constexpr (Kind == Activation::relu) return y > 0 ? one : V{};
+  if constexpr (Kind == Activation::leaky_relu) return y > 0 ? one : static_cast<T>(constant) * one;
+  if constexpr (Kind == Activation::elu) return y > 0 ? one : y + static_cast<T>(constant);
+  if constexpr (Kind == Activation::tanh) return 1 - y * y;
+  if constexpr (Kind == Activation::sigmoid) return y * (1 - y);
+  if constexpr (Kind == Activation::softplus) return apply([](auto a) { return -expm1(-a); }, y);
+  return one;
+}
+
 }  // namespace flowkern::FK_ISA

@@ -11,9 +11,12 @@
 
 namespace flowkern {
 
-constexpr int64_t kPlanVersion = 2;
+constexpr int64_t kPlanVersion = 3;
 constexpr int64_t kChunkRows = 8;  // rows of one packed panel; a panel is [columns][kChunkRows]
 constexpr int kMaxHidden = 64;     // hidden layers; bounds the pointer arrays that live on the stack
+constexpr int kMaxConditioners = 64;
+// Nodes: hidden layers from 0, then the parameters, then the conditioners; before them these two.
+constexpr int kInput = -1, kContext = -2;
 
 // Panel of up to eight consecutive sorted rows of one linear map, all of one block.
 struct Chunk {
@@ -25,8 +28,8 @@ struct Chunk {
   int64_t mask;     // of the mask bytes [columns - dense][8] in the plan's mask array
 };
 
-// W: source -> target. `source` is a hidden layer, or -1 for the input x; `target` is a hidden layer, or
-// hidden() for the parameters of the features.
+// W: source -> target. `source` is a hidden layer, kInput for the context and the features in one, or kContext for the
+// context alone; `target` is a hidden layer, hidden() for the parameters of the features, or a conditioner.
 class LinearView {
  public:
   explicit LinearView(const int64_t* base, const int64_t* record) : base_(base), r_(record) {}
@@ -77,6 +80,22 @@ class HiddenView {
   const int64_t* r_;
 };
 
+// A linear map of the context, which a hidden layer, or the parameters, are given: added to them, or as their factor.
+class ConditionerView {
+ public:
+  explicit ConditionerView(const int64_t* record) : r_(record) {}
+  int layer() const { return static_cast<int>(r_[0]); }
+  bool gate() const { return r_[1] != 0; }
+  int activation() const { return static_cast<int>(r_[2]); }
+  double activation_constant() const { return __builtin_bit_cast(double, r_[3]); }
+  int64_t units() const { return r_[4]; }
+  int64_t row() const { return r_[5]; }  // first of its rows among those that are saved
+  static constexpr int64_t kFields = 6;
+
+ private:
+  const int64_t* r_;
+};
+
 class PlanView {
  public:
   explicit PlanView(const int64_t* base) : base_(base) {}
@@ -86,7 +105,8 @@ class PlanView {
   int64_t levels() const { return base_[3]; }
   int64_t blocks() const { return base_[4]; }
   int hidden() const { return static_cast<int>(base_[5]); }
-  int linears() const { return static_cast<int>(base_[6]); }
+  int linears() const { return static_cast<int>(base_[6]); }  // those of the network, then those of the conditioners
+  int network_linears() const { return linears() - conditioners(); }
   int64_t packed_size() const { return base_[7]; }
   int activation() const { return static_cast<int>(base_[8]); }
   double activation_constant() const { return __builtin_bit_cast(double, base_[9]); }
@@ -98,19 +118,27 @@ class PlanView {
   LinearView linear(int i) const { return LinearView(base_, base_ + base_[15] + i * LinearView::kFields); }
   int output_addend() const { return static_cast<int>(base_[16]); }
   int addends() const { return static_cast<int>(base_[17]); }  // matrices given per row: addends, then gates
-
-  // Rows (features, units or parameters) that precede level t, for any source or target index.
-  FK_ALWAYS_INLINE int64_t start(int node, int64_t level) const {
-    if (node < 0) return feature_starts()[level];
-    if (node < hidden()) return hidden(node).starts()[level];
-    return feature_starts()[level] * parameters();
+  // The context is known before the first feature: it takes the first rows of the input.
+  int64_t context() const { return base_[18]; }
+  int64_t inputs() const { return context() + features(); }
+  int conditioners() const { return static_cast<int>(base_[19]); }
+  ConditionerView conditioner(int i) const {
+    return ConditionerView(base_ + base_[20] + i * ConditionerView::kFields);
   }
-  // Rows of one tile that a backward pass needs: every pre-activation, every parameter, then what the gates multiply.
-  FK_ALWAYS_INLINE int64_t saved_rows() const {
-    int64_t gated = 0;
-    for (int l = 0; l < hidden(); ++l)
-      if (hidden(l).gate() >= 0) gated += hidden(l).units();
-    return gate_row(0) + gated;
+  int64_t conditioner_units() const { return base_[21]; }
+  int64_t saved_rows() const { return base_[22]; }  // see row_of
+
+  // Rows (inputs, units or parameters) that are known before level t, for any source or target.
+  FK_ALWAYS_INLINE int64_t start(int node, int64_t level) const {
+    if (node == kInput) return context() + feature_starts()[level];
+    if (node == kContext) return context();
+    if (node > hidden()) node = conditioner(node - hidden() - 1).layer();
+    return node < hidden() ? hidden(node).starts()[level] : feature_starts()[level] * parameters();
+  }
+  // Rows of one tile that a backward pass needs: hidden layers, parameters, what the gates multiply, conditioners.
+  FK_ALWAYS_INLINE int64_t row_of(int node) const {
+    if (node < hidden()) return hidden(node).offset();
+    return node == hidden() ? units() : conditioner(node - hidden() - 1).row();
   }
   FK_ALWAYS_INLINE int64_t gate_row(int64_t offset) const { return units() + features() * parameters() + offset; }
 

@@ -1,0 +1,142 @@
+// The backward pass of masked networks over groups of tiles: cotangents tile by tile, then the gradients of the weights
+// as products over the rows of the group.
+#pragma once
+
+#include "ops/masked_networks.h"
+
+namespace flowkern {
+
+// Rows whose cotangents are held at once, which bounds the memory of a backward pass: so many, or more of a small
+// network.
+constexpr int64_t kBackwardRows = 512;
+constexpr int64_t kBackwardBytes = int64_t{1} << 22;
+
+// The gradients of the addends [batch, units], where kernels write them.
+template <class T>
+struct AddendGradients {
+  explicit AddendGradients(const Tensors& addends) {
+    for (const Tensor& t : addends) {
+      tensors.push_back(zeros<T>({t.size(0), t.size(1)}));
+      matrices.push_back({data<T>(tensors.back()), t.size(1), 1});
+    }
+  }
+  Tensors tensors;
+  std::vector<Matrix<T>> matrices;
+};
+
+template <class T>
+class WeightGradients {
+ public:
+  explicit WeightGradients(bool wanted) : wanted_(wanted), rows_(masked_network_kernels<T>().tile_rows) {}
+
+  // A network, whose rows of the cotangents begin at `row`.
+  void add(const PlanView& plan, const uint8_t* mask, int64_t row) {
+    panels_.push_back(panels());
+    if (!wanted_) return;
+    Network net{plan, mask, row, panels(), sums_, {}, {}};
+    for (int l = 0; l < plan.linears(); ++l) {
+      const LinearView m = plan.linear(l);
+      const std::vector<int64_t> sizes{m.original_rows(), m.original_columns()};
+      // Rows that no output can see are not in the plan.
+      results.push_back(m.rows() < m.original_rows() ? zeros<T>(sizes) : empty<T>(sizes));
+      net.weights.push_back(data<T>(results.back()));
+    }
+    for (int l = 0; l < plan.linears(); ++l)
+      if (plan.linear(l).bias_index() >= 0) net.biases.push_back(add_vector(plan.linear(l).original_rows()));
+    add_items(plan);
+    panel_count_ += panel_offset(plan, plan.hidden(), rows_);
+    sums_ += sums_offset(plan, plan.linears(), rows_);
+    networks_.push_back(std::move(net));
+  }
+
+  // An elementwise step: `features` shifts and as many scales.
+  void add_elementwise(int64_t features, int64_t row) {
+    panels_.push_back(panels());
+    if (!wanted_) return;
+    for (int64_t i = 0; i < 2; ++i) vectors_.push_back({row + i * features, features, add_vector(features)});
+  }
+
+  // Runs `tile(deltas, activations, panels, first, tiles, index)` for all tiles, group by group.
+  template <class Tile>
+  void run(int64_t tiles, int64_t delta_rows, int64_t work, const Tile& tile) {
+    const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
+    const int64_t deltas = delta_rows * rows_, inputs = panels() * rows_ * rows_;  // of one tile
+    const int64_t bytes = (deltas + inputs) * static_cast<int64_t>(sizeof(T));
+    const int64_t group = std::clamp<int64_t>(std::max(kBackwardRows / rows_, kBackwardBytes / std::max<int64_t>(bytes, 1)),
+                                              1, std::max<int64_t>(tiles, 1));
+    T* memory = static_cast<T*>(scratch((group * (deltas + inputs) + sums_) * sizeof(T), 1));
+    T *activations = memory + group * deltas, *sums = activations + group * inputs;
+    std::vector<WeightGradient<T>> products;
+    for (const Network& n : networks_)
+      products.push_back({n.plan, memory + n.row * rows_, deltas, nullptr, n.mask, 0, true, sums + n.sums,
+                          n.weights.data(), n.biases.data()});
+    for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
+      const int64_t count = std::min(group, tiles - first);
+      parallel(count, work * rows_ * count, [&](int64_t i) {
+        tile(memory, wanted_ ? activations : nullptr, panels_.data(), first, count, first + i);
+      });
+      if (!wanted_) continue;
+      for (size_t i = 0; i < products.size(); ++i) {
+        products[i].tiles = count;
+        products[i].first = first == 0;
+        products[i].activations = activations + networks_[i].panel * count * rows_ * rows_;
+      }
+      parallel(static_cast<int64_t>(items_.size()), work * rows_ * count, [&](int64_t i) {
+        const Item& m = items_[i];
+        k.weight_gradient(products[m.network], m.linear, m.panel, m.begin, m.end);
+      });
+      for (const Vector& v : vectors_) k.add_row_sums(memory + v.row * rows_, deltas, count, v.size, v.sums);
+    }
+    parallel(static_cast<int64_t>(items_.size()), work * rows_, [&](int64_t i) {
+      const Item& m = items_[i];
+      if (m.panel == 0) k.unpack(products[m.network], m.linear, m.begin, m.end);
+    });
+  }
+
+  Tensors results;  // of each step in turn: weights, then biases; or shift and scale
+
+ private:
+  struct Network {
+    PlanView plan;
+    const uint8_t* mask;
+    int64_t row, panel, sums;
+    std::vector<T*> weights, biases;
+  };
+  // Chunks [begin, end) of one linear map against the inputs of one panel: what a thread takes at a time.
+  struct Item {
+    size_t network;
+    int linear;
+    int64_t panel, begin, end;
+  };
+  struct Vector {
+    int64_t row, size;
+    T* sums;
+  };
+
+  int64_t panels() const { return panel_count_; }
+  T* add_vector(int64_t size) {
+    results.push_back(zeros<T>({size}));
+    return data<T>(results.back());
+  }
+  void add_items(const PlanView& plan) {
+    constexpr int64_t kChunks = 4;
+    for (int l = 0; l < plan.linears(); ++l) {
+      const LinearView map = plan.linear(l);
+      const int64_t columns = plan.start(map.source(), plan.levels());
+      for (int64_t p = 0; p * rows_ < std::max<int64_t>(columns, 1); ++p)
+        for (int64_t c = 0; c < map.chunks(); c += kChunks) {
+          const int64_t end = std::min(c + kChunks, map.chunks());
+          if (p == 0 || map.chunk(end - 1).columns > p * rows_) items_.push_back({networks_.size(), l, p, c, end});
+        }
+    }
+  }
+
+  bool wanted_;
+  int64_t rows_, panel_count_ = 0, sums_ = 0;
+  std::vector<int64_t> panels_;
+  std::vector<Network> networks_;
+  std::vector<Item> items_;
+  std::vector<Vector> vectors_;
+};
+
+}  // namespace flowkern

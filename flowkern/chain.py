@@ -1,0 +1,120 @@
+"""A chain of transforms as the CPU kernels read it: the plans and maps of all steps in one flat array of integers.
+
+csrc/include/flowkern/chain_view.h reads that array; the two change together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkern._plan_encoding import bits
+from flowkern._tensors import content, outside_modes
+from flowkern.plan import AutoregressivePlan
+from flowkern.univariate import UnivariateMap
+
+_VERSION = 1  # of the flat form
+NORMALS = (None, "output", "input")
+_known: weakref.WeakValueDictionary[int, ChainPlan] = weakref.WeakValueDictionary()
+
+
+class Network(NamedTuple):
+    """A transform of a masked network and a univariate map, or its inverse."""
+
+    inverse: bool
+    plan: AutoregressivePlan
+    map: UnivariateMap
+
+
+class Permute(NamedTuple):
+    """v_i = u_order[i]."""
+
+    order: tuple[int, ...]
+
+
+class Elementwise(NamedTuple):
+    """v = u scale + shift, or its inverse (u - shift) / scale."""
+
+    inverse: bool
+
+
+Step = Network | Permute | Elementwise
+
+
+class ChainPlan:
+    """What the kernels need to know of a chain, besides its weights.
+
+    Args:
+        steps: one after another; at least one is a network.
+        normal: see :func:`flowkern.ops.autoregressive_chain`.
+    """
+
+    @outside_modes()
+    def __init__(self, steps: Sequence[Step], normal: str | None = None) -> None:
+        plans = [step.plan for step in steps if isinstance(step, Network)]
+        self.features, self.context = plans[0].features, max(p.context for p in plans)
+        self.shapes: list[tuple[int, ...]] = []  # of the weights and biases, shifts and scales
+        self.packed_size = self._rows = work = 0
+        self._words: list[Tensor] = []
+        self._length = 0
+        self._places: dict[AutoregressivePlan, tuple[int, int]] = {}
+        header = torch.zeros(11, dtype=torch.int64, device="cpu")
+        self._put(header)
+        order = torch.arange(self.features, device="cpu")
+        records: list[int] = []
+        self.count = 0
+        for step in steps:
+            if isinstance(step, Permute):
+                order = order[torch.tensor(step.order, device="cpu")]
+                continue
+            self.count += 1
+            records += self._network(step, order) if isinstance(step, Network) else self._elementwise(step, order)
+            order = torch.arange(self.features, device="cpu")
+        work = sum(p.packed_size for p in plans)
+        order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
+        values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
+        values += [order_at, self.packed_size, self._rows, work, records_at]
+        header.copy_(torch.tensor(values, device="cpu"))
+        self.program = torch.cat(self._words)
+        self.kept_rows = self.context + (self.count + 1) * self.features + self._rows
+        self.key = int.from_bytes(hashlib.sha1(content(self.program), usedforsecurity=False).digest()[:7], "little")
+        _known.setdefault(self.key, self)
+
+    @staticmethod
+    def find(key: int) -> ChainPlan:
+        """The chain with this key, or another that is the same to all kernels: an operator takes tensors and numbers only."""
+        return _known[key]
+
+    def _put(self, words: Tensor) -> int:
+        self._words.append(words)
+        at, self._length = self._length, self._length + len(words)
+        return at
+
+    def _network(self, step: Network, order: Tensor) -> list[int]:
+        plan = step.plan
+        if plan.features != self.features:
+            raise ValueError(f"steps: expected networks of {self.features} features, got one of {plan.features}")
+        if plan not in self._places:
+            padded = torch.zeros(-(-len(plan.mask_bytes) // 8) * 8, dtype=torch.uint8, device="cpu")
+            padded[: len(plan.mask_bytes)] = plan.mask_bytes
+            self._places[plan] = self._put(plan.meta), self._put(padded.view(torch.int64))
+        plan_at, mask_at = self._places[plan]
+        map_at = self._put(torch.tensor([bits(v) for v in step.map.numbers.tolist()], device="cpu"))
+        order_at = self._put(order[plan.feature_order])
+        record = [int(step.inverse), order_at, plan_at, mask_at, map_at, self.packed_size, self._rows]
+        self.packed_size += -(-plan.packed_size // 16) * 16  # whole vectors
+        self._rows += plan.saved_rows
+        self.shapes += [*plan.weight_shapes, *plan.bias_shapes]
+        return record
+
+    def _elementwise(self, step: Elementwise, order: Tensor) -> list[int]:
+        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, self._rows]
+        self.packed_size += -(-2 * self.features // 16) * 16
+        self._rows += 2 * self.features
+        self.shapes += [(self.features,)] * 2
+        return record

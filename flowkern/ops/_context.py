@@ -1,0 +1,40 @@
+"""What a context contributes to a network, in plain PyTorch: for the oracles, and for kernels that are given it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flowkern.plan import AutoregressivePlan
+from flowkern.reference.masked_mlp import activate
+
+Tensors = Sequence[Tensor]
+
+
+def outside(
+    plan: AutoregressivePlan, weights: Tensors, biases: Tensors, addends: Tensors, context: Tensor
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, biases and addends of ``plan.outside``, which has no context."""
+    count, depth = len(plan.masks), len(plan.units)
+    terms: dict[int, list[Tensor]] = {a: [t] for a, t in zip(plan.addends, addends, strict=False)}
+    gates = list(addends[len(plan.addends) :])
+    inner = list(weights[:count])
+    for i in [0, *([depth + 1] if plan.skip_reads_context else [])] if plan.context_columns else []:
+        columns = list(plan.context_columns)
+        mask, weight = plan.masks[i][:, columns].to(weights[i].device), weights[i][:, columns]
+        terms.setdefault(min(i, depth), []).append(_linear(context, torch.where(mask, weight, 0), None))
+        inner[i] = weights[i][:, plan.feature_columns]
+    kept = sum(plan.biases[:count])
+    found = iter(biases[kept:])
+    for c, weight, has in zip(plan.conditioners, weights[count:], plan.biases[count:], strict=True):
+        value = activate(c.activation, _linear(context, weight, next(found) if has else None), plan.constant_of(c.activation))
+        (gates if c.gate else terms.setdefault(c.layer, [])).append(value)
+    return inner, list(biases[:kept]), [sum(terms[a][1:], terms[a][0]) for a in plan.outside.addends] + gates
+
+
+def _linear(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the weights' dtype, which autocast has lowered."""
+    return F.linear(context.to(weight.dtype), weight, bias if bias is None else bias.to(weight.dtype)).to(context.dtype)
