@@ -20,7 +20,7 @@ from flowkern.univariate import UnivariateMap
 
 _VERSION = 1  # of the flat form
 NORMALS = (None, "output", "input")
-_known: weakref.WeakValueDictionary[int, ChainPlan] = weakref.WeakValueDictionary()
+_known: dict[int, weakref.WeakSet[ChainPlan]] = {}
 
 
 class Network(NamedTuple):
@@ -59,15 +59,17 @@ class ChainPlan:
         plans = [step.plan for step in steps if isinstance(step, Network)]
         self.features, self.context = plans[0].features, max(p.context for p in plans)
         self.shapes: list[tuple[int, ...]] = []  # of the weights and biases, shifts and scales
-        self.packed_size = self._rows = work = 0
+        self.packed_size = self._rows = 0
         self._words: list[Tensor] = []
         self._length = 0
         self._places: dict[AutoregressivePlan, tuple[int, int]] = {}
-        header = torch.zeros(11, dtype=torch.int64, device="cpu")
+        header = torch.zeros(12, dtype=torch.int64, device="cpu")
         self._put(header)
         order = torch.arange(self.features, device="cpu")
         records: list[int] = []
         self.count = 0
+        kept = sum(p.saved_rows for p in plans)  # elementwise steps keep nothing: their rows come last
+        self._elementwise_rows = kept
         for step in steps:
             if isinstance(step, Permute):
                 order = order[torch.tensor(step.order, device="cpu")]
@@ -78,17 +80,17 @@ class ChainPlan:
         work = sum(p.packed_size for p in plans)
         order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
         values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
-        values += [order_at, self.packed_size, self._rows, work, records_at]
+        values += [order_at, self.packed_size, kept, self._elementwise_rows, work, records_at]
         header.copy_(torch.tensor(values, device="cpu"))
         self.program = torch.cat(self._words)
-        self.kept_rows = self.context + (self.count + 1) * self.features + self._rows
+        self.kept_rows = self.context + (self.count + 1) * self.features + kept
         self.key = int.from_bytes(hashlib.sha1(content(self.program), usedforsecurity=False).digest()[:7], "little")
-        _known.setdefault(self.key, self)
+        _known.setdefault(self.key, weakref.WeakSet()).add(self)
 
     @staticmethod
     def find(key: int) -> ChainPlan:
         """The chain with this key, or another that is the same to all kernels: an operator takes tensors and numbers only."""
-        return _known[key]
+        return next(iter(_known[key]))
 
     def _put(self, words: Tensor) -> int:
         self._words.append(words)
@@ -107,14 +109,14 @@ class ChainPlan:
         map_at = self._put(torch.tensor([bits(v) for v in step.map.numbers.tolist()], device="cpu"))
         order_at = self._put(order[plan.feature_order])
         record = [int(step.inverse), order_at, plan_at, mask_at, map_at, self.packed_size, self._rows]
-        self.packed_size += -(-plan.packed_size // 16) * 16  # whole vectors
+        self.packed_size += plan.packed_size
         self._rows += plan.saved_rows
         self.shapes += [*plan.weight_shapes, *plan.bias_shapes]
         return record
 
     def _elementwise(self, step: Elementwise, order: Tensor) -> list[int]:
-        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, self._rows]
-        self.packed_size += -(-2 * self.features // 16) * 16
-        self._rows += 2 * self.features
+        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, self._elementwise_rows]
+        self.packed_size += 2 * self.features
+        self._elementwise_rows += 2 * self.features
         self.shapes += [(self.features,)] * 2
         return record

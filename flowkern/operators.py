@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = ["OPERATORS", "Operator"]
@@ -11,27 +13,33 @@ class Operator(NamedTuple):
     """An operator: its name everywhere, its family, where it has kernels, what their GPU must be able to do at least.
 
     A family shares a folder in csrc/cpu, a file of flowkern/bindings, a benchmark. ``cpu`` and ``cuda`` are native kernels.
-    ``runs``: the operator whose kernels it runs, where it has none of its own.
+    ``runs``: the operators whose kernels it runs, where it has none of its own.
     """
 
     name: str
     family: str
     kernels: tuple[str, ...]
-    runs: str = ""
+    runs: Mapping[str, str] = MappingProxyType({})
     capability: tuple[int, int] = (8, 0)
 
+    def registered(self, kernels: str) -> str:
+        """The name under which kernels of one kind are registered."""
+        return self.runs.get(kernels, self.name)
 
+
+_COUPLING = {"cpu": "coupling", "triton": "coupling"}
+_CHAIN = {"cpu": "autoregressive_chain"}
 OPERATORS = {
     row.name: row
     for row in (
-        Operator("affine", "rows", ("cpu", "triton"), runs="coupling"),
+        Operator("affine", "rows", ("cpu", "triton"), runs=_COUPLING),
         Operator("coupling", "rows", ("cpu", "triton")),
-        Operator("iaf_step", "rows", ("cpu", "triton"), runs="coupling"),
+        Operator("iaf_step", "rows", ("cpu", "triton"), runs=_COUPLING),
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
         Operator("masked_mlp", "masked_networks", ("cpu", "triton")),
-        Operator("autoregressive", "masked_networks", ("cpu", "triton")),
-        Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda")),
+        Operator("autoregressive", "masked_networks", ("cpu", "triton"), runs=_CHAIN),
+        Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda"), runs=_CHAIN),
         Operator("autoregressive_chain", "masked_networks", ("cpu",)),
         Operator("pack", "masked_networks", ("cpu",)),
     )

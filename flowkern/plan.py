@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from flowkern._compiling import constant_while_compiling
 from flowkern._plan_encoding import Encoder
 from flowkern._tensors import content, outside_modes
 
@@ -328,19 +329,9 @@ class AutoregressivePlan:
     @property
     def outside(self) -> AutoregressivePlan:
         """The plan without a context, for kernels that are given what it contributes."""
-        if self._outside is None:
-            own = [len(self.units)] if self.skip_reads_context else []
-            layers = [*([0] if self.context_columns else []), *own, *(c.layer for c in self.conditioners if not c.gate)]
-            self._outside = AutoregressivePlan(
-                self.feature_masks,
-                parameters=self.parameters,
-                layout=self.layout,
-                parameter_order=self.parameter_order,
-                addends=tuple(dict.fromkeys([*self.addends, *layers])),
-                gates=self.gated,
-                biases=self.biases[: len(self.masks)],
-                **self.structure,
-            )
+        if torch.compiler.is_compiling() or self._outside is None:
+            _make_outside(self)
+        assert self._outside is not None
         return self._outside
 
     @property
@@ -401,6 +392,24 @@ class AutoregressivePlan:
             f"AutoregressivePlan(features={self.features}, parameters={self.parameters}, hidden=({hidden}), "
             f"levels={self.levels}, activation={self.activation!r})"
         )
+
+
+@constant_while_compiling  # nothing can be made while a call is traced, but before
+def _make_outside(plan: AutoregressivePlan) -> bool:
+    if plan._outside is None:
+        own = [len(plan.units)] if plan.skip_reads_context else []
+        layers = [*([0] if plan.context_columns else []), *own, *(c.layer for c in plan.conditioners if not c.gate)]
+        plan._outside = AutoregressivePlan(
+            plan.feature_masks,
+            parameters=plan.parameters,
+            layout=plan.layout,
+            parameter_order=plan.parameter_order,
+            addends=tuple(dict.fromkeys([*plan.addends, *layers])),
+            gates=plan.gated,
+            biases=plan.biases[: len(plan.masks)],
+            **plan.structure,
+        )
+    return True
 
 
 def _starts(levels: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import flowkern as fk
 from flowkern import AutoregressivePlan
+from flowkern.ops._context import outside
 
 
 def made_masks(
@@ -67,7 +68,7 @@ class Network:
         like: Any = {"generator": generator, "dtype": torch.float64}
         weights = [self.gain * torch.randn(s, **like) / max(s[1], 1) ** 0.5 for s in self.plan.weight_shapes]
         hidden = len(self.plan.units)
-        for i in range(hidden, len(weights)):
+        for i in range(hidden, len(self.plan.masks)):
             weights[i] *= 0.25 if hidden else 0.1  # alone, the exponential of a linear map of the features grows without bound
         biases = [0.3 * torch.randn(s, **like) for s in self.plan.bias_shapes]
         return Network(self.plan, weights, biases, self.map, self.gain)
@@ -88,9 +89,15 @@ def network(
     placement: str = "standardize",
     constants: tuple[float, ...] | None = None,
     backwards: bool = False,
+    context: int = 0,
+    columns: str = "",
     **structure: Any,
 ) -> Network:
-    """A network of the given structure; ``backwards``: its outputs are a feature's parameters from the last to the first."""
+    """A network of the given structure; ``backwards``: its outputs are a feature's parameters from the last to the first.
+
+    ``columns``: where those of the context are in the first layer, "before" or "after" those of the features, or "both",
+    after, and in the skip connection too.
+    """
     if scale == "none":
         parameters = 1
     if backwards:
@@ -103,8 +110,15 @@ def network(
     if skip:
         full = made_masks(features, (), parameters, layout, order)[0]
         made.append(full if masks == "made" else torch.zeros_like(full))
+    if columns:
+        first = 0 if columns == "before" else features
+        structure["context_columns"] = range(first, first + context)
+        for i in [0, -1] if columns == "both" else [0]:
+            drawn = torch.rand(len(made[i]), context, generator=torch.Generator().manual_seed(seed)) < 0.7
+            sees = drawn if masks == "dag" else torch.ones_like(drawn)
+            made[i] = torch.cat([sees, made[i]] if columns == "before" else [made[i], sees], 1)
     residuals = [i - 2 if residual and i and i % 2 == 0 else None for i in range(len(hidden))]
-    plan = AutoregressivePlan(made, parameters=parameters, residuals=residuals, skip=skip, **structure)
+    plan = AutoregressivePlan(made, parameters=parameters, residuals=residuals, skip=skip, context=context, **structure)
     return Network(plan, [], [], drawn_map(scale, placement, constants), gain).redrawn(seed)
 
 
@@ -127,34 +141,38 @@ def draw(
         if found is not None:
             break
     x, *added = found
+    context = added.pop() if planned.plan.context else None
     if operator == "autoregressive_inverse":  # of rows whose solution is clear of kinks
         with fk.backend("reference"):
-            x, _ = fk.ops.autoregressive(x, net.weights, net.biases, net.plan, addends=added, **net.map)
-    return example(operator, net, x, added)
+            x, _ = fk.ops.autoregressive(x, net.weights, net.biases, net.plan, addends=added, context=context, **net.map)
+    return example(operator, net, x, added, context)
 
 
-def example(operator: str, net: Network, x: Tensor, addends: Sequence[Tensor] = ()) -> Example:
+def example(operator: str, net: Network, x: Tensor, addends: Sequence[Tensor] = (), context: Tensor | None = None) -> Example:
     """A call of an operator on a network, its tensors named after the layers."""
     first = "z" if operator == "autoregressive_inverse" else "x"
     weights = {f"layer {i}.weight": w for i, w in enumerate(net.weights)}
     biased = [i for i, has in enumerate(net.plan.biases) if has]
     biases = {f"layer {i}.bias": b for i, b in zip(biased, net.biases, strict=True)}
     added = {f"addend {i}": a for i, a in enumerate(addends)}
+    given_context = {} if context is None else {"context": context}
 
     def arguments(t: Mapping[str, Tensor]) -> dict[str, Any]:
         given = {"weights": [t[k] for k in weights], "biases": [t[k] for k in biases], "addends": [t[k] for k in added]}
+        given.update({k: t[k] for k in given_context})
         return {first: t[first], **given, "plan": net.plan, **({} if operator == "masked_mlp" else net.map)}
 
-    return Example({first: x, **added}, {**weights, **biases}, arguments)
+    return Example({first: x, **added, **given_context}, {**weights, **biases}, arguments)
 
 
 def _rows(net: Network, rows: int, generator: torch.Generator) -> list[Tensor] | None:
     """Inputs and addends that keep every pre-activation clear of zero, where the derivative of relu jumps, if there are any."""
     like: Any = {"generator": generator, "dtype": torch.float64}
-    kept = [torch.empty(0, w, dtype=torch.float64) for w in (net.plan.features, *net.plan.addend_widths)]
+    widths = [net.plan.features, *net.plan.addend_widths, *([net.plan.context] if net.plan.context else [])]
+    kept = [torch.empty(0, w, dtype=torch.float64) for w in widths]
     while len(kept[0]) < rows:
         drawn = [torch.randn(rows + 8, net.plan.features, **like)]
-        drawn += [0.3 * torch.randn(rows + 8, w, **like) for w in net.plan.addend_widths]
+        drawn += [0.3 * torch.randn(rows + 8, w, **like) for w in widths[1:]]
         clear = _clear_of_kinks(net, *drawn)
         if not clear.any():
             return None
@@ -163,6 +181,9 @@ def _rows(net: Network, rows: int, generator: torch.Generator) -> list[Tensor] |
 
 
 def _clear_of_kinks(net: Network, x: Tensor, *addends: Tensor) -> Tensor:
+    if net.plan.context:
+        weights, given, added = outside(net.plan, net.weights, net.biases, addends[:-1], addends[-1])
+        return _clear_of_kinks(Network(net.plan.outside, weights, given), x, *added)
     plan = net.plan
     clear = torch.ones(len(x), dtype=torch.bool)
     if plan.activation not in ("relu", "leaky_relu"):
@@ -195,8 +216,9 @@ def run(
     backend: str,
     *,
     addends: Sequence[Tensor] = (),
+    context: Tensor | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Outputs of an operator and the gradients of everything, as in :func:`calls.evaluate`."""
-    call = example(operator, net, x, addends)
+    call = example(operator, net, x, addends, context)
     return evaluate(getattr(fk.ops, operator), OUTPUTS[operator], call, dtype, backend, **options)

@@ -37,11 +37,10 @@ def test_a_row_is_in_every_room(row: fk.operators.Operator) -> None:
 
 @ROWS
 def test_the_kernels_of_a_row_are_registered(row: fk.operators.Operator) -> None:
-    name = row.runs or row.name
-    assert hasattr(TRITON, name) == ("triton" in row.kernels)
-    assert hasattr(CUDA, name) == ("cuda" in row.kernels)
+    assert hasattr(TRITON, row.registered("triton")) == ("triton" in row.kernels)
+    assert hasattr(CUDA, row.registered("cuda")) == ("cuda" in row.kernels)
     if _library._C is not None:
-        assert hasattr(NATIVE, name) == ("cpu" in row.kernels)
+        assert hasattr(NATIVE, row.registered("cpu")) == ("cpu" in row.kernels)
 
 
 @ROWS

@@ -34,12 +34,12 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
-def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None, features: int) -> None:
+def blame(name: str, x: Tensor, weight: Tensor, context: Tensor | None = None, takes: int = 0) -> None:
     """Raises in the words of a layer what an operator refused in its own; looking before each call would cost too much.
 
-    ``features``: of the context that the layer takes.
+    ``takes``: features of the context.
     """
-    check_context("network", context, features, weight, "the weights")
+    check_context("network", context, takes, weight, "the weights")
     if context is not None:
         broadcast_batch(x, [context], "context")
     check_like(name, x, weight, "the weights")

@@ -145,7 +145,7 @@ class Coupling(Transform):
         except RuntimeError:
             weight = next(self.network.parameters(), None)
             if weight is not None:
-                blame(name, x, weight, None)
+                blame(name, x, weight)
             raise
         check_features("network: its result", parameters, self.count * self.map.count)
         z, log_det = ops.coupling(

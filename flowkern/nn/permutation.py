@@ -56,7 +56,7 @@ class Permutation(Unconditional):
         return z[..., self.back], batch_log_det(z.new_zeros(()), z)
 
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
-        if type(self) not in (Permutation, Reverse) or x.device.type != "cpu":
+        if type(self) not in (Permutation, Reverse) or self.order.device.type != "cpu":
             return None
         state = self.order, version(self.order)  # a checkpoint brings an order of its own
         if self._steps is None or self._steps[0][0] is not state[0] or self._steps[0][1] != state[1]:

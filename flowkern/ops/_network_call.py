@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkern import chain
+from flowkern._compiling import constant_while_compiling
 from flowkern.backends import Kernels
 from flowkern.ops._context import outside
 from flowkern.plan import AutoregressivePlan
@@ -54,7 +54,7 @@ class Call:
         self.network_constants = (plan.meta, plan.mask_bytes)
         self.sizes = (plan.features * plan.parameters, plan.packed_size, plan.saved_rows)
 
-    @cached_property
+    @property
     def outside(self) -> Call:
         """The same call of the network without a context."""
         return self.make(self.plan.outside)
@@ -156,7 +156,24 @@ def call_of(
     """The constants of a call, made at the first one, and kept under names: torch.compile guards them."""
     given = constants if constants is None else tuple(constants)
     key = (operator, scale, placement, given) if map is None else (operator, check_map(map).key)
+    if torch.compiler.is_compiling():  # nothing can be made while a call is traced, but before
+        _remember(make, plan, key, scale, placement, given, map)
     return plan.calls.get(key) or plan.remember(key, make(plan, chosen_map(map, scale, placement, constants)))
+
+
+@constant_while_compiling
+def _remember(
+    make: Callable[[AutoregressivePlan, UnivariateMap], Call],
+    plan: AutoregressivePlan,
+    key: Any,
+    scale: str,
+    placement: str,
+    constants: tuple[float, ...] | None,
+    map: UnivariateMap | None,
+) -> bool:
+    if key not in plan.calls:
+        plan.remember(key, make(plan, chosen_map(map, scale, placement, constants)))
+    return True
 
 
 def check_count(plan: AutoregressivePlan, map: UnivariateMap) -> None:

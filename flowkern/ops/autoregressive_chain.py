@@ -85,7 +85,7 @@ def autoregressive_chain(
     if normal not in NORMALS:
         raise ValueError(f"normal: expected 'output', 'input' or None, got {normal!r}")
     check_float("x", x)
-    kernels = kernels_for(x, "autoregressive_chain")
+    kernels = kernels_for(x, "autoregressive")
     if (
         not kernels.on_cpu
         or x.dtype in HALF
@@ -94,10 +94,10 @@ def autoregressive_chain(
     ):
         return _one_by_one(x, steps, context, normal)
     try:
-        call, tensors, addends, packed = _gather(steps, normal)
+        call, tensors, addends, packed = _gather(x, steps, context, normal)
         if call is None:
             return _one_by_one(x, steps, context, normal)
-        if any(t.is_meta for t in tensors):
+        if any(t.is_meta for t in (*tensors, *packed)):
             raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
         check_features("x", x, call.chain.features)
         if (context is None) != (call.chain.context == 0):
@@ -158,7 +158,7 @@ class ChainCall:
 
 
 def _gather(
-    steps: Sequence[Step], normal: str | None
+    x: Tensor, steps: Sequence[Step], context: Tensor | None, normal: str | None
 ) -> tuple[ChainCall | None, list[Tensor], list[Tensor], list[Tensor]]:
     """The call, made at the first time and kept with the plan of the first network; tensors, addends, packed weights."""
     key: list[Any] = [normal]
@@ -195,6 +195,7 @@ def _gather(
     known = tuple(key)
     call = first.chains.get(known)
     if call is None:
+        _explain(x, steps, context)
         call = first.chains[known] = _make(steps, normal)
     return call if call.native else None, tensors, addends, packed if len(packed) == networks else []
 

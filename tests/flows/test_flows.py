@@ -89,7 +89,7 @@ def test_chunks_of_bases_that_are_flows_or_draw_feature_by_feature(monkeypatch: 
     flow = MAF(4, 1, (8,), context=2, base=MAF(4, 1, (8,), context=2, base=base))
     inverse, sample = fk.nn.Compose.inverse, MADE._sample
     monkeypatch.setattr(fk.nn.Compose, "inverse", lambda self, z, c=None: seen.append(len(z)) or inverse(self, z, c))
-    monkeypatch.setattr(MADE, "_sample", lambda self, a, size, g: seen.append(size[0]) or sample(self, a, size, g))
+    monkeypatch.setattr(MADE, "_sample", lambda self, *a: seen.append(a[-2][0]) or sample(self, *a))
     assert flow.sample((7,), torch.randn(3, 2), chunk_size=3).shape == (7, 3, 4)
     assert seen == [3, 3, 1] * 3
     assert base.sample((0,), torch.randn(3, 2), chunk_size=2).shape == (0, 3, 4)

@@ -60,6 +60,32 @@ GATES: dict[str, Variation] = {
     for gates, addends in (((0,), ()), ((1,), (1,)), ((2, 0), (0, 3)), ((2,), (0,)))
     for residual in (False, True)
 }
+# What a context contributes is computed by the kernels: by columns of the first layer, by linear maps of its own.
+CONTEXTS: dict[str, Variation] = {
+    name: {"features": 7, "context": 5, **structure}
+    for name, structure in {
+        "columns after": {"columns": "after"},
+        "columns before, graph": {"columns": "before", "masks": "dag"},
+        "columns of a skip connection too": {"columns": "both", "skip": True},
+        "columns, a skip connection without": {"columns": "after", "skip": True},
+        "columns, no hidden layer": {"columns": "after", "hidden": ()},
+        "columns and addends": {"columns": "after", "addends": (0, 2)},
+        "wide": {"columns": "after", "context": 70, "hidden": (40, 40)},
+        "one feature": {"columns": "after", "features": 1},
+        "conditioners": {"conditioners": ((0, "tanh", False), (1, "identity", False), (2, "softplus", False))},
+        "conditioners, graph": {"conditioners": ((0, "sigmoid", False),), "masks": "dag"},
+        "conditioners without biases": {"conditioners": ((1, "gelu", False),), "biases": (True, True, True, False)},
+        "gates": {"conditioners": ((0, "sigmoid", True), (1, "silu", True), (1, "tanh", False)), "activation": "tanh"},
+        "gates, residual": {
+            "conditioners": ((1, "sigmoid", True), (2, "silu", True), (0, "identity", False)),
+            "activation": "silu", "residual": True, "hidden": (24, 24, 24), "addends": (3,),
+        },
+        "gates of both kinds": {"conditioners": ((0, "sigmoid", True),), "gates": (1,), "activation": "tanh"},
+        "everything": {
+            "columns": "both", "skip": True, "conditioners": ((0, "tanh", False), (2, "identity", False)), "addends": (1,),
+        },
+    }.items()
+}  # fmt: skip
 MAPS: dict[str, Variation] = {
     f"{scale} {placement}": {"hidden": (24,), "scale": scale, "placement": placement}
     for scale, placement in itertools.product(SCALES, PLACEMENTS)
@@ -69,6 +95,7 @@ SMOOTH: dict[str, Variation] = {
     for name, structure in {
         "tanh": {"activation": "tanh", "addends": (0,)},
         "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
+        "context": {"activation": "tanh", "context": 2, "columns": "after", "conditioners": ((1, "sigmoid", True), (2, "tanh", False))},
         "softplus": {"activation": "softplus", "scale": "softplus", "placement": "scale_shift", "masks": "dag"},
         "silu": {"activation": "silu", "scale": "sigmoid", "placement": "gate", "skip": True},
         "gelu": {
@@ -97,7 +124,17 @@ def any_network(draw: Callable[..., Any]) -> dict[str, Any]:
         "placement": draw(st.sampled_from(PLACEMENTS)),
         "layout": "feature_major" if masks == "dag" else draw(st.sampled_from(["feature_major", "parameter_major"])),
         "backwards": draw(st.booleans()),
+        **any_context(draw, len(hidden)),
     }
+
+
+def any_context(draw: Callable[..., Any], hidden: int) -> dict[str, Any]:
+    columns = draw(st.sampled_from(["", "before", "after"]))
+    of_layers = st.tuples(st.integers(0, hidden), st.sampled_from(["identity", "tanh", "silu"]), st.just(False))
+    conditioners = tuple(draw(st.lists(of_layers, max_size=2)))
+    if not columns and not conditioners:
+        return {}
+    return {"context": draw(st.integers(1, 40)), "columns": columns, "conditioners": conditioners}
 
 
 def item(name: str, index: int, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -140,6 +177,7 @@ def bad_arguments(first: str) -> dict[str, Bad]:
             ValueError,
             f"packed: expected device cpu like {first if first == 'x' else '.'}, got meta",
         ),
+        "a context": (lambda a: {"context": a[first]}, ValueError, "context: this network takes no context, got shape"),
         "shape of packed": (
             lambda a: {"packed": fk.ops.pack(a["plan"], a["weights"], a["biases"])[:-1]},
             ValueError,
@@ -165,12 +203,16 @@ def case_of(name: str) -> Case:
         operator=getattr(fk.ops, name),
         outputs=networks.OUTPUTS[name],
         draw=functools.partial(networks.draw, name),
-        variations={**STRUCTURES, **activations, **(MAPS if transforms else {}), **ADDENDS, **GATES},
+        variations={**STRUCTURES, **activations, **(MAPS if transforms else {}), **ADDENDS, **GATES, **CONTEXTS},
         smooth=SMOOTH,
         any=any_network,
         bad={**bad_arguments("z" if name == "autoregressive_inverse" else "x"), **(bad_maps() if transforms else {})},
-        layouts={"two hidden layers": {"features": 11, "hidden": (40, 40)}},
+        layouts={
+            "two hidden layers": {"features": 11, "hidden": (40, 40)},
+            "context": {"context": 5, "columns": "before", "conditioners": ((1, "tanh", False),)},
+        },
         low={
+            "context": {"activation": "tanh", "context": 3, "columns": "after", "conditioners": ((1, "sigmoid", True),)},
             "two layers": {"activation": "tanh"},
             "residual": {"activation": "tanh", "hidden": (24, 24, 24), "residual": True},
             "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},

@@ -41,7 +41,7 @@ struct ChainStep {
 };
 
 // Transforms one after another on a batch. What a tile keeps for a backward pass is [kept][tile rows]: the context, the
-// input, the state after each step, then the rows of every step.
+// input, the state after each step, then the rows of every network.
 template <class T>
 struct Chain {
   const ChainStep<T>* steps;

@@ -47,11 +47,12 @@ class ChainView {
   Normal normal() const { return static_cast<Normal>(base_[5]); }
   const int64_t* order() const { return base_ + base_[6]; }  // feature of the result -> feature of the last state
   int64_t packed_size() const { return base_[7]; }
-  int64_t step_rows() const { return base_[8]; }
-  int64_t work() const { return base_[9]; }  // multiply-adds of a row
-  StepView step(int64_t i) const { return StepView(base_, base_ + base_[10] + i * StepView::kFields); }
-  // Rows of a tile that a backward pass needs: the context, the input and every state, then those of the steps.
-  FK_ALWAYS_INLINE int64_t kept() const { return context() + (steps() + 1) * features() + step_rows(); }
+  int64_t network_rows() const { return base_[8]; }
+  int64_t step_rows() const { return base_[9]; }  // those of the networks, then of elementwise steps, which keep nothing
+  int64_t work() const { return base_[10]; }      // multiply-adds of a row
+  StepView step(int64_t i) const { return StepView(base_, base_ + base_[11] + i * StepView::kFields); }
+  // Rows of a tile that a backward pass needs: the context, the input and every state, then those of the networks.
+  FK_ALWAYS_INLINE int64_t kept() const { return context() + (steps() + 1) * features() + network_rows(); }
 
  private:
   const int64_t* base_;
