@@ -173,7 +173,9 @@ class Encoder:
             columns = torch.cat([columns.new_zeros(plan.context), columns])
         starts = plan.feature_starts + plan.context
         at = self.put(columns)
-        return self._record(index, mask, source, target, columns, starts, at, plan.context if mask.shape[1] == plan.features else 0)
+        return self._record(
+            index, mask, source, target, columns, starts, at, plan.context if mask.shape[1] == plan.features else 0
+        )
 
     def _conditioner_linear(self, index: int) -> list[int]:
         plan = self.plan

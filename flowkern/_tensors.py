@@ -14,10 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 @contextmanager
 def outside_modes() -> Iterator[None]:
     """For what is made once and kept: ordinary tensors, though the call that makes it is traced with tensors without values,
-    or in inference mode, whose tensors no gradient may meet later.
+    recorded, or in inference mode, whose tensors no gradient may meet later.
     """
-    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
-        yield
+    state = torch._C._get_tracing_state()  # of torch.jit.trace
+    torch._C._set_tracing_state(None)
+    try:
+        with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+            yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def version(t: Tensor) -> int:

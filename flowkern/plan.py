@@ -216,7 +216,9 @@ class AutoregressivePlan:
         gated = self.gated
         for c in self.conditioners:
             if not self.context or not 0 <= c.layer < depth + (not c.gate) or c.activation not in ACTIVATIONS:
-                raise ValueError(f"conditioners: {c} does not fit a network of {depth} hidden layers and {self.context} contexts")
+                raise ValueError(
+                    f"conditioners: {c} does not fit a network of {depth} hidden layers and {self.context} contexts"
+                )
         if len(set(gated)) != len(gated) or len(self.conditioners) > _MAX_CONDITIONERS:
             raise ValueError(f"conditioners: a layer has one gate, and a network {_MAX_CONDITIONERS} conditioners at most")
 

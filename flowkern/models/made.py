@@ -137,7 +137,9 @@ class MADE(Model):
             return self._sample(plan, weights, biases, addends, size + batch, generator)
         n, chunk_size = size.numel(), whole_number("chunk_size", chunk_size, 1)
         chunks = [min(chunk_size, n - i) for i in range(0, n, chunk_size)] or [0]
-        drawn = torch.cat([self._sample(plan, weights, biases, addends, torch.Size((rows, *batch)), generator) for rows in chunks])
+        drawn = torch.cat(
+            [self._sample(plan, weights, biases, addends, torch.Size((rows, *batch)), generator) for rows in chunks]
+        )
         return drawn.reshape(*size, *batch, self.features)
 
     def _sample(

@@ -98,20 +98,24 @@ class _Run:
 
     def __init__(self, x: Tensor, context: Tensor | None, inverse: bool, normal: str | None) -> None:
         self.x, self.context, self.inverse, self.normal = x, context, inverse, normal
-        self.pending: list[tuple[Transform, ops.Step]] = []
+        self.transforms: list[Transform] = []  # those that wait, and what they are as steps
+        self.steps: list[ops.Step] = []
+        self.network: ops.NetworkStep | None = None  # the first of these
         self.total: Tensor | None = None
 
     def through(self, transforms: Sequence[Transform]) -> tuple[Tensor, Tensor]:
         noise = self.x
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        joining = not tracing and not _has_any_global_hook()
+        joining = not (torch.compiler.is_compiling() or torch.jit.is_tracing() or _has_any_global_hook())
         for transform in transforms:
             step = transform.step(self.x, self.inverse) if joining and not self._hooked(transform) else None
-            if step is not None:
-                self.pending.append((transform, step))
+            if step is None:
+                self._flush(last=False)
+                self._one(transform)
                 continue
-            self._flush(last=False)
-            self._one(transform)
+            self.transforms.append(transform)
+            self.steps.append(step)
+            if self.network is None and type(step) is ops.NetworkStep:
+                self.network = step
         self._flush(last=True)
         assert self.total is not None
         if self.normal is None:
@@ -122,32 +126,29 @@ class _Run:
 
     def _hooked(self, transform: Transform) -> bool:
         """Whether a call of the module would do more than its class says; `inverse` is no call of a module."""
-        return not self.inverse and (has_hooks(transform) or "forward" in vars(transform))
+        return not self.inverse and (has_hooks(transform) or "forward" in transform.__dict__)
 
     def _one(self, transform: Transform) -> None:
         self.x, log_det = (transform.inverse if self.inverse else transform)(self.x, self.context)
-        self._add(log_det)
-
-    def _add(self, log_det: Tensor) -> None:
         self.total = log_det if self.total is None else self.total + log_det
 
     def _flush(self, last: bool) -> None:
-        """Runs what is pending. The normal is part of it where it stands next to its side."""
-        pending, self.pending = self.pending, []
-        network = next((step for _, step in pending if isinstance(step, ops.NetworkStep)), None)
+        """Runs what waits. The normal is part of it where one chain goes from end to end."""
+        transforms, steps, network = self.transforms, self.steps, self.network
+        self.transforms, self.steps, self.network = [], [], None
         if network is None:
-            for transform, _ in pending:
+            for transform in transforms:
                 self._one(transform)
             return
-        whole = last and self.total is None  # one chain from end to end
-        context = self.context if any(t.conditional for t, _ in pending) else None
+        whole = last and self.total is None
+        context = self.context
+        if context is not None and not any(t.conditional for t in transforms):
+            context = None
         try:
-            self.x, log_det = ops.autoregressive_chain(
-                self.x, [step for _, step in pending], context, self.normal if whole else None
-            )
+            self.x, log_det = ops.autoregressive_chain(self.x, steps, context, self.normal if whole else None)
         except (TypeError, ValueError):
-            features = max(getattr(t, "context", 0) for t, _ in pending)
-            blame("z" if self.inverse else "x", self.x, network.arguments["weights"][0], self.context, features)
+            takes = max(getattr(t, "context", 0) for t in transforms)
+            blame("z" if self.inverse else "x", self.x, network.arguments["weights"][0], self.context, takes)
             raise
         self.normal = None if whole else self.normal
-        self._add(log_det)
+        self.total = log_det if self.total is None else self.total + log_det

@@ -107,13 +107,11 @@ def with_gradients(
     if not torch.compiler.is_compiling():  # inference tensors cannot be kept for a backward pass
         x = x.clone() if x.is_inference() else x
         context = context.clone() if context is not None and context.is_inference() else context
-    out = NetworkFunction.apply(call, kernels, packed, x, context, *tensors)
+    out = NetworkFunction.record(call, kernels, packed, x, context, *tensors)
     return out if isinstance(out, tuple) else (out,)
 
 
-def as_rows(
-    x: Tensor, context: Tensor | None, addends: Tensors
-) -> tuple[Tensor, Tensor | None, Tensors, torch.Size]:
+def as_rows(x: Tensor, context: Tensor | None, addends: Tensors) -> tuple[Tensor, Tensor | None, Tensors, torch.Size]:
     """x, the context and the addends as matrices over their common batch, and the shape of that."""
     batch = x.shape[:-1]
     if context is not None:

@@ -116,7 +116,7 @@ def run_chain(
     plan: chain.ChainPlan, x: Tensor, context: Tensor | None, tensors: Tensors, addends: Tensors, packed: Tensors, keep: bool
 ) -> tuple[Tensors, Tensors]:
     """Outputs of the CPU kernel, and what its backward pass needs."""
-    op = torch.ops.flowkern.autoregressive_chain
+    op = torch.ops.flowkern.autoregressive_chain.default
     z, log_det, own, saved = op(x, context, tensors, addends, packed, plan.program, plan.key, keep)
     return (z, log_det), (own, saved)
 
@@ -132,7 +132,7 @@ def chain_gradients(
     wants_context: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Cotangents of x, context, tensors, addends."""
-    op = torch.ops.flowkern.autoregressive_chain_backward
+    op = torch.ops.flowkern.autoregressive_chain_backward.default
     return op(*grads, addends, packed, *state, plan.program, plan.key, batch, parameters, wants_context)
 
 

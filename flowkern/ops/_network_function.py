@@ -5,56 +5,61 @@ A backward pass that must itself be differentiated runs through plain PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowkern._tensors import version
 from flowkern.backends import Kernels
 from flowkern.ops._derivatives import plain_backward, wants_plain
 
-
-def _outlives(t: Tensor) -> bool:
-    """Whether a tensor is there without the graph: a leaf, or a view of one. Computed weights would be kept alive."""
-    return t.is_leaf or (t._base is not None and t._base.is_leaf)
+Inputs = list[Tensor | None]  # x, context, weights and biases, addends
 
 
 class NetworkFunction(torch.autograd.Function):
     """Forward and backward kernels of one call, of one network or a chain; second derivatives through plain PyTorch."""
+
+    @classmethod
+    def record(cls, *args: Any) -> Any:
+        """``apply`` without what it does for torch.func, whose transforms never come here: a microsecond for each argument."""
+        if torch.compiler.is_compiling():
+            return cls.apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
 
     @staticmethod
     def forward(
         ctx: Any, call: Any, kernels: Kernels, packed: Sequence[Tensor], x: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> Any:
         outputs, state = call.run(kernels, x, context, tensors, packed, True)
-        ctx.call, ctx.kernels, ctx.packed = call, kernels, packed
-        kept: list[Tensor | None] = [x, context, *tensors]
-        ctx.aside, ctx.versions = [None] * len(kept), []
-        alone = kernels.on_cpu and call.chain is not None  # the kernels keep the inputs too, and take missing cotangents
+        # The kernels of a chain keep its inputs too, and take missing cotangents.
+        alone = kernels.on_cpu and call.chain is not None
         ctx.set_materialize_grads(not alone)
+        ctx.call, ctx.kernels, ctx.packed, ctx.batch = call, kernels, packed, x.shape[0]
+        inputs: Inputs = [x, context, *tensors]
+        ctx.aside, ctx.versions = [None] * len(inputs), []
         if kernels.namespace != "flowkern_cuda" and not torch.compiler.is_compiling():
             # The backward kernels read what they kept themselves, of these only the sizes: an optimiser may step before they
             # run, as it may where a library multiplies by masks. Autograd, which refuses that, is not told of them.
-            first = 0 if call.solves or alone else 2
-            spared = range(first, call.parameters + 2)
-            ctx.aside = [t if i in spared and t is not None and _outlives(t) else None for i, t in enumerate(kept)]
-            ctx.versions = [version(t) for t in ctx.aside if t is not None]
-            kept = [t for t, aside in zip(kept, ctx.aside, strict=True) if aside is None]
+            first = 0 if alone or call.solves else 2
+            ctx.aside = _set_aside(inputs, first, call.parameters + 2)
+            ctx.versions = _versions(ctx.aside)
+            inputs = [t for t, aside in zip(inputs, ctx.aside, strict=True) if aside is None]
         # A copy of the solution: the caller may write into what is returned.
-        ctx.save_for_backward(outputs[0].clone() if call.solves and not kernels.on_cpu else None, *kept, *state)
-        ctx.saved_count = len(kept)
+        solution = outputs[0].clone() if call.solves and not kernels.on_cpu else None
+        ctx.saved_inputs = len(inputs)
+        ctx.save_for_backward(solution, *inputs, *state)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         solution, *state = ctx.saved_tensors
-        kept, state = state[: ctx.saved_count], state[ctx.saved_count :]
-        x, context, *tensors = [kept.pop(0) if t is None else t for t in ctx.aside]
+        saved, state = iter(state[: ctx.saved_inputs]), state[ctx.saved_inputs :]
+        x, context, *tensors = [next(saved) if t is None else t for t in ctx.aside]
         call, needs = ctx.call, ctx.needs_input_grad[3:]
         if wants_plain(grads):
-            if [version(t) for t in ctx.aside if t is not None] != ctx.versions:
+            if _versions(ctx.aside) != ctx.versions:
                 raise RuntimeError(
                     f"{call.name}: second derivatives and batched gradients need the weights and inputs of the forward pass, "
                     "which were modified by an inplace operation since"
@@ -68,3 +73,26 @@ class NetworkFunction(torch.autograd.Function):
         if not parameters:
             g_parameters = [None] * call.parameters
         return None, None, None, g_x, g_context if needs[1] else None, *g_parameters, *g_addends
+
+
+def _set_aside(inputs: Inputs, first: int, last: int) -> Inputs:
+    """Of the inputs [first, last) those that are there without the graph; ``None`` for all others.
+
+    A leaf, or a view of one: computed weights would be kept alive.
+    """
+    middle = inputs[2:last]
+    if set(map(type, middle)) != {nn.Parameter}:  # as they nearly always are; looking at each takes 20 microseconds in a flow
+        middle = [t if _outlives(t) else None for t in middle]
+    begin = [t if i >= first and _outlives(t) else None for i, t in enumerate(inputs[:2])]
+    return [*begin, *middle, *[None] * (len(inputs) - last)]
+
+
+def _outlives(t: Tensor | None) -> bool:
+    return t is not None and (t.is_leaf or (t._base is not None and t._base.is_leaf))
+
+
+def _versions(tensors: Iterable[Tensor | None]) -> list[int]:
+    try:
+        return [t._version for t in tensors if t is not None]
+    except RuntimeError:  # inference tensors count no changes
+        return [version(t) for t in tensors if t is not None]

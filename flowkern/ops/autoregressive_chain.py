@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class ElementwiseStep(NamedTuple):
 
 
 Step = NetworkStep | PermutationStep | ElementwiseStep
+_is_meta = attrgetter("is_meta")
 
 
 def autoregressive_chain(
@@ -86,18 +88,13 @@ def autoregressive_chain(
         raise ValueError(f"normal: expected 'output', 'input' or None, got {normal!r}")
     check_float("x", x)
     kernels = kernels_for(x, "autoregressive")
-    if (
-        not kernels.on_cpu
-        or x.dtype in HALF
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(x.device.type)
-    ):
+    if not kernels.on_cpu or x.dtype in HALF or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return _one_by_one(x, steps, context, normal)
     try:
         call, tensors, addends, packed = _gather(x, steps, context, normal)
         if call is None:
             return _one_by_one(x, steps, context, normal)
-        if any(t.is_meta for t in (*tensors, *packed)):
+        if any(map(_is_meta, tensors)) or any(map(_is_meta, packed)):
             raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
         check_features("x", x, call.chain.features)
         if (context is None) != (call.chain.context == 0):
@@ -123,7 +120,13 @@ class ChainCall:
         self.native = all(s.map.kind in MAPS for s in steps if isinstance(s, Network))
 
     def run(
-        self, kernels: Kernels, x: Tensor, context: Tensor | None, tensors: Sequence[Tensor], packed: Sequence[Tensor], keep: bool
+        self,
+        kernels: Kernels,
+        x: Tensor,
+        context: Tensor | None,
+        tensors: Sequence[Tensor],
+        packed: Sequence[Tensor],
+        keep: bool,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         n = self.parameters
         return run_chain(self.chain, x, context, tensors[:n], tensors[n:], packed, keep)
@@ -173,7 +176,11 @@ def _gather(
             map = get("map")
             constants = get("constants")
             key += (step.inverse, plan)
-            key += (get("scale", "exp"), get("placement", "standardize"), constants and tuple(constants)) if map is None else (map.key,)
+            key += (
+                (get("scale", "exp"), get("placement", "standardize"), constants and tuple(constants))
+                if map is None
+                else (map.key,)
+            )
             weights, biases, terms = arguments["weights"], arguments["biases"], get("addends", ())
             if (len(weights), len(biases), len(terms)) != plan.counts:
                 raise RuntimeError("a step's tensors do not belong to its plan")

@@ -188,7 +188,9 @@ def test_neighbours_on_one_event_still_share_a_call(monkeypatch: pytest.MonkeyPa
     """Between two reshapes, as in a flow of vectors."""
     calls = []
     chain = fk.ops.autoregressive_chain
-    monkeypatch.setattr(fk.ops, "autoregressive_chain", lambda x, steps, *rest: calls.append(len(steps)) or chain(x, steps, *rest))
+    monkeypatch.setattr(
+        fk.ops, "autoregressive_chain", lambda x, steps, *rest: calls.append(len(steps)) or chain(x, steps, *rest)
+    )
     inner = [fnn.MaskedAutoregressive(48, (16,)) for _ in range(3)]
     layer, x = fnn.Compose([fnn.Reshape(IMAGE), *inner, fnn.Reshape((48,), IMAGE)]), torch.randn(5, *IMAGE)
     with torch.no_grad():

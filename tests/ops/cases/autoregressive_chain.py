@@ -170,7 +170,6 @@ def smooth(layers: tuple[tuple[bool, dict[str, Any]], ...]) -> Layers:
     return tuple((inverse, {"hidden": (4,), "activation": "tanh", **structure}) for inverse, structure in layers)
 
 
-
 CASE = Case(
     operator=fk.ops.autoregressive_chain,
     outputs=("value", "log_det"),
