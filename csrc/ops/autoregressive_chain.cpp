@@ -62,6 +62,16 @@ class ChainCall {
     STD_TORCH_CHECK(next == packed.size(), "flowkern: `packed` does not belong to these plans");
   }
 
+  // What one context contributes to every row of every network, into view.network_rows() numbers.
+  void give(Matrix<const T> context, T* given) {
+    for (int64_t i = 0; i < view.steps(); ++i) {
+      ChainStep<T>& step = steps_[i];
+      if (view.step(i).elementwise() || step.net.plan.context() == 0) continue;
+      masked_network_kernels<T>().give(step.net, context, given + step.row);
+      step.net.given = given + step.row;
+    }
+  }
+
   ChainView view;
   Chain<T> chain;
 
@@ -120,10 +130,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> autoregressive_chain(Tensor x, std::o
     STD_TORCH_CHECK(x.size(1) == v.features(), "flowkern: x does not belong to this chain");
     const Matrix<const T> conditions = context_matrix<T>(context, batch, v.context());
     Tensor own = empty<T>({save ? v.packed_size() : 0});
-    T* into = save ? data<T>(own) : packing_scratch<T>(v.packed_size());
+    T* into = save ? data<T>(own) : packing_scratch<T>(v.packed_size() + v.network_rows());
     pack<T>(v, tensors, !packed.empty(), into);
     call.use(into, packed);
     const Tiles<T> tiles(batch, save);
+    // One context for all rows, as when a posterior is sampled: what it contributes is computed once.
+    if (!save && tiles.count > 1 && conditions.data && conditions.row_stride == 0)
+      call.give(conditions, into + v.packed_size());
     Tensor z = empty<T>({batch, v.features()}), log_det = empty<T>({batch});
     Tensor saved = empty_saved<T>(save ? tiles.count : 0, v.kept() * k.tile_rows);
     T* kept = save && saved.numel() > 0 ? data<T>(saved) : nullptr;

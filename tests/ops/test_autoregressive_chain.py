@@ -93,6 +93,26 @@ def test_compiled_without_gradients() -> None:
         torch.testing.assert_close(compiled(arguments["x"]), fk.ops.autoregressive_chain(**arguments))
 
 
+@pytest.mark.parametrize("layers", ["context", "everything"])
+@pytest.mark.parametrize("batch", [1, 8, 9, 100])
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None:
+    """What it contributes is computed once then."""
+    arguments = arguments_of(CASE.draw(batch, 0, layers=CHAINS[layers]))
+    if packed:
+        for step in arguments["steps"]:
+            if isinstance(step, fk.ops.NetworkStep):
+                a = step.arguments
+                a["packed"] = fk.ops.pack(a["plan"], a["weights"], a["biases"])
+    one = arguments.pop("context")[:1]
+    with torch.no_grad():
+        expected = fk.ops.autoregressive_chain(**arguments, context=one.repeat(batch, 1))
+        for context in (one, one[0], one.expand(batch, -1)):
+            torch.testing.assert_close(fk.ops.autoregressive_chain(**arguments, context=context), expected, rtol=0, atol=1e-11)
+        nowhere = fk.ops.autoregressive_chain(**arguments, context=torch.full_like(one, float("inf")))[1]
+        assert not nowhere.isfinite().any()
+
+
 # -- packed weights ---------------------------------------------------------------------------------------------------
 
 

@@ -148,6 +148,30 @@ void autoregressive_chain_backward(const Chain<T>& chain, const ChainBackward<T>
   if (in.g_context.data) scatter<T, R>(g_context, rows, nullptr, chain.context, in.g_context);
 }
 
+template <class T>
+void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
+  const PlanView& plan = net.plan;
+  __builtin_memset(given, 0, plan.saved_rows() * sizeof(T));
+  for (int l = 0; l < plan.linears(); ++l) {
+    const LinearView w = plan.linear(l);
+    T* to = given + plan.row_of(w.target());
+    for (int64_t i = 0; i < w.chunks() && w.source() < 0; ++i) {
+      const Chunk& k = w.chunk(i);
+      const T* column = net.packed + k.offset;
+      T sums[kChunkRows] = {};
+      for (int64_t q = 0; q < plan.context(); ++q, column += kChunkRows)
+        for (int64_t j = 0; j < kChunkRows; ++j) sums[j] += column[j] * context(0, q);
+      for (int64_t j = 0; j < k.rows; ++j) to[k.row + j] += sums[j];
+    }
+    for (int64_t i = 0; i < w.rows() && w.bias_offset() >= 0; ++i) to[i] += net.packed[w.bias_offset() + i];
+  }
+  for (int i = 0; i < plan.conditioners(); ++i) {
+    const ConditionerView c = plan.conditioner(i);
+    T* values = given + c.row();
+    activate(static_cast<Activation>(c.activation()), c.activation_constant(), values, values, c.units());
+  }
+}
+
 #define FK_FORWARD(T, R)                                                                                             \
   template void autoregressive_chain<T, R>(const Chain<T>&, Matrix<const T>, Matrix<const T>, T*, T*, T*, int64_t, \
                                            T*);
@@ -155,6 +179,7 @@ void autoregressive_chain_backward(const Chain<T>& chain, const ChainBackward<T>
   FK_FORWARD(T, 1)             \
   FK_FORWARD(T, kSmallRows<T>) \
   FK_FORWARD(T, kTileRows<T>)  \
+  template void give<T>(const MaskedNetwork<T>&, Matrix<const T>, T*);                                               \
   template void autoregressive_chain_backward<T>(const Chain<T>&, const ChainBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -16,6 +16,7 @@ struct MaskedNetwork {
   const T* packed;
   const Matrix<const T>* addends;  // plan.addends() matrices [batch, original units]
   int64_t batch;
+  const T* given = nullptr;  // where one context serves all rows, what it contributes: see `give`
 };
 
 // What the backward pass of one network reads and writes for one tile of a group of tiles.
@@ -88,6 +89,10 @@ struct MaskedNetworkKernels {
 
   void (*pack)(PlanView, const Matrix<const T>* weights, const Matrix<const T>* biases, const uint8_t* mask, T* packed,
                int linear, int64_t chunk_begin, int64_t chunk_end);
+
+  // What one context contributes to every row, in the rows of PlanView::row_of: of a layer, and of the parameters, the
+  // biases and the products with the context; of a conditioner its result.
+  void (*give)(const MaskedNetwork<T>&, Matrix<const T> context, T* given);
 
   // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan), or
   // chain.scratch_rows, tile rows.

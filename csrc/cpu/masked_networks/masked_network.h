@@ -155,7 +155,9 @@ class Tile {
       for (int64_t i = 0; i < w.chunks(); ++i) {
         const Chunk& k = w.chunk(i);
         if (begins(c)) initialise(w, k.row, k.row + k.rows);
-        panel<T, R>(net_.packed + k.offset, 0, k.rows, source(w.source()), k.columns, target(w.target()) + k.row * R);
+        const int64_t known = contributed(w);
+        panel<T, R>(net_.packed + k.offset + known * kChunkRows, 0, k.rows, source(w.source()) + known * R,
+                    k.columns - known, target(w.target()) + k.row * R);
         if (ends(c)) finish(w.target(), k.row, k.row + k.rows);
       }
     }
@@ -172,7 +174,7 @@ class Tile {
         const LinearView w = plan_.linear(c);
         const int64_t r0 = plan_.start(w.target(), t0), r1 = plan_.start(w.target(), t1);
         if (begins(c)) initialise(w, r0, r1);
-        product(w, b, r0, r1, 0, plan_.start(w.source(), t0));
+        product(w, b, r0, r1, contributed(w), plan_.start(w.source(), t0));
       }
       for (int64_t t = t0; t < t1; ++t) {
         for (int c = 0; c < plan_.network_linears(); ++c) {
@@ -197,6 +199,9 @@ class Tile {
     return c + 1 == plan_.network_linears() || plan_.linear(c).target() != plan_.linear(c + 1).target();
   }
 
+  // Columns of w whose products are in net_.given already.
+  int64_t contributed(const LinearView& w) const { return net_.given && w.source() < 0 ? plan_.context() : 0; }
+
   // The conditioners from the context: what each layer will be given.
   template <class Take>
   void condition(T* kept, Take take) {
@@ -208,6 +213,11 @@ class Tile {
       T* other = kept && !keeps_output ? take(c.units()) : keep;
       conditioners_[i] = keeps_output ? other : keep;
       conditions_[i] = keeps_output ? keep : other;
+      if (net_.given) {
+        for (int64_t u = 0; u < c.units(); ++u)
+          for (int r = 0; r < R; ++r) conditions_[i][u * R + r] = net_.given[c.row() + u];
+        continue;
+      }
       const LinearView w = plan_.linear(plan_.network_linears() + i);
       for (int64_t j = 0; j < w.chunks(); ++j) {
         const Chunk& k = w.chunk(j);
@@ -226,7 +236,9 @@ class Tile {
                                               : -1;
     T* dst = target(node) + r0 * R;
     if (slot >= 0) gather<T, R>(net_.addends[slot], rows_, w.row_order() + r0, r1 - r0, dst);
-    const T* bias = w.bias_offset() < 0 ? nullptr : net_.packed + w.bias_offset();
+    const T* bias = net_.given            ? net_.given + plan_.row_of(node)
+                    : w.bias_offset() < 0 ? nullptr
+                                          : net_.packed + w.bias_offset();
     for (int64_t i = r0; i < r1; ++i, dst += R) {
       const T b = bias ? bias[i] : T(0);
       if (slot >= 0) {

@@ -6,6 +6,8 @@ namespace flowkern::FK_ISA {
 
 template <class T>
 void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
+template <class T>
+void give(const MaskedNetwork<T>&, Matrix<const T>, T*);
 template <class T, int R>
 void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>
@@ -27,6 +29,7 @@ const MaskedNetworkKernels<T>& masked_network_kernels() {
       .tile_rows = kTileRows<T>,
       .small_rows = {1, kSmallRows<T>},
       .pack = &pack<T>,
+      .give = &give<T>,
       .masked_mlp = {&masked_mlp<T, 1>, &masked_mlp<T, kSmallRows<T>>, &masked_mlp<T, kTileRows<T>>},
       .autoregressive_chain = {&autoregressive_chain<T, 1>, &autoregressive_chain<T, kSmallRows<T>>,
                                &autoregressive_chain<T, kTileRows<T>>},

@@ -184,6 +184,7 @@ CASE = Case(
         "everything": {"features": 3, "layers": ("divide", *smooth(SMOOTH), "permute"), "normal": "output"},
         "noise": {"features": 3, "layers": ("scale", *smooth(SMOOTH), "permute"), "normal": "input"},
     },
+    layouts={"density": {}, "everything": {"layers": CHAINS["everything"]}},
     any=any_variation,
     large={"features": 20, "layers": tuple(itertools.repeat((False, {"hidden": (64, 48)}), 2))},
     bad=BAD,
