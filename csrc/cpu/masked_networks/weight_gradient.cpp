@@ -7,13 +7,22 @@
 
 namespace flowkern::FK_ISA {
 
+// Rows after which sums are put aside: their error grows with the rows that are added one after another.
+constexpr int64_t kSumRows = 64;
+
 // sums[i][lane] += over all rows of N deltas i times V vectors of the R inputs of a panel; the first tiles begin them.
 template <class T, int N, int V>
 FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums,
                               int64_t sums_stride) {
   constexpr int W = kLanes<T>, R = kTileRows<T>;
-  Vec<T> acc[N][V] = {};
+  Vec<T> acc[N][V] = {}, total[N][V] = {};
   for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
+    if (tile > 0 && tile % (kSumRows / R) == 0)
+      for (int i = 0; i < N; ++i)
+        for (int h = 0; h < V; ++h) {
+          total[i][h] += acc[i][h];
+          acc[i][h] = Vec<T>{};
+        }
     for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
       for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
     for (int r = 0; r < R; ++r, inputs += R) {
@@ -24,7 +33,10 @@ FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const
     }
   }
   for (int i = 0; i < N; ++i, sums += sums_stride)
-    for (int h = 0; h < V; ++h) store(sums + h * W, g.first ? acc[i][h] : load<Vec<T>>(sums + h * W) + acc[i][h]);
+    for (int h = 0; h < V; ++h) {
+      total[i][h] += acc[i][h];
+      store(sums + h * W, g.first ? total[i][h] : load<Vec<T>>(sums + h * W) + total[i][h]);
+    }
 }
 
 template <class T>
