@@ -16,13 +16,16 @@ def outside_modes() -> Iterator[None]:
     """For what is made once and kept: ordinary tensors, though the call that makes it is traced with tensors without values,
     recorded, or in inference mode, whose tensors no gradient may meet later.
     """
-    state = torch._C._get_tracing_state()  # of torch.jit.trace
-    torch._C._set_tracing_state(None)
-    try:
-        with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+    with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        state = torch._C._get_tracing_state()  # of torch.jit.trace
+        if state is None:
             yield
-    finally:
-        torch._C._set_tracing_state(state)
+            return
+        torch._C._set_tracing_state(None)
+        try:
+            yield
+        finally:
+            torch._C._set_tracing_state(state)
 
 
 def version(t: Tensor) -> int:

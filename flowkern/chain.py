@@ -63,13 +63,11 @@ class ChainPlan:
         self._words: list[Tensor] = []
         self._length = 0
         self._places: dict[AutoregressivePlan, tuple[int, int]] = {}
-        header = torch.zeros(12, dtype=torch.int64, device="cpu")
+        header = torch.zeros(11, dtype=torch.int64, device="cpu")
         self._put(header)
         order = torch.arange(self.features, device="cpu")
         records: list[int] = []
         self.count = 0
-        kept = sum(p.saved_rows for p in plans)  # elementwise steps keep nothing: their rows come last
-        self._elementwise_rows = kept
         for step in steps:
             if isinstance(step, Permute):
                 order = order[torch.tensor(step.order, device="cpu")]
@@ -80,10 +78,10 @@ class ChainPlan:
         work = sum(p.packed_size for p in plans)
         order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
         values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
-        values += [order_at, self.packed_size, kept, self._elementwise_rows, work, records_at]
+        values += [order_at, self.packed_size, self._rows, work, records_at]
         header.copy_(torch.tensor(values, device="cpu"))
         self.program = torch.cat(self._words)
-        self.kept_rows = self.context + (self.count + 1) * self.features + kept
+        self.kept_rows = self.context + (self.count + 1) * self.features + self._rows
         self.key = int.from_bytes(hashlib.sha1(content(self.program), usedforsecurity=False).digest()[:7], "little")
         _known.setdefault(self.key, weakref.WeakSet()).add(self)
 
@@ -115,8 +113,7 @@ class ChainPlan:
         return record
 
     def _elementwise(self, step: Elementwise, order: Tensor) -> list[int]:
-        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, self._elementwise_rows]
+        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, 0]
         self.packed_size += 2 * self.features
-        self._elementwise_rows += 2 * self.features
         self.shapes += [(self.features,)] * 2
         return record

@@ -35,9 +35,8 @@ class ChainCall {
       steps_.push_back(step);
     }
     STD_TORCH_CHECK(added_.size() == addends.size(), "flowkern: the addends do not belong to these plans");
-    chain = {steps_.data(),    view.steps(),   view.features(),
-             view.context(),   view.order(),   view.normal(),
-             view.step_rows(), view.kept(),    batch,
+    chain = {steps_.data(), view.steps(),  view.features(), view.context(),
+             view.order(),  view.normal(), view.kept(),     batch,
              rows + 4 * view.features() + 2 * view.context()};
   }
 
@@ -70,6 +69,22 @@ class ChainCall {
       masked_network_kernels<T>().give(step.net, context, given + step.row);
       step.net.given = given + step.row;
     }
+  }
+
+  // The steps in groups whose weights a core's cache holds: a tile goes through all steps of a group at once. Where the
+  // weights of one step fill the cache, those of the next would have to come from beyond it for every tile.
+  std::vector<StepRange> ranges() const {
+    constexpr int64_t kCacheBytes = int64_t{1} << 19;
+    std::vector<StepRange> found;
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < view.steps(); ++i) {
+      const StepView s = view.step(i);
+      const int64_t size = s.elementwise() ? 0 : s.plan().packed_size() * static_cast<int64_t>(sizeof(T));
+      if (found.empty() || bytes + size > kCacheBytes) found.push_back({i, i}), bytes = 0;
+      found.back().end = i + 1;
+      bytes += size;
+    }
+    return found;
   }
 
   ChainView view;
@@ -140,10 +155,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> autoregressive_chain(Tensor x, std::o
     Tensor z = empty<T>({batch, v.features()}), log_det = empty<T>({batch});
     Tensor saved = empty_saved<T>(save ? tiles.count : 0, v.kept() * k.tile_rows);
     T* kept = save && saved.numel() > 0 ? data<T>(saved) : nullptr;
-    parallel(tiles.count, v.work() * tiles.rows * tiles.count, [&](int64_t i) {
-      k.autoregressive_chain[tiles.kind](call.chain, matrix<T>(x), conditions, data<T>(z), data<T>(log_det), kept, i,
-                                         tile_scratch<T>(call.chain.scratch_rows, tiles.rows));
-    });
+    for (const StepRange& range : call.ranges())
+      parallel(tiles.count, v.work() * tiles.rows * tiles.count, [&](int64_t i) {
+        k.autoregressive_chain[tiles.kind](call.chain, range, matrix<T>(x), conditions, data<T>(z), data<T>(log_det),
+                                           kept, i, tile_scratch<T>(call.chain.scratch_rows, tiles.rows));
+      });
     return {z, log_det, own, saved};
   });
 }
@@ -169,23 +185,28 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> autoregressive_chain_backward(
     in.g_x = {data<T>(g_x), v.features(), 1};
     if (wants_context) in.g_context = {data<T>(g_context), v.context(), 1};
     in.g_addends = g_addends.matrices.data();
-    WeightGradients<T> weights(parameters);
-    for (int64_t i = 0; i < v.steps(); ++i) {
-      const StepView s = v.step(i);
-      if (s.elementwise())
-        weights.add_elementwise(v.features(), s.row());
-      else
-        weights.add(s.plan(), s.mask(), s.row());
+    Tensors gradients;
+    std::vector<StepRange> ranges = call.ranges();
+    std::reverse(ranges.begin(), ranges.end());
+    for (const StepRange& range : ranges) {
+      WeightGradients<T> weights(parameters);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const StepView s = v.step(i);
+        if (s.elementwise())
+          weights.add_elementwise(v.features());
+        else
+          weights.add(s.plan(), s.mask());
+      }
+      weights.run(tiles, v.work(), [&](const auto& group, int64_t i) {
+        ChainBackward<T> own = in;
+        own.deltas = group.deltas, own.activations = group.activations, own.delta_rows = group.delta_rows;
+        own.rows = group.rows, own.panels = group.panels, own.first_tile = group.first, own.tiles = group.count;
+        k.autoregressive_chain_backward(call.chain, range, own, i,
+                                        tile_scratch<T>(call.chain.scratch_rows, rows));
+      });
+      gradients.insert(gradients.begin(), weights.results.begin(), weights.results.end());
     }
-    weights.run(tiles, v.step_rows(), v.work(),
-                [&](T* deltas, T* activations, const int64_t* panels, int64_t first, int64_t count, int64_t i) {
-                  ChainBackward<T> group = in;
-                  group.deltas = deltas, group.activations = activations, group.panels = panels;
-                  group.first_tile = first, group.tiles = count;
-                  k.autoregressive_chain_backward(call.chain, group, i,
-                                                  tile_scratch<T>(call.chain.scratch_rows, rows));
-                });
-    return {g_x, g_context, weights.results, g_addends.tensors};
+    return {g_x, g_context, gradients, g_addends.tensors};
   });
 }
 

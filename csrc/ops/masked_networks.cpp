@@ -77,19 +77,14 @@ Gradients masked_mlp_backward(Tensor g, Tensor x, std::optional<Tensor> context,
     Tensor g_x = empty<T>({batch, v.features()}), g_context = empty<T>({wants_context ? batch : 0, v.context()});
     const Matrix<T> to_context{wants_context ? data<T>(g_context) : nullptr, v.context(), 1};
     WeightGradients<T> weights(parameters);
-    weights.add(v, const_data<uint8_t>(mask), 0);
-    weights.run(tiles, v.saved_rows(), v.packed_size(),
-                [&](T* deltas, T* activations, const int64_t*, int64_t first, int64_t count, int64_t i) {
-                  const NetworkBackward<T> in{const_data<T>(saved) + i * v.saved_rows() * rows,
-                                              deltas + (i - first) * v.saved_rows() * rows,
-                                              activations,
-                                              i - first,
-                                              count,
-                                              g_addends.matrices.data()};
-                  k.masked_mlp_backward(net, matrix<T>(x), conditions, in, matrix<T>(g),
-                                        {data<T>(g_x), v.features(), 1}, to_context, i,
-                                        tile_scratch<T>(scratch_rows(v), rows));
-                });
+    weights.add(v, const_data<uint8_t>(mask));
+    weights.run(tiles, v.packed_size(), [&](const auto& group, int64_t i) {
+      const int64_t tile = i - group.first, kept = v.saved_rows() * rows;
+      const NetworkBackward<T> in{const_data<T>(saved) + i * kept, group.deltas + tile * kept, group.activations,
+                                  tile, group.count, g_addends.matrices.data()};
+      k.masked_mlp_backward(net, matrix<T>(x), conditions, in, matrix<T>(g), {data<T>(g_x), v.features(), 1},
+                            to_context, i, tile_scratch<T>(scratch_rows(v), rows));
+    });
     return {g_x, g_context, weights.results, g_addends.tensors};
   });
 }

@@ -27,13 +27,20 @@ struct AddendGradients {
 template <class T>
 class WeightGradients {
  public:
+  // Where the tiles [first, first + count) put what the products read.
+  struct Group {
+    T *deltas, *activations;      // no activations where nobody wants the products
+    const int64_t *rows, *panels;  // of every step: its first row in deltas, its first panel in activations
+    int64_t delta_rows, first, count;
+  };
+
   explicit WeightGradients(bool wanted) : wanted_(wanted), rows_(masked_network_kernels<T>().tile_rows) {}
 
-  // A network, whose rows of the cotangents begin at `row`.
-  void add(const PlanView& plan, const uint8_t* mask, int64_t row) {
-    panels_.push_back(panels());
+  // The next step, a network.
+  void add(const PlanView& plan, const uint8_t* mask) {
+    const int64_t row = begin_step(plan.saved_rows());
     if (!wanted_) return;
-    Network net{plan, mask, row, panels(), sums_, {}, {}};
+    Network net{plan, mask, row, panel_count_, sums_, {}, {}};
     for (int l = 0; l < plan.linears(); ++l) {
       const LinearView m = plan.linear(l);
       const std::vector<int64_t> sizes{m.original_rows(), m.original_columns()};
@@ -49,18 +56,18 @@ class WeightGradients {
     networks_.push_back(std::move(net));
   }
 
-  // An elementwise step: `features` shifts and as many scales.
-  void add_elementwise(int64_t features, int64_t row) {
-    panels_.push_back(panels());
+  // The next step, elementwise: `features` shifts and as many scales.
+  void add_elementwise(int64_t features) {
+    const int64_t row = begin_step(2 * features);
     if (!wanted_) return;
     for (int64_t i = 0; i < 2; ++i) vectors_.push_back({row + i * features, features, add_vector(features)});
   }
 
-  // Runs `tile(deltas, activations, panels, first, tiles, index)` for all tiles, group by group.
+  // Runs `tile(group, index)` for all tiles, group by group.
   template <class Tile>
-  void run(int64_t tiles, int64_t delta_rows, int64_t work, const Tile& tile) {
+  void run(int64_t tiles, int64_t work, const Tile& tile) {
     const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
-    const int64_t deltas = delta_rows * rows_, inputs = panels() * rows_ * rows_;  // of one tile
+    const int64_t deltas = delta_rows_ * rows_, inputs = panel_count_ * rows_ * rows_;  // of one tile
     const int64_t bytes = (deltas + inputs) * static_cast<int64_t>(sizeof(T));
     const int64_t group = std::clamp<int64_t>(std::max(kBackwardRows / rows_, kBackwardBytes / std::max<int64_t>(bytes, 1)),
                                               1, std::max<int64_t>(tiles, 1));
@@ -72,9 +79,8 @@ class WeightGradients {
                           n.weights.data(), n.biases.data()});
     for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
       const int64_t count = std::min(group, tiles - first);
-      parallel(count, work * rows_ * count, [&](int64_t i) {
-        tile(memory, wanted_ ? activations : nullptr, panels_.data(), first, count, first + i);
-      });
+      const Group now{memory, wanted_ ? activations : nullptr, first_rows_.data(), panels_.data(), delta_rows_, first, count};
+      parallel(count, work * rows_ * count, [&](int64_t i) { tile(now, first + i); });
       if (!wanted_) continue;
       for (size_t i = 0; i < products.size(); ++i) {
         products[i].tiles = count;
@@ -113,7 +119,12 @@ class WeightGradients {
     T* sums;
   };
 
-  int64_t panels() const { return panel_count_; }
+  int64_t begin_step(int64_t rows) {
+    first_rows_.push_back(delta_rows_);
+    panels_.push_back(panel_count_);
+    delta_rows_ += rows;
+    return first_rows_.back();
+  }
   T* add_vector(int64_t size) {
     results.push_back(zeros<T>({size}));
     return data<T>(results.back());
@@ -132,8 +143,8 @@ class WeightGradients {
   }
 
   bool wanted_;
-  int64_t rows_, panel_count_ = 0, sums_ = 0;
-  std::vector<int64_t> panels_;
+  int64_t rows_, delta_rows_ = 0, panel_count_ = 0, sums_ = 0;
+  std::vector<int64_t> first_rows_, panels_;
   std::vector<Network> networks_;
   std::vector<Item> items_;
   std::vector<Vector> vectors_;

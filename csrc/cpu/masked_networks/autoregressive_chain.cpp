@@ -54,22 +54,30 @@ void elementwise_backward(const ChainStep<T>& step, int64_t features, const T* s
 }
 
 template <class T, int R>
-void autoregressive_chain(const Chain<T>& chain, Matrix<const T> x, Matrix<const T> context, T* z, T* log_det,
-                          T* saved, int64_t index, T* scratch) {
+void autoregressive_chain(const Chain<T>& chain, StepRange range, Matrix<const T> x, Matrix<const T> context, T* z,
+                          T* log_det, T* saved, int64_t index, T* scratch) {
   const TileRows rows(index, R, chain.batch);
   const int64_t features = chain.features;
+  const bool starts = range.begin == 0, ends = range.end == chain.count;
   T* kept = saved ? saved + index * chain.kept * R : nullptr;
   T* conditions = kept ? kept : scratch;
-  T* state = conditions + chain.context * R;
-  T* own = state + (chain.count + 1) * features * R;  // the rows of the steps
+  T* state = conditions + (chain.context + (kept ? range.begin * features : 0)) * R;
+  T* own = conditions + (chain.context + (chain.count + 1) * features) * R;  // the rows of the steps
   if (!kept) scratch = state + 2 * features * R;
-  alignas(64) double sum[R] = {}, log_prob[R] = {};
-  gather<T, R>(context, rows, nullptr, chain.context, conditions);
-  gather<T, R>(x, rows, nullptr, features, state);
-  add_zero_if_finite<T, R>(conditions, chain.context, sum);
-  if (chain.normal == Normal::input) add_normal<T, R>(state, features, log_prob);
+  alignas(64) double sum[R] = {};
+  if (starts || !kept) {
+    gather<T, R>(context, rows, nullptr, chain.context, conditions);
+    gather<T, R>(starts ? x : Matrix<const T>{z, features, 1}, rows, nullptr, features, state);
+  }
+  if (starts) {
+    if (chain.normal == Normal::input) add_normal<T, R>(state, features, sum);
+    for (int r = 0; r < R; ++r) sum[r] = -sum[r];  // the sign is turned around at the end
+    add_zero_if_finite<T, R>(conditions, chain.context, sum);
+  } else {
+    for (int64_t r = 0; r < rows.count; ++r) sum[r] = log_det[rows.first + r];
+  }
   T* next = state + features * R;
-  for (int64_t i = 0; i < chain.count; ++i) {
+  for (int64_t i = range.begin; i < range.end; ++i) {
     const ChainStep<T>& step = chain.steps[i];
     T* step_kept = kept ? own + step.row * R : nullptr;
     switch (step.kind) {
@@ -85,47 +93,57 @@ void autoregressive_chain(const Chain<T>& chain, Matrix<const T> x, Matrix<const
     state = next;
     next = kept ? next + features * R : before;
   }
-  if (chain.normal == Normal::output) add_normal<T, R>(state, features, sum);
-  for (int64_t f = 0; f < features; ++f)
-    scatter<T, R>(state + chain.order[f] * R, rows, &f, 1, {z, features, 1});
-  const double sign = chain.normal == Normal::input ? -1 : 1;
-  for (int64_t r = 0; r < rows.count; ++r) log_det[rows.first + r] = static_cast<T>(log_prob[r] + sign * sum[r]);
+  if (ends && chain.normal == Normal::output) add_normal<T, R>(state, features, sum);
+  if (ends || !kept)
+    for (int64_t f = 0; f < features; ++f)
+      scatter<T, R>(state + (ends ? chain.order[f] : f) * R, rows, &f, 1, {z, features, 1});
+  const double sign = ends && chain.normal == Normal::input ? -1 : 1;
+  for (int64_t r = 0; r < rows.count; ++r) log_det[rows.first + r] = static_cast<T>(sign * sum[r]);
 }
 
 template <class T>
-void autoregressive_chain_backward(const Chain<T>& chain, const ChainBackward<T>& in, int64_t index, T* scratch) {
+void autoregressive_chain_backward(const Chain<T>& chain, StepRange range, const ChainBackward<T>& in, int64_t index,
+                                   T* scratch) {
   constexpr int R = kTileRows<T>;
   const TileRows rows(index, R, chain.batch);
   const int64_t features = chain.features, tile = index - in.first_tile, panel = in.tiles * R * R;
+  const bool starts = range.end == chain.count, ends = range.begin == 0;  // on the way back
   const T* conditions = in.saved + index * chain.kept * R;
-  const T* state = conditions + (chain.context + chain.count * features) * R;  // the last one
-  const T* own = state + features * R;
+  const T* state = conditions + (chain.context + range.end * features) * R;
+  const T* own = conditions + (chain.context + (chain.count + 1) * features) * R;
   T *g = scratch, *g_context = g + features * R;
   scratch = g_context + chain.context * R;
   alignas(64) T g_log_det[R] = {};
   if (in.g_log_det.data) gather_cotangents(in.g_log_det, rows, nullptr, 1, g_log_det);
+  const Matrix<const T> g_value = starts ? in.g_value : Matrix<const T>{in.g_x.data, in.g_x.row_stride, 1};
   for (int64_t f = 0; f < features; ++f) {
-    T* to = g + chain.order[f] * R;
-    if (in.g_value.data)
-      gather_cotangents(in.g_value, rows, &f, 1, to);
+    T* to = g + (starts ? chain.order[f] : f) * R;
+    if (g_value.data)
+      gather_cotangents(g_value, rows, &f, 1, to);
     else
       __builtin_memset(to, 0, R * sizeof(T));
   }
+  T* wanted = in.g_context.data ? g_context : nullptr;
   __builtin_memset(g_context, 0, chain.context * R * sizeof(T));
+  if (wanted && !starts)
+    gather_cotangents({in.g_context.data, in.g_context.row_stride, 1}, rows, nullptr, chain.context, g_context);
   const auto subtract_normal = [&](const T* x) {  // of the log-density, whose cotangent is that of the result
     for (int64_t i = 0; i < features; ++i)
       for (int r = 0; r < R; ++r) g[i * R + r] -= x[i * R + r] * g_log_det[r];
   };
-  if (chain.normal == Normal::output) subtract_normal(state);
-  if (chain.normal == Normal::input)
-    for (int r = 0; r < R; ++r) g_log_det[r] = -g_log_det[r];
-  for (int64_t i = chain.count - 1; i >= 0; --i, state -= features * R) {
+  if (starts && chain.normal == Normal::output) subtract_normal(state);
+  const T sign = chain.normal == Normal::input ? -1 : 1;
+  for (int r = 0; r < R; ++r) g_log_det[r] *= sign;
+  for (int64_t i = range.end - 1; i >= range.begin; --i, state -= features * R) {
     const ChainStep<T>& step = chain.steps[i];
-    const T *before = state - features * R, *saved = own + step.row * R;
-    T* deltas = in.deltas + (tile * chain.step_rows + step.row) * R;
-    const NetworkBackward<T> network{saved, deltas, in.activations ? in.activations + in.panels[i] * panel : nullptr,
-                                     tile, in.tiles, in.g_addends ? in.g_addends + step.addend : nullptr};
-    T* wanted = in.g_context.data ? g_context : nullptr;
+    const T* before = state - features * R;
+    T* deltas = in.deltas + (tile * in.delta_rows + in.rows[i - range.begin]) * R;
+    const NetworkBackward<T> network{own + step.row * R,
+                                     deltas,
+                                     in.activations ? in.activations + in.panels[i - range.begin] * panel : nullptr,
+                                     tile,
+                                     in.tiles,
+                                     in.g_addends ? in.g_addends + step.addend : nullptr};
     switch (step.kind) {
       case StepKind::density:
         autoregressive_backward<T>(step, rows, before, conditions, network, g, g_log_det, g, wanted, scratch);
@@ -140,12 +158,12 @@ void autoregressive_chain_backward(const Chain<T>& chain, const ChainBackward<T>
       }
     }
   }
-  if (chain.normal == Normal::input) {
-    for (int r = 0; r < R; ++r) g_log_det[r] = -g_log_det[r];
+  if (ends && chain.normal == Normal::input) {
+    for (int r = 0; r < R; ++r) g_log_det[r] *= sign;
     subtract_normal(state);
   }
   scatter<T, R>(g, rows, nullptr, features, in.g_x);
-  if (in.g_context.data) scatter<T, R>(g_context, rows, nullptr, chain.context, in.g_context);
+  if (wanted) scatter<T, R>(g_context, rows, nullptr, chain.context, in.g_context);
 }
 
 template <class T>
@@ -173,14 +191,14 @@ void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
 }
 
 #define FK_FORWARD(T, R)                                                                                             \
-  template void autoregressive_chain<T, R>(const Chain<T>&, Matrix<const T>, Matrix<const T>, T*, T*, T*, int64_t, \
-                                           T*);
+  template void autoregressive_chain<T, R>(const Chain<T>&, StepRange, Matrix<const T>, Matrix<const T>, T*, T*, T*, \
+                                           int64_t, T*);
 #define FK_INSTANTIATE(T)      \
   FK_FORWARD(T, 1)             \
   FK_FORWARD(T, kSmallRows<T>) \
   FK_FORWARD(T, kTileRows<T>)  \
   template void give<T>(const MaskedNetwork<T>&, Matrix<const T>, T*);                                               \
-  template void autoregressive_chain_backward<T>(const Chain<T>&, const ChainBackward<T>&, int64_t, T*);
+  template void autoregressive_chain_backward<T>(const Chain<T>&, StepRange, const ChainBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

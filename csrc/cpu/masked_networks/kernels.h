@@ -34,7 +34,7 @@ template <class T>
 struct ChainStep {
   StepKind kind;
   const int64_t* order;  // where what the step takes, in its own order, lies in the state before it
-  int64_t row;           // first of its rows among those of all steps
+  int64_t row;           // of a network: first of its rows among those of all
   int64_t addend;        // first of its addends among those of all steps
   MaskedNetwork<T> net;
   Map<T> map;
@@ -49,8 +49,13 @@ struct Chain {
   int64_t count, features, context;
   const int64_t* order;  // feature of the result -> feature of the last state
   Normal normal;
-  int64_t step_rows, kept, batch;
+  int64_t kept, batch;
   int64_t scratch_rows;
+};
+
+// Steps that a tile goes through at once, one after another: those whose weights fit into the cache together.
+struct StepRange {
+  int64_t begin, end;
 };
 
 // Cotangents and results of a chain's backward pass over a group of tiles.
@@ -58,11 +63,12 @@ template <class T>
 struct ChainBackward {
   const T* saved;                         // [tiles of the batch][kept][tile rows]
   Matrix<const T> g_value, g_log_det;     // either may be missing: zero
-  Matrix<T> g_x, g_context;               // results; nobody may want the second
+  Matrix<T> g_x, g_context;               // results, kept here between ranges of steps; nobody may want the second
   const Matrix<T>* g_addends;             // of all steps
-  T* deltas;                              // [tiles of the group][step_rows][tile rows]
+  T* deltas;                              // [tiles of the group][delta_rows][tile rows]
   T* activations;                         // of step after step
-  const int64_t* panels;                  // first panel of every step in activations
+  const int64_t *rows, *panels;           // of every step of the range: its first row in deltas, panel in activations
+  int64_t delta_rows;
   int64_t first_tile, tiles;              // the group
 };
 
@@ -98,13 +104,14 @@ struct MaskedNetworkKernels {
   // chain.scratch_rows, tile rows.
   void (*masked_mlp[3])(const MaskedNetwork<T>&, Matrix<const T> x, Matrix<const T> context, T* parameters, T* saved,
                         int64_t tile, T* scratch);
-  void (*autoregressive_chain[3])(const Chain<T>&, Matrix<const T> x, Matrix<const T> context, T* z, T* log_det,
-                                  T* saved, int64_t tile, T* scratch);
+  // One range after another, all tiles each.
+  void (*autoregressive_chain[3])(const Chain<T>&, StepRange, Matrix<const T> x, Matrix<const T> context, T* z,
+                                  T* log_det, T* saved, int64_t tile, T* scratch);
 
   void (*masked_mlp_backward)(const MaskedNetwork<T>&, Matrix<const T> x, Matrix<const T> context,
                               const NetworkBackward<T>&, Matrix<const T> g, Matrix<T> g_x, Matrix<T> g_context,
                               int64_t tile, T* scratch);
-  void (*autoregressive_chain_backward)(const Chain<T>&, const ChainBackward<T>&, int64_t tile, T* scratch);
+  void (*autoregressive_chain_backward)(const Chain<T>&, StepRange, const ChainBackward<T>&, int64_t tile, T* scratch);
   // One item: the source columns [panel * tile_rows, ...) of one linear map against its chunks [begin, end).
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
   // After the last group: the weights' gradients from the sums of the chunks [begin, end).

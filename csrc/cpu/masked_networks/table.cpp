@@ -11,12 +11,12 @@ void give(const MaskedNetwork<T>&, Matrix<const T>, T*);
 template <class T, int R>
 void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>
-void autoregressive_chain(const Chain<T>&, Matrix<const T>, Matrix<const T>, T*, T*, T*, int64_t, T*);
+void autoregressive_chain(const Chain<T>&, StepRange, Matrix<const T>, Matrix<const T>, T*, T*, T*, int64_t, T*);
 template <class T>
 void masked_mlp_backward(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, const NetworkBackward<T>&,
                          Matrix<const T>, Matrix<T>, Matrix<T>, int64_t, T*);
 template <class T>
-void autoregressive_chain_backward(const Chain<T>&, const ChainBackward<T>&, int64_t, T*);
+void autoregressive_chain_backward(const Chain<T>&, StepRange, const ChainBackward<T>&, int64_t, T*);
 template <class T>
 void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
 template <class T>

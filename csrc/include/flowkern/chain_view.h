@@ -28,7 +28,7 @@ class StepView {
   const uint8_t* mask() const { return reinterpret_cast<const uint8_t*>(base_ + r_[3]); }
   const double* map() const { return reinterpret_cast<const double*>(base_ + r_[4]); }
   int64_t packed() const { return r_[5]; }  // first of its numbers in the packed buffer
-  int64_t row() const { return r_[6]; }     // first of its rows among those of all steps
+  int64_t row() const { return r_[6]; }     // of a network: first of its rows among those of all
   static constexpr int64_t kFields = 7;
 
  private:
@@ -48,9 +48,8 @@ class ChainView {
   const int64_t* order() const { return base_ + base_[6]; }  // feature of the result -> feature of the last state
   int64_t packed_size() const { return base_[7]; }
   int64_t network_rows() const { return base_[8]; }
-  int64_t step_rows() const { return base_[9]; }  // those of the networks, then of elementwise steps, which keep nothing
-  int64_t work() const { return base_[10]; }      // multiply-adds of a row
-  StepView step(int64_t i) const { return StepView(base_, base_ + base_[11] + i * StepView::kFields); }
+  int64_t work() const { return base_[9]; }  // multiply-adds of a row
+  StepView step(int64_t i) const { return StepView(base_, base_ + base_[10] + i * StepView::kFields); }
   // Rows of a tile that a backward pass needs: the context, the input and every state, then those of the networks.
   FK_ALWAYS_INLINE int64_t kept() const { return context() + (steps() + 1) * features() + network_rows(); }
 
