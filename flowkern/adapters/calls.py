@@ -17,7 +17,7 @@ from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, s
 
 
 def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
-    """Keyword arguments of the operators for a call, or ``None`` where the peer's own code must serve it."""
+    """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it."""
     state = state_of(layer)
     if state is None or state.network.busy() is not None:
         return None
@@ -29,7 +29,7 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
     if not state.network.fits(x, context):
         return None
     try:
-        return state.network.arguments(context)
+        return state.network.arguments()
     except ChangedError:
         state.structure = None  # the layer is read again before its next call
         return None
@@ -77,7 +77,7 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
     arguments = arguments_for(layer, x, context, inverse)
     if arguments is None:
         return None
-    return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments)
+    return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments, context=context)
 
 
 def checked(layer: Any) -> bool:

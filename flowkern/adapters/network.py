@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from torch.nn.utils import parametrize
 from flowkern._checks import FLOATS
 from flowkern._tensors import content
 from flowkern.backends import exporting
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, Conditioner
 from flowkern.univariate import Affine, UnivariateMap
 
 
@@ -101,9 +100,6 @@ class Reading:
         return found
 
 
-Context = Callable[[Tensor, Reading], Tensor]
-
-
 def _parameter(module: nn.Module, name: str) -> Tensor | None:
     # The dictionary first: attribute look-ups of nn.Module are slow. A parametrized one is an attribute only.
     own = module._parameters
@@ -131,23 +127,22 @@ def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 class Linear:
-    """A masked linear module of a peer, or some of its columns.
+    """A masked linear module of a peer.
 
     Args:
         module: has ``weight``, ``bias`` and ``mask``.
-        columns: those that read the features, where others read the context.
     """
 
-    def __init__(self, module: nn.Module, columns: slice | None = None) -> None:
-        self.module, self.columns = module, columns
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.biased = self._has_bias = _stored(module, "bias") is not None
 
     def mask(self) -> Tensor:
-        """What the columns may read, on the mask's device."""
+        """What each unit may read, on the mask's device."""
         (mask,) = self.masks()
         if mask is None:
             raise UnsupportedError("a mask of it is no buffer any more")
-        return (mask if self.columns is None else mask[:, self.columns]) != 0
+        return mask != 0
 
     def checked_mask(self) -> Tensor:
         """The same, if it is a mask."""
@@ -165,11 +160,7 @@ class Linear:
         weight, bias = read.linear(self.module)
         if (bias is not None) != self._has_bias:
             raise ChangedError
-        return weight if self.columns is None else weight[:, self.columns], bias
-
-    def apply(self, context: Tensor, read: Reading) -> Tensor:
-        """What the columns contribute for a context, without the bias."""
-        return F.linear(context, torch.where(self.mask(), self.tensors(read)[0], 0))
+        return weight, bias
 
 
 def _expect_norm(norm: nn.Module) -> nn.BatchNorm1d:
@@ -219,14 +210,28 @@ class Norm(Linear):
         return torch.diag(scale), shift
 
 
-def called(layer: nn.Module, then: Callable[[Tensor], Tensor] | None = None) -> Context:
-    """What a module of its own gives for the context, and a function of that."""
-    return lambda context, read: layer(context) if then is None else then(layer(context))
+class ContextLinear:
+    """A linear map of the context alone.
 
+    Args:
+        module: ``nn.Linear``; a subclass may do anything else.
+        norm: batch normalisation that its result, added to a layer's, passes through.
+    """
 
-def scaled(contribution: Context, norm: nn.BatchNorm1d) -> Context:
-    """A contribution of the context that passes through batch normalisation."""
-    return lambda context, read: contribution(context, read) * read.norm(norm)[0]
+    def __init__(self, module: nn.Module, norm: nn.Module | None) -> None:
+        self.module = expect(module, "torch.nn.modules.linear.Linear", "context layer")
+        self.norm = None if norm is None else _expect_norm(norm)
+        self.biased = _stored(module, "bias") is not None
+
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, as many as when the layer was read. The shift of the norm is the layer's."""
+        weight, bias = read.linear(self.module)
+        if (bias is not None) != self.biased:
+            raise ChangedError
+        if self.norm is None:
+            return weight, bias
+        scale, _ = read.norm(self.norm)
+        return weight * scale[:, None], bias if bias is None else bias * scale
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -255,8 +260,9 @@ class PeerNetwork:
         map: the univariate map.
         layout, parameter_order: the order of the parameters, see :class:`flowkern.AutoregressivePlan`.
 
-    The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection, and
-    sets ``activation``.
+    The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection,
+    :meth:`add_context` for the linear maps of the context, and sets ``activation``; ``context_columns`` where the first map,
+    and the direct connection, read features and context side by side.
     """
 
     def __init__(
@@ -275,8 +281,9 @@ class PeerNetwork:
         self.skipped: Linear | None = None
         self.activated: list[bool] = []
         self.residuals: list[int | None] = []
-        self.addends: dict[int, list[Context]] = {}
-        self.gates: dict[int, Context] = {}
+        self.context_columns: Sequence[int] = ()
+        self.conditioners: list[Conditioner] = []
+        self._conditions: list[ContextLinear] = []
         self.modules: list[nn.Module] = []
         self._seen: list[tuple[Tensor | None, int | None]] = []
         self._refused = False  # whether the masks, as they are now, are such that there is no plan
@@ -288,13 +295,12 @@ class PeerNetwork:
         self.residuals.append(residual)
         return len(self.linears) - 1
 
-    def add_context(self, layer: int, contribution: Context) -> None:
-        """Something that a layer adds for the context."""
-        self.addends.setdefault(layer, []).append(contribution)
-
-    def add_gate(self, layer: int, factor: Context) -> None:
-        """What the context multiplies a layer by, before its residual is added."""
-        self.gates[layer] = factor
+    def add_context(
+        self, layer: int, module: nn.Module, activation: str = "identity", *, gate: bool = False, norm: nn.Module | None = None
+    ) -> None:
+        """A linear map of the context, activated, that a layer adds, or as a gate is multiplied by, before its residual."""
+        self.conditioners.append(Conditioner(layer, activation, gate))
+        self._conditions.append(ContextLinear(module, norm))
 
     def skip(self, linear: Linear) -> None:
         """A direct connection from the features to the parameters."""
@@ -303,6 +309,7 @@ class PeerNetwork:
     def finish(self, *modules: nn.Module) -> PeerNetwork:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
+        self._maps = [*self._all(), *self._conditions]
         self._plan()
         return self
 
@@ -328,9 +335,10 @@ class PeerNetwork:
                 activated=tuple(self.activated[:depth]),
                 residuals=tuple(self.residuals[:depth]),
                 skip=self.skipped is not None,
-                addends=tuple(self.addends),
-                gates=tuple(self.gates),
-                biases=tuple(linear.biased for linear in linears),
+                biases=tuple(linear.biased for linear in (*linears, *self._conditions)),
+                context=self.context,
+                context_columns=tuple(self.context_columns),
+                conditioners=tuple(self.conditioners),
             )
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
@@ -368,10 +376,7 @@ class PeerNetwork:
     def _masks_are_those_of_the_plan(self) -> bool:
         for linear, planned in zip(self._all(), self.plan.masks, strict=True):
             for mask in linear.masks():
-                if mask is None or mask.is_meta:
-                    return False
-                now = mask if linear.columns is None else mask[:, linear.columns]
-                if not torch.equal(now, planned.to(now.device, now.dtype)):
+                if mask is None or mask.is_meta or not torch.equal(mask, planned.to(mask.device, mask.dtype)):
                     return False
         return True
 
@@ -427,26 +432,21 @@ class PeerNetwork:
             and context.shape[-1] == self.context
         )
 
-    def arguments(self, context: Tensor | None) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`.
 
         Raises:
             ChangedError: where a module is not what it was when the layer was read.
         """
         read = Reading()
-        pairs = [linear.tensors(read) for linear in self._all()]
-        addends: list[Tensor] = []
-        if context is not None:
-            terms = ([part(context, read) for part in parts] for parts in self.addends.values())
-            addends = [functools.reduce(torch.add, parts) for parts in terms]
-            addends += [factor(context, read) for factor in self.gates.values()]
-        return {
-            "weights": [weight for weight, _ in pairs],
-            "biases": [bias for _, bias in pairs if bias is not None],
-            "plan": self.plan,
-            "addends": addends,
-            "map": self.map,
-        }
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for linear in self._maps:
+            weight, bias = linear.tensors(read)
+            weights.append(weight)
+            if bias is not None:
+                biases.append(bias)
+        return {"weights": weights, "biases": biases, "plan": self.plan, "map": self.map}
 
 
 def affine(scale: str, placement: str, *constants: Any) -> Affine:

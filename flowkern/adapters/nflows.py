@@ -20,9 +20,7 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
-    called,
     expect,
-    scaled,
 )
 from flowkern.adapters.state import own
 
@@ -39,14 +37,13 @@ def read(root: str, layer: Any) -> PeerNetwork:
     residual = made.use_residual_blocks
     stream = network.add(linear(root, made.initial_layer), activated=not residual)
     if network.context:
-        network.add_context(stream, called(made.context_layer, made.activation))
+        network.add_context(stream, made.context_layer, activation_of(made.activation)[0])
     for block in made.blocks:
         if residual:
             stream = add_residual_block(network, root, block, stream)
             if network.context:
                 norm = block.batch_norm_layers[1] if block.use_batch_norm else None
-                contribution = called(block.context_layer)
-                network.add_context(stream - 1, contribution if norm is None else scaled(contribution, norm))
+                network.add_context(stream - 1, block.context_layer, norm=norm)
         else:
             expect_dropout(expect(block, root + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(root, block.linear, before=block.batch_norm), activated=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowkern.adapters.library import Layer, Library
-from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, called, expect
+from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect
 from flowkern.adapters.nflows import (
     COUPLING,
     METHODS,
@@ -34,12 +33,12 @@ def read(layer: Any) -> PeerNetwork:
     network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
     stream = network.add(linear(MADE, made.initial_layer))
     if network.context:
-        network.add_context(stream, called(made.context_layer))
+        network.add_context(stream, made.context_layer)
     for block in made.blocks:
         if hasattr(block, "linear_layers"):
             stream = add_residual_block(network, MADE, block, stream)
             if network.context:
-                network.add_gate(stream, called(block.context_layer, torch.sigmoid))
+                network.add_context(stream, block.context_layer, "sigmoid", gate=True)
         else:
             expect_dropout(expect(block, MADE + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)

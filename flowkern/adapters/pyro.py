@@ -43,17 +43,11 @@ def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float
     else:
         map = affine("clamped_exp", "scale_shift", log_scale_min_clip, log_scale_max_clip)
     network = PeerNetwork(arn.input_dim, arn.context_dim, map, layout="parameter_major")
-    features = slice(arn.context_dim, None) if arn.context_dim else None
-    for i, module in enumerate(arn.layers):
-        expect(module, NETS + "MaskedLinear", "linear map")
-        network.add(Linear(module, None if i else features), activated=True)
+    network.context_columns = range(arn.context_dim)
+    for module in arn.layers:
+        network.add(Linear(expect(module, NETS + "MaskedLinear", "linear map")), activated=True)
     if arn.skip_layer is not None:
-        network.skip(Linear(arn.skip_layer, features))
-    if arn.context_dim:
-        columns = slice(None, arn.context_dim)
-        network.add_context(0, Linear(arn.layers[0], columns).apply)
-        if arn.skip_layer is not None:
-            network.add_context(len(arn.layers) - 1, Linear(arn.skip_layer, columns).apply)
+        network.skip(Linear(arn.skip_layer))
     network.activation = activation_of(arn.f)
     return network.finish(arn)
 

@@ -36,7 +36,7 @@ def read(layer: Any) -> PeerNetwork:
     activations: list[nn.Module] = []
     for item in hyper:
         if differs(type(item), "zuko.nn.MaskedLinear") is None:
-            network.add(Linear(item, slice(None, features) if context and not network.linears else None))
+            network.add(Linear(item))
         elif differs(type(item), "zuko.nn.Residual") is None:
             stream, (first, activation, last) = len(network.linears) - 1, item
             network.add(Linear(expect(first, "zuko.nn.MaskedLinear", "residual layer")), activated=True)
@@ -45,8 +45,7 @@ def read(layer: Any) -> PeerNetwork:
         else:
             network.activated[-1] = True
             activations.append(item)
-    if context:
-        network.add_context(0, Linear(hyper[0], slice(features, None)).apply)
+    network.context_columns = range(features, features + context)
     network.activation = activation_of(*activations)
     return network.finish(hyper)
 
