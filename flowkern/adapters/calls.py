@@ -26,6 +26,16 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
             return None
     elif not _ready(layer, state, inverse):
         return None
+    return _arguments(state, x, context)
+
+
+def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
+    """The same where it is known already that the call is eager, and what else may keep every layer busy."""
+    state = state_of(layer)
+    return _arguments(state, x, context) if state is not None and _ready(layer, state, inverse) else None
+
+
+def _arguments(state: State, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
     if not state.network.fits(x, context):
         return None
     try:
@@ -35,9 +45,12 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
         return None
 
 
+_transformed = torch._C._are_functorch_transforms_active
+
+
 def _ready(layer: Any, state: State, inverse: bool) -> bool:
     """Whether a layer, as it is now, is one that the operators serve."""
-    if torch._C._are_functorch_transforms_active() and not _settled(layer, state):
+    if _transformed() and not _settled(layer, state):
         return False  # what is read and checked under a transform would be a part of it: that is put off
     if renewed(layer, state) is not None:
         _tell(layer, state)

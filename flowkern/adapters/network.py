@@ -84,12 +84,15 @@ class Reading:
 
     def linear(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight and bias."""
-        found = self._found.get(module)
+        own = module._parameters
+        found = self._found.get(module) if self._found else None
         if found is None:
-            weight = _parameter(module, "weight")
-            if weight is None:
+            if "weight" in own and "bias" in own:
+                found = own["weight"], own["bias"]  # plain parameters need not be kept: they are the same every time
+            else:
+                found = self._found[module] = _parameter(module, "weight"), _parameter(module, "bias")
+            if found[0] is None:
                 raise ChangedError
-            found = self._found[module] = weight, _parameter(module, "bias")
         return found
 
     def norm(self, module: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -309,7 +312,8 @@ class PeerNetwork:
     def finish(self, *modules: nn.Module) -> PeerNetwork:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
-        self._maps = [*self._all(), *self._conditions]
+        self._all_linears = self._all()
+        self._maps = [*self._all_linears, *self._conditions]
         self._plan()
         return self
 
@@ -352,9 +356,12 @@ class PeerNetwork:
 
     def touched(self) -> bool:
         """Whether masks were exchanged, or written to, since they were last looked at."""
-        for now, (before, version) in zip(self._masks(), self._seen, strict=True):
-            if now is not before or (version is not None and now._version != version):  # type: ignore[union-attr]
-                return True
+        seen = iter(self._seen)
+        for linear in self._all_linears:
+            for now in linear.masks():
+                before, version = next(seen)
+                if now is not before or (version is not None and now._version != version):  # type: ignore[union-attr]
+                    return True
         return False
 
     def follow(self) -> bool:
@@ -409,14 +416,15 @@ class PeerNetwork:
 
     def fits(self, x: Tensor, context: Tensor | None) -> bool:
         """Whether the operators take these arguments; those that they do not are for the peer to judge."""
-        like = _stored(self.linears[0].module, "weight")
+        own = self.linears[0].module._parameters
+        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
         return (
             like is not None
             and isinstance(x, Tensor)
             and x.dtype in FLOATS
             and x.dtype is like.dtype
             and x.device == like.device
-            and x.device.type != "meta"
+            and not x.is_meta
             and x.dim() > 0
             and x.shape[-1] == self.features
             and (context is not None) == (self.context > 0)

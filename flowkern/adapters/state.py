@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flowkern.adapters.library import Layer
+from flowkern.adapters.library import Container, Layer
 from flowkern.adapters.network import PeerNetwork, UnsupportedError
 from flowkern.adapters.structure import Structure
 
@@ -44,8 +44,19 @@ class State:
 UNCHECKED = "unchecked"
 
 
-def state_of(layer: Any) -> State | None:
-    """The state of an accelerated layer; none where it was restored meanwhile, or is a copy that no library's code made."""
+@dataclass(slots=True)
+class Held:
+    """What an accelerated container of layers carries, under :data:`STATE` in its dictionary."""
+
+    layer: Container
+    owner: weakref.ref[Any]
+    accelerated: type
+    aside: dict[str, Any] = field(default_factory=dict)  # as of a layer
+    cached: Any = None  # what its library's file keeps from one call to the next
+
+
+def state_of(layer: Any) -> Any:
+    """The state of an accelerated object; none where it was restored meanwhile, or is a copy that no library's code made."""
     state = getattr(layer, "__dict__", {}).get(STATE)
     return state if state is not None and (torch.compiler.is_compiling() or state.owner() is layer) else None
 
@@ -55,7 +66,7 @@ def state_of(layer: Any) -> State | None:
 _pickled = threading.local()
 
 
-def _parts(layer: Any, state: State | None) -> tuple[Any, Any, Any]:
+def _parts(layer: Any, state: State | Held | None) -> tuple[Any, Any, Any]:
     """What the peer's own object would give to pickle: how it is made, its arguments, its state. The layer stays as it is."""
     peer: Any = object.__new__(peer_class(type(layer)))
     aside = {} if state is None else state.aside
@@ -93,6 +104,10 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     state = state_of(self)
     if state is None:
         return peer_copy(self, None, memo)
+    if isinstance(state, Held):
+        twin = peer_copy(self, state, memo)
+        hold(twin, state.layer)
+        return twin
     renewed(self, state)
     twin = peer_copy(self, state, memo)
     with suppress(UnsupportedError):  # changed since it was accelerated: the copy is the peer's own
@@ -100,7 +115,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
-def peer_copy(layer: Any, state: State | None, memo: dict[int, Any]) -> Any:
+def peer_copy(layer: Any, state: State | Held | None, memo: dict[int, Any]) -> Any:
     """A deep copy as the peer's own object."""
     function, arguments, values = _parts(layer, state)
     twin = memo[id(layer)] = function(*arguments)
@@ -117,10 +132,10 @@ def _with_values(twin: Any, values: Any) -> Any:
 
 # -- classes ----------------------------------------------------------------------------------------------------------
 
-_classes: dict[tuple[type, int], tuple[type, Layer]] = {}
+_classes: dict[tuple[type, int], tuple[type, Layer | Container]] = {}
 
 
-def _accelerated_class(cls: type, layer: Layer) -> type:
+def _accelerated_class(cls: type, layer: Layer | Container) -> type:
     key = cls, id(layer)
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -166,6 +181,19 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Pee
     state.structure = _structure(layer, state)
 
 
+def hold(container: Any, how: Container) -> None:
+    """Accelerates one container."""
+    cls = type(container)
+    accelerated = _accelerated_class(peer_class(cls) if "_flowkern_peer" in vars(cls) else cls, how)
+    container.__dict__[STATE] = Held(how, weakref.ref(container), accelerated)
+    container.__class__ = accelerated
+
+
+def is_container(obj: Any) -> bool:
+    """Whether an object is an accelerated container of layers."""
+    return is_accelerated(obj) and isinstance(obj.__dict__[STATE], Held)
+
+
 def _structure(layer: Any, state: State) -> Structure:
     return Structure(layer, frozenset((STATE, *state.layer.set_aside, *state.layer.caches, *state.harmless)))
 
@@ -185,7 +213,7 @@ def read_network(layer: Any, how: Layer) -> PeerNetwork:
 
 
 def detach(layer: Any) -> None:
-    state: State = layer.__dict__[STATE]
+    state: State | Held = layer.__dict__[STATE]
     if type(layer) is not state.accelerated:
         name = type(layer).__qualname__
         raise RuntimeError(f"restore: the class of a {name} was changed after accelerate; change it back first")

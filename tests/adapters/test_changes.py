@@ -409,7 +409,9 @@ def test_a_number_that_changes_at_every_call_is_checked_once(monkeypatch: pytest
     assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
 
 
-@pytest.mark.parametrize("name", ["nflows: context", "nflows: plain, context", "normflows: context", "nflows: batch norm, context"])
+@pytest.mark.parametrize(
+    "name", ["nflows: context", "nflows: plain, context", "normflows: context", "nflows: batch norm, context"]
+)
 def test_context_layers_with_hooks_parametrizations_and_others_in_their_place(name: str) -> None:
     peer = PEERS[name]
     layer = peer.make()

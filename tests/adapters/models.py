@@ -1,0 +1,104 @@
+"""Whole models of other libraries, and what people call on them: each call gives tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peers import settle
+from torch import Tensor, nn
+
+Use = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and its uses by name; ``joined`` says how many native calls one takes, 1 where it is not said."""
+
+    make: Callable[[], Any]
+    features: int
+    context: int
+    uses: dict[str, Use]
+    joined: int = 1
+
+    def arguments(self, rows: int = 7) -> tuple[Tensor, Tensor | None]:
+        generator = torch.Generator().manual_seed(3)
+        x = torch.randn(rows, self.features, generator=generator, dtype=torch.float64)
+        return x, torch.randn(rows, self.context, generator=generator, dtype=torch.float64) if self.context else None
+
+
+def tuple_of(found: Any) -> tuple[Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def seeded(use: Use) -> Use:
+    """For samples: with the same noise, which the libraries draw in the default dtype."""
+
+    def drawn(model: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, ...]:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(x.dtype)
+        try:
+            torch.manual_seed(5)
+            return tuple_of(use(model, x, c))
+        finally:
+            torch.set_default_dtype(default)
+
+    return drawn
+
+
+# -- zuko -------------------------------------------------------------------------------------------------------------
+
+ZUKO: dict[str, Use] = {
+    "log_prob": lambda m, x, c: (m(c).log_prob(x),),
+    "rsample": seeded(lambda m, x, c: m(c).rsample((3,))),
+    "rsample_and_log_prob": seeded(lambda m, x, c: m(c).rsample_and_log_prob((3,))),
+    "call_and_ladj": lambda m, x, c: m.transform(c).call_and_ladj(x),
+    "call": lambda m, x, c: (m(c).transform(x),),
+    "log_abs_det_jacobian": lambda m, x, c: (m.transform(c).log_abs_det_jacobian(x, None),),
+    "inv": lambda m, x, c: m.transform(c).inv.call_and_ladj(x),
+    "inverse": lambda m, x, c: (m(c).transform.inv(x), m(c).transform._inverse(x)),
+}
+
+
+def zuko_maf(context: int = 0, **options: Any) -> Model:
+    def make() -> Any:
+        import zuko
+
+        flow = zuko.flows.MAF(5, context, transforms=3, hidden_features=[16, 16], activation=nn.Tanh, **options)
+        return settle(flow).double()
+
+    return Model(make, 5, context, ZUKO)
+
+
+def zuko_mixed(first: str) -> Model:
+    """A standardisation and a permutation, an inverted flow inside, a base with a location; ``first`` may be another layer."""
+
+    def make() -> Any:
+        import zuko
+        from zuko.transforms import PermutationTransform, SoftclipTransform
+
+        made = [zuko.flows.MaskedAutoregressiveTransform(5, 2, hidden_features=[16], activation=nn.Tanh) for _ in range(3)]
+        shift, scale = torch.randn(5), torch.rand(5) + 0.5
+        layers = [
+            zuko.flows.UnconditionalTransform(torch.distributions.AffineTransform, loc=shift, scale=scale, buffer=True),
+            made[0],
+            zuko.flows.UnconditionalTransform(PermutationTransform, torch.tensor([3, 0, 4, 1, 2]), buffer=True),
+            zuko.lazy.LazyComposedTransform(made[1], zuko.lazy.LazyInverse(made[2])),
+        ]
+        if first == "softclip":
+            layers.insert(2, zuko.flows.UnconditionalTransform(SoftclipTransform, bound=50.0))
+        base = zuko.flows.UnconditionalDistribution(zuko.distributions.DiagNormal, torch.randn(5), torch.rand(5) + 0.5)
+        return settle(zuko.flows.Flow(layers, base)).double()
+
+    return Model(make, 5, 2, ZUKO, 1 if first == "none" else 2)
+
+
+MODELS = {
+    "zuko: MAF": zuko_maf(),
+    "zuko: context": zuko_maf(3),
+    "zuko: random orders": zuko_maf(3, randperm=True),
+    "zuko: mixed": zuko_mixed("none"),
+    "zuko: with a layer between": zuko_mixed("softclip"),
+}

@@ -1,0 +1,194 @@
+"""Whole models, whose neighbouring layers share a call, against their unaccelerated twins in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import MODELS, Model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flowkern as fk
+from flowkern.adapters import state
+
+EACH = pytest.mark.parametrize("name", MODELS)
+EACH_USE = pytest.mark.parametrize(("name", "use"), [(name, use) for name, model in MODELS.items() for use in model.uses])
+
+
+def made(name: str) -> tuple[Model, Any, Any]:
+    """The model, an accelerated one and its twin."""
+    pytest.importorskip(name.split(":")[0])
+    torch.manual_seed(0)
+    model = MODELS[name]
+    twin = model.make()
+    accelerated = fk.accelerate(copy.deepcopy(twin))
+    assert all(s.startswith("accelerated") for s in statuses(accelerated))
+    return model, accelerated, twin
+
+
+def statuses(model: Any) -> list[str]:
+    rows = fk.explain(model).rows
+    return [status for _, cls, status in rows if "Autoregressive" in cls]
+
+
+def parameters_of(model: Any) -> dict[str, torch.Tensor]:
+    if isinstance(model, torch.nn.Module):
+        return dict(model.named_parameters())
+    modules = [t for t in model.transforms if isinstance(t, torch.nn.Module)]
+    return {f"{i}.{k}": p for i, t in enumerate(modules) for k, p in t.named_parameters()}
+
+
+def outcome(model: Model, use: str, made: Any, grads: bool = True) -> dict[str, torch.Tensor]:
+    x, c = model.arguments()
+    leaves = parameters_of(made) | {"x": x.requires_grad_(grads)}
+    if c is not None:
+        leaves["context"] = c.requires_grad_(grads)
+    with torch.set_grad_enabled(grads):
+        values = model.uses[use](made, x, c)
+        found = {str(i): v.detach() for i, v in enumerate(values)}
+        if grads:
+            total = sum((v.sin() * (i + 1)).sum() for i, v in enumerate(values))
+            got = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            found |= dict(zip(leaves, got, strict=True))
+    return found
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of flowkern's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("flowkern"):
+            self.names.append(func.name().split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+@EACH_USE
+def test_values_and_gradients_are_those_of_the_twin(name: str, use: str) -> None:
+    model, accelerated, twin = made(name)
+    for grads in (True, False):
+        assert_same(outcome(model, use, accelerated, grads), outcome(model, use, twin, grads))
+
+
+@EACH_USE
+def test_one_native_call_forward_and_one_back(name: str, use: str) -> None:
+    model, accelerated, _ = made(name)
+    outcome(model, use, accelerated)  # the checks at the first use
+    for grads in (True, False):
+        with Calls() as calls:
+            outcome(model, use, accelerated, grads)
+        repeats = 2 if use == "inverse" else 1
+        forward = ["autoregressive_chain"] * (model.joined * repeats)
+        backward = ["autoregressive_chain_backward"] * (len(forward) * grads)
+        assert [n for n in calls.names if "chain" in n] == forward + backward
+
+
+@EACH
+def test_training_takes_the_same_course(name: str) -> None:
+    model, accelerated, twin = made(name)
+    use = next(iter(model.uses))
+    losses = []
+    for each in (accelerated, twin):
+        optimizer = torch.optim.Adam(parameters_of(each).values(), 1e-3)
+        generator, course = torch.Generator().manual_seed(0), []
+        for _ in range(50):
+            x = torch.randn(16, model.features, generator=generator, dtype=torch.float64)
+            c = torch.randn(16, model.context, generator=generator, dtype=torch.float64) if model.context else None
+            loss = -model.uses[use](each, 0.5 * x + 1, c)[-1].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            course.append(loss.item())
+        losses.append(course)
+    assert losses[0][-1] < losses[0][0]
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-6, atol=1e-6)
+
+
+@EACH
+def test_modes_are_followed(name: str) -> None:
+    model, accelerated, twin = made(name)
+    if not isinstance(twin, torch.nn.Module):
+        return
+    for training in (True, False, True):
+        accelerated.train(training)
+        twin.train(training)
+        assert_same(outcome(model, next(iter(model.uses)), accelerated), outcome(model, next(iter(model.uses)), twin))
+
+
+@EACH
+def test_copies_pickles_and_restore(name: str, tmp_path: Path) -> None:
+    model, accelerated, twin = made(name)
+    use = next(iter(model.uses))
+    expected = outcome(model, use, twin)
+    double = copy.deepcopy(accelerated)
+    assert type(double) is type(accelerated)
+    assert_same(outcome(model, use, double), expected)
+    assert state.is_container(accelerated)
+    assert fk.accelerate(accelerated) is accelerated
+    stored = pickle.loads(pickle.dumps(accelerated))
+    assert type(stored) is type(twin)
+    assert_same(outcome(model, use, stored), expected)
+    if isinstance(twin, torch.nn.Module):
+        assert list(accelerated.state_dict()) == list(twin.state_dict())
+        assert repr(accelerated) == repr(twin)
+    fk.restore(accelerated)
+    assert type(accelerated) is type(twin)
+    assert vars(accelerated).keys() == vars(twin).keys()
+    with Calls() as calls:
+        assert_same(outcome(model, use, accelerated), expected)
+    assert not calls.names
+
+
+def hooked_inside(model: Any) -> Any:
+    """The second autoregressive layer."""
+    layers = [m for m in model.modules() if "Autoregressive" in type(m).__name__ and hasattr(m, "parameters")]
+    return [m for m in layers if state.is_accelerated(m) or type(m).__name__.startswith("Masked")][1]
+
+
+@EACH
+def test_hooks_on_inner_layers_run(name: str) -> None:
+    model, accelerated, twin = made(name)
+    use = next(iter(model.uses))
+    if not isinstance(twin, torch.nn.Module):
+        return
+    for inner in (False, True):
+        seen: list[list[str]] = []
+        for each in (accelerated, twin):
+            outcome(model, use, each)
+            seen.append([])
+            layer = hooked_inside(each)
+            layer = next(m for m in layer.modules() if type(m).__name__ == "MaskedLinear") if inner else layer
+            handle = layer.register_forward_hook(lambda *_, seen=seen[-1]: seen.append("called"))
+            result = outcome(model, use, each)
+            handle.remove()
+            seen[-1].append(result)
+        assert len(seen[0]) == len(seen[1])
+        assert_same(seen[0][-1], seen[1][-1])
+
+
+@EACH
+def test_autocast_and_errors_are_as_before(name: str) -> None:
+    model, accelerated, twin = made(name)
+    use, (x, c) = next(iter(model.uses)), model.arguments()
+    if isinstance(twin, torch.nn.Module):
+        x, c = x.float(), None if c is None else c.float()
+        with torch.no_grad(), torch.autocast("cpu"):
+            found, expected = (model.uses[use](each.float(), x, c)[-1] for each in (accelerated, twin))
+        torch.testing.assert_close(found.float(), expected.float(), rtol=0.1, atol=0.1)
+    errors = []
+    for each in (accelerated, twin):
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            model.uses[use](each, x[:, :3], c)
+        errors.append((type(error.value), str(error.value)))
+    assert errors[0] == errors[1]
