@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.library import Layer, Library
+from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
     LinearThenNorm,
@@ -20,9 +22,11 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
+    differs,
     expect,
 )
-from flowkern.adapters.state import own
+from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
+from flowkern.adapters.state import own, peer_class
 
 
 def read(root: str, layer: Any) -> PeerNetwork:
@@ -125,10 +129,159 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
 
 
 METHODS = {"forward": forward, "inverse": inverse}
-PERMUTATION = "a permutation is one gather already"
+PERMUTATION = "one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "splines have no operator yet; they will go here"
 COUPLING = "coupling layers cost one pass both ways already; flowkern.ops.coupling will go here"
-NORM = "one elementwise pass already"
+NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+_TRANSFORM = frozenset(("forward", "inverse", "_cascade", "_permute", "_serve"))
+_NORMAL = frozenset(("log_prob", "_log_prob", "sample", "_sample", "sample_and_log_prob"))
+
+
+def is_network(cls: type) -> bool:
+    """Whether a class is that of an accelerated layer with METHODS."""
+    return getattr(cls, "inverse", None) is inverse
+
+
+def _joinable(inputs: Any, context: Any) -> bool:
+    """Rows that the library itself would take as they are."""
+    if not joinable(inputs) or inputs.dim() != 2:
+        return False
+    return context is None or (isinstance(context, Tensor) and context.shape[:-1] == inputs.shape[:-1])
+
+
+def _alone(context: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, Tensor]]:
+    """A layer by itself, as a composition calls it; ``part``: the layer and whether backwards."""
+
+    def call(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        layer, back = part
+        return layer.inverse(x, context) if back else layer(x, context)
+
+    return call
+
+
+def _spread(run: Run, root: str, layer: Any, back: bool) -> None:
+    """Adds a layer to a way, or the layers of which it is made. A call of a module is one forwards."""
+    kind = _kind(root, type(layer))
+    if kind is None or touched(layer, _TRANSFORM, hooks=not back):
+        run.add(None, (layer, back))
+    elif kind is CompositeWay:
+        inner = list(layer._modules["_transforms"]._modules.values())
+        for part in reversed(inner) if back else inner:
+            _spread(run, root, part, back)
+    elif kind is InverseWay:
+        _spread(run, root, layer._modules["_transform"], not back)
+    elif kind is NetworkWay:
+        run.network(layer, back, (layer, back))
+    else:
+        run.add(kind(layer, run.x, back), (layer, back))
+
+
+def _permutation(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    return permutation(layer._buffers["_permutation"], back, x.shape[1]) if layer._dim == 1 else None
+
+
+def _pointwise(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    return elementwise(x, back, layer._buffers["_shift"], layer._buffers["_scale"])
+
+
+def _batch_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """With the statistics of evaluation mode."""
+    if layer.training:
+        return None
+    scale = layer.weight * torch.rsqrt(layer.running_var + layer.eps)
+    return elementwise(x, back, layer.bias - layer.running_mean * scale, scale)
+
+
+def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """Which takes its numbers from the first batch that it sees in train mode."""
+    if layer.training and not back and not layer.initialized:
+        return None
+    return elementwise(x, back, layer.shift, layer.scale)
+
+
+class CompositeWay:
+    """Layers one after another."""
+
+
+class InverseWay:
+    """A layer backwards."""
+
+
+class NetworkWay:
+    """An accelerated layer."""
+
+
+_PARTS: dict[str, Any] = {
+    "base.CompositeTransform": CompositeWay,
+    "base.InverseTransform": InverseWay,
+    "permutations.Permutation": _permutation,
+    "standard.PointwiseAffineTransform": _pointwise,
+    "normalization.BatchNorm": _batch_norm,
+    "normalization.ActNorm": _act_norm,
+}
+
+
+@functools.lru_cache(1024)
+def _kind(root: str, cls: type) -> Any:
+    """What a layer of a class is on a way; ``None`` for one that cannot join."""
+    if is_network(cls):
+        return NetworkWay
+    for path, kind in _PARTS.items():
+        if differs(peer_class(cls), f"{root}.transforms.{path}") is None:
+            return kind
+    return None
+
+
+def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, back: bool) -> Any:
+    if not _joinable(inputs, context):
+        return own(self, "inverse" if back else "forward")(inputs, context)
+    run = Run(inputs, context, _alone(context))
+    inner = list(self._modules["_transforms"]._modules.values())
+    for part in reversed(inner) if back else inner:
+        _spread(run, root, part, back)
+    return run.end()
+
+
+def _log_prob(root: str, self: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
+    modules = self._modules
+    embedded = modules["_embedding_net"](context)
+    transform, base = modules["_transform"], modules["_distribution"]
+    if not _joinable(inputs, embedded):
+        noise, logabsdet = transform(inputs, context=embedded)
+        return base.log_prob(noise, context=embedded) + logabsdet
+    normal = "output" if _is_standard(root, base, inputs.shape[1:]) else None
+    run = Run(inputs, embedded, _alone(embedded), normal)
+    _spread(run, root, transform, False)
+    noise, log_prob = run.end()
+    return log_prob if normal is not None else base.log_prob(noise, context=embedded) + log_prob
+
+
+def _is_standard(root: str, base: Any, shape: torch.Size) -> bool:
+    return _is_normal(root, type(base)) and _NORMAL.isdisjoint(vars(base)) and base._shape == shape
+
+
+@functools.lru_cache(1024)
+def _is_normal(root: str, cls: type) -> bool:
+    return differs(cls, root + ".distributions.normal.StandardNormal") is None
+
+
+def _containers(root: str) -> dict[str, Container]:
+    def composite_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return _composite(root, self, inputs, context, False)
+
+    def composite_inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return _composite(root, self, inputs, context, True)
+
+    def log_prob(self: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
+        return _log_prob(root, self, inputs, context)
+
+    return {
+        root + ".transforms.base.CompositeTransform": Container({"forward": composite_forward, "inverse": composite_inverse}),
+        root + ".flows.base.Flow": Container({"_log_prob": log_prob}),
+    }
 
 
 def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
@@ -150,6 +303,7 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             transforms + ".permutations.Permutation": PERMUTATION,
             transforms + ".made.MADE": "a network without its transform",
         },
+        containers=_containers(root),
     )
 
 

@@ -33,15 +33,12 @@ def joinable(x: Any) -> bool:
     )
 
 
-def touched(module: Any, methods: frozenset[str]) -> bool:
-    """Whether a call of a module would do more than its class says: hooks, or methods that were replaced in it."""
+def touched(module: Any, methods: frozenset[str], hooks: bool = True) -> bool:
+    """Whether a call would do more than the module's class says: methods replaced in it, hooks where these would run."""
     own = vars(module)
-    return (
-        not methods.isdisjoint(own)
-        or bool(own["_forward_hooks"])
-        or bool(own["_forward_pre_hooks"])
-        or bool(own["_backward_hooks"])
-        or bool(own["_backward_pre_hooks"])
+    return not methods.isdisjoint(own) or (
+        hooks
+        and bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
     )
 
 

@@ -95,7 +95,80 @@ def zuko_mixed(first: str) -> Model:
     return Model(make, 5, 2, ZUKO, 1 if first == "none" else 2)
 
 
+# -- nflows, glasflow -------------------------------------------------------------------------------------------------
+
+
+def flow_forward(m: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, ...]:
+    return m._transform(x, None if c is None else m._embedding_net(c))
+
+
+def flow_inverse(m: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, ...]:
+    return m._transform.inverse(x, None if c is None else m._embedding_net(c))
+
+
+NFLOWS: dict[str, Use] = {
+    "log_prob": lambda m, x, c: (m.log_prob(x, c),),
+    "sample": seeded(lambda m, x, c: m.sample(3, c)),
+    "sample_and_log_prob": seeded(lambda m, x, c: m.sample_and_log_prob(3, c)),
+    "forward": flow_forward,
+    "inverse of the transform": flow_inverse,
+}
+
+
+def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "standard", joined: int = 1) -> Model:
+    """As sbi builds it: standardisation, layers and permutations, an embedding of the context; and with other neighbours."""
+
+    def make() -> Any:
+        import importlib
+
+        transforms, flows = importlib.import_module(root + ".transforms"), importlib.import_module(root + ".flows")
+        normal = importlib.import_module(root + ".distributions.normal")
+
+        def layer(**options: Any) -> Any:
+            given = {"activation": torch.tanh, "context_features": context or None, **options}
+            return transforms.MaskedAffineAutoregressiveTransform(5, 24, num_blocks=2, **given)
+
+        standardize = transforms.PointwiseAffineTransform(shift=torch.randn(5), scale=torch.rand(5) + 0.5)
+        plain = {"use_residual_blocks": False}
+        layers = [
+            standardize,
+            layer(**plain),
+            transforms.RandomPermutation(5),
+            layer(),
+            transforms.ReversePermutation(5),
+            layer(),
+        ]
+        if made != "maf":
+            norm = transforms.ActNorm(5)
+            norm.initialized.fill_(True)
+            inner = transforms.CompositeTransform([layer(use_batch_norm=True), norm])
+            layers += [
+                transforms.InverseTransform(inner),
+                transforms.BatchNorm(5),
+                transforms.PointwiseAffineTransform(0.3, 1.7),
+            ]
+        if made == "with LULinear":
+            layers.insert(2, transforms.LULinear(5))
+        embedding = nn.Sequential(nn.Linear(3, context), nn.Tanh()) if context else None
+        noise = normal.StandardNormal((5,)) if base == "standard" else normal.DiagonalNormal((5,))
+        flow = settle(flows.Flow(transforms.CompositeTransform(layers), noise, embedding)).double()
+        for m in flow.modules():
+            if type(m).__name__ == "BatchNorm":
+                m.running_mean.normal_(0, 0.3)
+                m.running_var.uniform_(0.5, 2)
+        return flow
+
+    uses = {k: use for k, use in NFLOWS.items() if base == "standard" or not k.startswith("sample")}  # which others cannot
+    return Model(make, 5, 3 if context else 0, uses, joined)
+
+
 MODELS = {
+    "nflows: MAF": nflows_flow("nflows"),
+    "nflows: context": nflows_flow("nflows", 4),
+    "nflows: norms": nflows_flow("nflows", 4, "norms"),
+    "nflows: with a layer between": nflows_flow("nflows", 0, "with LULinear", joined=2),
+    "nflows: another base": nflows_flow("nflows", 4, base="diagonal"),
+    "glasflow: context": nflows_flow("glasflow.nflows", 4, "norms"),
     "zuko: MAF": zuko_maf(),
     "zuko: context": zuko_maf(3),
     "zuko: random orders": zuko_maf(3, randperm=True),

