@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -136,16 +136,11 @@ NORM = "one elementwise pass already; beside accelerated layers it may be a part
 
 # -- flows ------------------------------------------------------------------------------------------------------------
 
-_TRANSFORM = frozenset(("forward", "inverse", "_cascade", "_permute", "_serve"))
+TRANSFORM = frozenset(("forward", "inverse", "_cascade", "_permute", "_serve"))
 _NORMAL = frozenset(("log_prob", "_log_prob", "sample", "_sample", "sample_and_log_prob"))
 
 
-def is_network(cls: type) -> bool:
-    """Whether a class is that of an accelerated layer with METHODS."""
-    return getattr(cls, "inverse", None) is inverse
-
-
-def _joinable(inputs: Any, context: Any) -> bool:
+def rows_joinable(inputs: Any, context: Any) -> bool:
     """Rows that the library itself would take as they are."""
     if not joinable(inputs) or inputs.dim() != 2:
         return False
@@ -162,17 +157,21 @@ def _alone(context: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, Tens
     return call
 
 
-def _spread(run: Run, root: str, layer: Any, back: bool) -> None:
-    """Adds a layer to a way, or the layers of which it is made. A call of a module is one forwards."""
-    kind = _kind(root, type(layer))
-    if kind is None or touched(layer, _TRANSFORM, hooks=not back):
+def spread(run: Run, kind_of: Callable[[type], Any], layer: Any, back: bool) -> None:
+    """Adds a layer to a way, or the layers of which it is made. A call of a module is one forwards.
+
+    Args:
+        kind_of: class -> one of the classes below, (layer, x, back) -> step, or ``None`` for what cannot join.
+    """
+    kind = kind_of(type(layer))
+    if kind is None or touched(layer, TRANSFORM, hooks=not back):
         run.add(None, (layer, back))
     elif kind is CompositeWay:
         inner = list(layer._modules["_transforms"]._modules.values())
         for part in reversed(inner) if back else inner:
-            _spread(run, root, part, back)
+            spread(run, kind_of, part, back)
     elif kind is InverseWay:
-        _spread(run, root, layer._modules["_transform"], not back)
+        spread(run, kind_of, layer._modules["_transform"], not back)
     elif kind is NetworkWay:
         run.network(layer, back, (layer, back))
     else:
@@ -224,24 +223,30 @@ _PARTS: dict[str, Any] = {
 }
 
 
-@functools.lru_cache(1024)
-def _kind(root: str, cls: type) -> Any:
-    """What a layer of a class is on a way; ``None`` for one that cannot join."""
-    if is_network(cls):
-        return NetworkWay
-    for path, kind in _PARTS.items():
-        if differs(peer_class(cls), f"{root}.transforms.{path}") is None:
-            return kind
-    return None
+def kinds(table: Mapping[str, Any]) -> Callable[[type], Any]:
+    """What a layer of a class is on a way, for :func:`spread`; the table has it by class path."""
+
+    @functools.lru_cache(1024)
+    def kind_of(cls: type) -> Any:
+        if getattr(cls, "inverse", None) is inverse:
+            return NetworkWay  # it is accelerated
+        return next((kind for path, kind in table.items() if differs(peer_class(cls), path) is None), None)
+
+    return kind_of
+
+
+@functools.cache
+def _kinds(root: str) -> Callable[[type], Any]:
+    return kinds({f"{root}.transforms.{path}": kind for path, kind in _PARTS.items()})
 
 
 def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, back: bool) -> Any:
-    if not _joinable(inputs, context):
+    if not rows_joinable(inputs, context):
         return own(self, "inverse" if back else "forward")(inputs, context)
     run = Run(inputs, context, _alone(context))
-    inner = list(self._modules["_transforms"]._modules.values())
+    inner, kind_of = list(self._modules["_transforms"]._modules.values()), _kinds(root)
     for part in reversed(inner) if back else inner:
-        _spread(run, root, part, back)
+        spread(run, kind_of, part, back)
     return run.end()
 
 
@@ -249,12 +254,12 @@ def _log_prob(root: str, self: Any, inputs: Tensor, context: Tensor | None) -> T
     modules = self._modules
     embedded = modules["_embedding_net"](context)
     transform, base = modules["_transform"], modules["_distribution"]
-    if not _joinable(inputs, embedded):
+    if not rows_joinable(inputs, embedded):
         noise, logabsdet = transform(inputs, context=embedded)
         return base.log_prob(noise, context=embedded) + logabsdet
     normal = "output" if _is_standard(root, base, inputs.shape[1:]) else None
     run = Run(inputs, embedded, _alone(embedded), normal)
-    _spread(run, root, transform, False)
+    spread(run, _kinds(root), transform, False)
     noise, log_prob = run.end()
     return log_prob if normal is not None else base.log_prob(noise, context=embedded) + log_prob
 

@@ -162,7 +162,64 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
     return Model(make, 5, 3 if context else 0, uses, joined)
 
 
+# -- normflows --------------------------------------------------------------------------------------------------------
+
+
+def extra(c: Tensor | None) -> dict[str, Any]:
+    return {} if c is None else {"context": c}
+
+
+NORMFLOWS: dict[str, Use] = {
+    "log_prob": lambda m, x, c: (m.log_prob(x, **extra(c)),),
+    "forward_kld": seeded(lambda m, x, c: (m.forward_kld(x, **extra(c)),)),
+    "sample": seeded(lambda m, x, c: m.sample(7, **extra(c))),
+    "reverse_kld": seeded(lambda m, x, c: (m.reverse_kld(7, **extra(c)),)),
+    "forward": lambda m, x, c: (m(x, **extra(c)),),
+    "backward": lambda m, x, c: (m.inverse(x, **extra(c)),),
+    "forward_and_log_det": seeded(lambda m, x, c: m.forward_and_log_det(x, **extra(c))),
+    "inverse_and_log_det": seeded(lambda m, x, c: m.inverse_and_log_det(x, **extra(c))),
+}
+
+
+class Target(nn.Module):
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        return -z.square().sum(-1)
+
+
+def normflows_flow(context: int = 0, made: str = "maf", joined: int = 1) -> Model:
+    def make() -> Any:
+        import normflows as nf
+
+        options = {"context_features": context or None, "num_blocks": 2, "activation": torch.tanh}
+        flows: list[Any] = []
+        for mode in ("shuffle", "swap", "shuffle"):
+            flows += [nf.flows.MaskedAffineAutoregressive(5, 24, **options), nf.flows.Permute(5, mode)]
+        if made == "norms":
+            norm = nf.flows.ActNorm(5)
+            norm.data_dep_init_done.fill_(1)
+            flows += [norm, nf.flows.affine.coupling.AffineConstFlow(5, scale=False)]
+        if made == "with LULinear":
+            flows.insert(2, nf.flows.LULinearPermute(5))
+        q0 = nf.distributions.DiagGaussian(5)
+        if made == "another base":
+            q0 = nf.distributions.GaussianMixture(3, 5)
+        if made == "temperature":
+            q0.temperature = 0.7
+        flow = nf.ConditionalNormalizingFlow if context else nf.NormalizingFlow
+        return settle(flow(q0, flows, Target())).double()
+
+    # The samples of a mixture cannot be differentiated in the library, which writes into what its graph needs.
+    drawn = ("sample", "reverse_kld") if made == "another base" else ()
+    return Model(make, 5, context, {k: use for k, use in NORMFLOWS.items() if k not in drawn}, joined)
+
+
 MODELS = {
+    "normflows: MAF": normflows_flow(),
+    "normflows: context": normflows_flow(3),
+    "normflows: norms": normflows_flow(made="norms"),
+    "normflows: with a layer between": normflows_flow(made="with LULinear", joined=2),
+    "normflows: another base": normflows_flow(made="another base"),
+    "normflows: temperature": normflows_flow(made="temperature"),
     "nflows: MAF": nflows_flow("nflows"),
     "nflows: context": nflows_flow("nflows", 4),
     "nflows: norms": nflows_flow("nflows", 4, "norms"),
