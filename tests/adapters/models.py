@@ -213,7 +213,61 @@ def normflows_flow(context: int = 0, made: str = "maf", joined: int = 1) -> Mode
     return Model(make, 5, context, {k: use for k, use in NORMFLOWS.items() if k not in drawn}, joined)
 
 
+# -- Pyro -------------------------------------------------------------------------------------------------------------
+
+
+def conditioned(m: Any, c: Tensor | None) -> Any:
+    return m if c is None else m.condition(c)
+
+
+def drawn_and_scored(m: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, ...]:
+    d = conditioned(m, c)
+    y = d.rsample(x.shape[: 1 if c is None else 0])
+    return y, d.log_prob(y)
+
+
+PYRO: dict[str, Use] = {
+    "log_prob": seeded(lambda m, x, c: (conditioned(m, c).log_prob(x + 0),)),
+    "rsample": seeded(lambda m, x, c: (conditioned(m, c).rsample(x.shape[: 1 if c is None else 0]),)),
+    "rsample and log_prob": seeded(drawn_and_scored),
+}
+
+
+def pyro_flow(context: int = 0, made: str = "iaf") -> Model:
+    def make() -> Any:
+        import pyro.distributions as dist
+        from pyro.distributions import transforms as t
+
+        def layer(inverse: bool = False, **options: Any) -> Any:
+            if context:
+                return settle(t.conditional_affine_autoregressive(5, context, [16, 16], **options)).double()
+            found = settle(t.affine_autoregressive(5, [16, 16], **options)).double()
+            return found.inv if inverse else found
+
+        layers = [layer(), layer(stable=True), t.Permute(torch.tensor([3, 0, 4, 1, 2])), layer()]
+        if made == "norms":
+            norm = settle(t.BatchNorm(5)).double()
+            norm.moving_mean.normal_(0, 0.3)
+            norm.moving_variance.uniform_(0.5, 2)
+            affine = [t.AffineTransform(torch.randn(5).double(), torch.rand(5).double() + 0.5), t.AffineTransform(0.3, 1.7)]
+            layers = [layer(True), affine[0], norm.eval(), t.ComposeTransform([layer(), layer(True)]).inv, *affine]
+        loc, scale = torch.randn(5).double(), torch.rand(5).double() + 0.5
+        if made == "another base":
+            base = dist.Normal(loc.expand(7, 5) if context else loc, scale).to_event(1).mask(True)
+        else:
+            base = dist.Normal(loc.expand(7, 5), scale.expand(7, 5)) if context else dist.Normal(loc, scale)
+        if context:
+            return dist.ConditionalTransformedDistribution(base, layers)
+        return dist.TransformedDistribution(base, layers)
+
+    return Model(make, 5, context, PYRO)
+
+
 MODELS = {
+    "pyro: IAF": pyro_flow(),
+    "pyro: norms": pyro_flow(made="norms"),
+    "pyro: another base": pyro_flow(made="another base"),
+    "pyro: context": pyro_flow(3),
     "normflows: MAF": normflows_flow(),
     "normflows: context": normflows_flow(3),
     "normflows: norms": normflows_flow(made="norms"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,20 @@ def statuses(model: Any) -> list[str]:
 def parameters_of(model: Any) -> dict[str, torch.Tensor]:
     if isinstance(model, torch.nn.Module):
         return dict(model.named_parameters())
-    modules = [t for t in model.transforms if isinstance(t, torch.nn.Module)]
-    return {f"{i}.{k}": p for i, t in enumerate(modules) for k, p in t.named_parameters()}
+    modules = torch.nn.ModuleList(layers_of(model.transforms))
+    return dict(modules.named_parameters())
+
+
+def layers_of(transforms: Any) -> list[torch.nn.Module]:
+    """The modules in transforms of Pyro."""
+    found: list[torch.nn.Module] = []
+    for t in transforms:
+        t = getattr(t, "_inv", None) if type(t).__name__ in ("_InverseTransform", "Inverse") else t
+        t = getattr(t, "transform", t)  # ConstantConditionalTransform
+        if isinstance(t, torch.nn.Module):
+            found.append(t)
+        found += layers_of(getattr(t, "parts", ()))
+    return found
 
 
 def outcome(model: Model, use: str, made: Any, grads: bool = True) -> dict[str, torch.Tensor]:
@@ -103,8 +116,8 @@ def test_training_takes_the_same_course(name: str) -> None:
         optimizer = torch.optim.Adam(parameters_of(each).values(), 1e-3)
         generator, course = torch.Generator().manual_seed(0), []
         for _ in range(50):
-            x = torch.randn(16, model.features, generator=generator, dtype=torch.float64)
-            c = torch.randn(16, model.context, generator=generator, dtype=torch.float64) if model.context else None
+            x = torch.randn(7, model.features, generator=generator, dtype=torch.float64)
+            c = torch.randn(7, model.context, generator=generator, dtype=torch.float64) if model.context else None
             loss = -model.uses[use](each, 0.5 * x + 1, c)[-1].mean()
             optimizer.zero_grad()
             loss.backward()
@@ -193,3 +206,68 @@ def test_autocast_and_errors_are_as_before(name: str) -> None:
             model.uses[use](each, x[:, :3], c)
         errors.append((type(error.value), str(error.value)))
     assert errors[0] == errors[1]
+
+
+@pytest.fixture
+def _double() -> Iterator[None]:
+    """Pyro's inverse makes its zeros in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def counted(call: Any) -> int:
+    with Calls() as calls:
+        call()
+    return len(calls.names)
+
+
+@pytest.mark.usefixtures("_double")
+def test_caches_of_a_pyro_distribution_are_as_the_librarys() -> None:
+    _, accelerated, twin = made("pyro: IAF")
+    drawn = accelerated.rsample((4,))
+    assert counted(lambda: accelerated.log_prob(drawn)) == 0
+    assert_same(accelerated.log_prob(drawn), twin.log_prob(drawn.detach().clone()))
+    assert counted(lambda: accelerated.log_prob(drawn.clone())) == 1, "another value"
+    assert counted(lambda: accelerated.log_prob(drawn)) == 1, "the caches hold the other value now"
+    assert counted(lambda: accelerated.log_prob(drawn)) == 0
+    accelerated.clear_cache()
+    assert counted(lambda: accelerated.log_prob(drawn)) == 1
+    accelerated.transforms[1].clear_cache()
+    assert counted(lambda: accelerated.log_prob(drawn)) == 1, "one of the caches was cleared"
+    accelerated.transforms[0](torch.randn(4, 5))
+    assert counted(lambda: accelerated.log_prob(drawn)) == 1, "a transform was used by itself"
+    y = drawn.detach()
+    for t in accelerated.transforms:
+        y = t(y)
+    assert counted(lambda: accelerated.log_prob(y)) == 0, "the transforms remember it by themselves"
+
+
+@pytest.mark.usefixtures("_double")
+def test_a_value_that_a_pyro_distribution_remembers_after_a_step() -> None:
+    _, *flows = made("pyro: IAF")
+    value, found = torch.randn(4, 5), []
+    for flow in flows:
+        before = flow.log_prob(value)
+        with torch.no_grad():
+            next(iter(parameters_of(flow).values())).add_(0.1)
+        remembered = flow.log_prob(value)
+        flow.clear_cache()
+        found.append([before, remembered, flow.log_prob(value)])
+        assert torch.equal(before, remembered)
+        assert not torch.equal(before, found[-1][2])
+    assert_same(*found)
+
+
+@pytest.mark.usefixtures("_double")
+def test_a_pyro_distribution_says_what_does_not_fit() -> None:
+    _, accelerated, twin = made("pyro: IAF")
+    errors = []
+    for flow in (accelerated, twin):
+        with pytest.raises(ValueError, match="to be within the support") as error:
+            flow.log_prob(torch.full((3, 5), float("nan")))
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+    expanded = accelerated.expand((4,))
+    assert state.is_container(expanded)
+    assert_same(expanded.log_prob(torch.ones(4, 5)), twin.expand((4,)).log_prob(torch.ones(4, 5)))
