@@ -39,10 +39,13 @@ def _arguments(state: State, x: Tensor, context: Tensor | None) -> dict[str, Any
     if not state.network.fits(x, context):
         return None
     try:
-        return state.network.arguments()
+        arguments = state.network.arguments()
     except ChangedError:
         state.structure = None  # the layer is read again before its next call
         return None
+    if state.frozen is not None and not torch.compiler.is_compiling():
+        arguments["packed"] = state.frozen.packed(state.network)
+    return arguments
 
 
 _transformed = torch._C._are_functorch_transforms_active

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from flowkern.adapters.freeze import Frozen, freezable
 from flowkern.adapters.library import Container, Layer
-from flowkern.adapters.network import PeerNetwork, UnsupportedError
+from flowkern.adapters.network import ChangedError, PeerNetwork, UnsupportedError
 from flowkern.adapters.structure import Structure
 
 STATE = "_flowkern"
@@ -39,6 +40,7 @@ class State:
     suspects: frozenset[str] = frozenset()  # those that changed since the last check
     unread: str | None = None  # why the layer as it is now could not be read: the network is an earlier one's
     told: str | None = None  # the reason of the last warning
+    frozen: Frozen | None = None  # inside of flowkern.frozen
 
 
 UNCHECKED = "unchecked"
@@ -130,6 +132,26 @@ def _with_values(twin: Any, values: Any) -> Any:
     return twin
 
 
+# -- flowkern.frozen --------------------------------------------------------------------------------------------------
+
+
+def _freeze(self: Any, name: str) -> None:
+    """Packs the weights of a layer once."""
+    state = state_of(self)
+    if isinstance(state, State) and renewed(self, state) is None:
+        with suppress(ChangedError):
+            arguments = state.network.arguments()
+            if freezable(arguments):
+                state.frozen = Frozen(self, state.network, arguments, name)
+
+
+def _thaw(self: Any) -> None:
+    """Packs them on every call again."""
+    state = state_of(self)
+    if isinstance(state, State):
+        state.frozen = None
+
+
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 _classes: dict[tuple[type, int], tuple[type, Layer | Container]] = {}
@@ -140,8 +162,13 @@ def _accelerated_class(cls: type, layer: Layer | Container) -> type:
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         # No base but the peer's class: an object can change its class only to one of the same layout.
-        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__copy__": _copy, "__deepcopy__": _deepcopy}
-        common["__class__"] = property(_class, _set_class)
+        common: dict[str, Any] = {
+            "_flowkern_peer": cls,
+            "__reduce_ex__": _reduce_ex,
+            "__copy__": _copy,
+            "__deepcopy__": _deepcopy,
+        }
+        common |= {"__class__": property(_class, _set_class), "_flowkern_freeze": _freeze, "_flowkern_thaw": _thaw}
         # The layer is kept with the class, so that its id is not used again.
         _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods}), layer
     return _classes[key][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,34 @@ def test_a_pyro_distribution_says_what_does_not_fit() -> None:
     expanded = accelerated.expand((4,))
     assert state.is_container(expanded)
     assert_same(expanded.log_prob(torch.ones(4, 5)), twin.expand((4,)).log_prob(torch.ones(4, 5)))
+
+
+@pytest.mark.parametrize("name", ["zuko: context", "nflows: norms", "normflows: context", "zuko: with a layer between"])
+def test_frozen_packs_once_and_notices_changes(name: str) -> None:
+    model, accelerated, twin = made(name)
+    use = next(iter(model.uses))
+    expected = outcome(model, use, twin)
+    packed: list[int] = []
+
+    class Given(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.name() == "flowkern::autoregressive_chain":
+                packed.append(len(args[4]))
+            return func(*args, **(kwargs or {}))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with fk.frozen(accelerated), Given():
+            assert_same(outcome(model, use, accelerated), expected)
+        assert sum(packed) == len(statuses(accelerated))
+        assert_same(outcome(model, use, accelerated), expected)
+    with fk.frozen(accelerated):
+        for each in (accelerated, twin):
+            layer = hooked_inside(each)
+            weight = next(m for m in layer.modules() if type(m).__name__ == "MaskedLinear").weight
+            with torch.no_grad():
+                weight.mul_(1.5)
+        with pytest.warns(RuntimeWarning, match=r"^flowkern.frozen: [a-z_]*\..*weight has changed inside the block"):
+            found = outcome(model, use, accelerated)
+        assert_same(found, outcome(model, use, twin))
+    assert_same(outcome(model, use, accelerated), outcome(model, use, twin))
