@@ -303,3 +303,97 @@ def test_frozen_packs_once_and_notices_changes(name: str) -> None:
             found = outcome(model, use, accelerated)
         assert_same(found, outcome(model, use, twin))
     assert_same(outcome(model, use, accelerated), outcome(model, use, twin))
+
+
+@EACH
+def test_compiled_and_under_transforms_of_functions(name: str) -> None:
+    model, accelerated, twin = made(name)
+    if not isinstance(twin, torch.nn.Module):
+        return
+    use, (x, c) = next(iter(model.uses)), model.arguments()
+
+    def value(made: Any) -> Any:
+        return lambda x: model.uses[use](made, x, c)[0].sum()
+
+    expected = torch.func.grad(value(twin))(x)
+    assert_same(torch.func.grad(value(accelerated))(x), expected)
+    again = torch.autograd.functional.hvp(value(accelerated), x, torch.ones_like(x))[1]
+    assert_same(again, torch.autograd.functional.hvp(value(twin), x, torch.ones_like(x))[1])
+    try:
+        compiled = torch.compile(lambda x: value(twin)(x), fullgraph=True, backend="eager")(x)
+    except Exception:
+        return  # the library itself does not compile so
+    torch._dynamo.reset()
+    assert_same(torch.compile(lambda x: value(accelerated)(x), fullgraph=True, backend="eager")(x), compiled)
+
+
+def test_every_layer_of_a_composition_is_called_as_the_library_calls_it() -> None:
+    """Forwards as a module, with its hooks; backwards by its method, past them. Methods replaced in a layer are followed."""
+    _, accelerated, twin = made("nflows: norms")
+    x, c = torch.randn(7, 5).double(), torch.randn(7, 4).double()
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for i, each in enumerate((accelerated, twin)):
+        for place in (0, 2, 4, 6):
+            each._transform._transforms[place].register_forward_hook(lambda *_, i=i, place=place: seen[i].append(place))
+        each._transform(x, c)
+        each._transform.inverse(x, c)
+    assert seen[0] == seen[1] == [0, 2, 4, 6]
+    found = []
+    for each in (accelerated, twin):
+        each._transform._transforms[2].forward = lambda inputs, context=None: (2 * inputs, inputs.new_ones(len(inputs)))
+        each._transform._transforms[4]._permute = lambda inputs, *_: (3 * inputs, inputs.new_ones(len(inputs)))
+        each._distribution._log_prob = lambda inputs, context: inputs.sum(1)
+        found.append([each.log_prob(x, torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).double())])
+        del each._transform._transforms[2].forward
+        found[-1] += each._transform(x, c)
+    assert_same(*found)
+
+
+def test_a_parametrized_weight_is_drawn_once_per_call_of_a_model() -> None:
+    class Noise(torch.nn.Module):
+        drawn = 0
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            Noise.drawn += 1
+            return weight + torch.randn_like(weight)
+
+    model, accelerated, _ = made("nflows: context")
+    layers = [m for m in accelerated.modules() if type(m).__name__ == "MaskedLinear"]
+    torch.nn.utils.parametrize.register_parametrization(layers[4], "weight", Noise())
+    x, c = model.arguments()
+    accelerated.log_prob(x, c)
+    Noise.drawn = 0
+    assert counted(lambda: accelerated.log_prob(x, c)) == 1
+    assert Noise.drawn == 1
+
+
+def test_orders_and_constants_are_followed() -> None:
+    model, accelerated, twin = made("nflows: MAF")
+    outcome(model, "log_prob", accelerated)
+    for each in (accelerated, twin):
+        each._transform._transforms[2]._permutation.copy_(torch.tensor([4, 2, 0, 1, 3]))
+        each._transform._transforms[0]._scale.mul_(2)
+    assert_same(outcome(model, "log_prob", accelerated), outcome(model, "log_prob", twin))
+    for each in (accelerated, twin):
+        each._transform._transforms[4]._permutation = torch.tensor([1, 0, 3, 2, 4])
+    assert_same(outcome(model, "inverse of the transform", accelerated), outcome(model, "inverse of the transform", twin))
+    with fk.backend("reference"):
+        assert_same(outcome(model, "log_prob", accelerated), outcome(model, "log_prob", twin))
+
+
+def test_a_subclass_that_overrides_a_method_of_a_container_is_left_alone() -> None:
+    nflows_base = pytest.importorskip("nflows.flows.base")
+
+    class Louder(nflows_base.Flow):
+        def _log_prob(self, inputs: Any, context: Any) -> Any:
+            return 2 * super()._log_prob(inputs, context)
+
+    model, _, twin = made("nflows: MAF")
+    flow = Louder(twin._transform, twin._distribution)
+    accelerated = fk.accelerate(copy.deepcopy(flow))
+    assert not state.is_container(accelerated)
+    assert state.is_container(accelerated._transform)
+    x, _ = model.arguments()
+    assert_same(accelerated.log_prob(x), flow.log_prob(x))
+    fk.restore(accelerated)
+    assert not state.is_accelerated(accelerated._transform)
