@@ -26,18 +26,24 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
             return None
     elif not _ready(layer, state, inverse):
         return None
-    return _arguments(state, x, context)
+    return _arguments(state) if state.network.fits(x, context) else None
 
 
-def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
-    """The same where it is known already that the call is eager, and what else may keep every layer busy."""
+def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> dict[str, Any] | None:
+    """The same where it is known already that the call is eager, and what else may keep every layer busy.
+
+    Args:
+        beside: whether x and the context fit another network of the chain.
+    """
     state = state_of(layer)
-    return _arguments(state, x, context) if state is not None and _ready(layer, state, inverse) else None
-
-
-def _arguments(state: State, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
-    if not state.network.fits(x, context):
+    if state is None or not _ready(layer, state, inverse):
         return None
+    network = state.network
+    fits = network.fits_like(x, 0 if context is None else context.shape[-1]) if beside else network.fits(x, context)
+    return _arguments(state) if fits else None
+
+
+def _arguments(state: State) -> dict[str, Any] | None:
     try:
         arguments = state.network.arguments()
     except ChangedError:

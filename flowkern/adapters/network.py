@@ -431,6 +431,18 @@ class PeerNetwork:
             and (context is None or self._fits_context(x, context))
         )
 
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same for a network beside one that fits, given the width of the context, 0 for none."""
+        own = self.linears[0].module._parameters
+        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
+        return (
+            like is not None
+            and like.dtype is x.dtype
+            and like.device == x.device
+            and self.features == x.shape[-1]
+            and self.context == width
+        )
+
     def _fits_context(self, x: Tensor, context: Tensor) -> bool:
         return (
             isinstance(context, Tensor)

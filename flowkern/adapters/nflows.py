@@ -129,7 +129,7 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
 
 
 METHODS = {"forward": forward, "inverse": inverse}
-PERMUTATION = "one gather already; beside accelerated layers it is a part of their call"
+PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "splines have no operator yet; they will go here"
 COUPLING = "coupling layers cost one pass both ways already; flowkern.ops.coupling will go here"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"

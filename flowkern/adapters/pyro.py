@@ -172,7 +172,7 @@ def _kind(cls: type) -> str | None:
 def _step(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | None) -> ops.Step | None:
     features = x.shape[-1]
     if kind == "network":
-        arguments = arguments_in_chain(transform, x, context, back)
+        arguments = arguments_in_chain(transform, x, context, back, False)
         return None if arguments is None else ops.NetworkStep(back, arguments)
     if kind == "permutation":
         return permutation(transform.permutation, back, features) if transform.dim == -1 else None

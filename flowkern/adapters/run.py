@@ -68,9 +68,13 @@ class Run:
 
     def network(self, layer: Any, inverse: bool, name: Any = None) -> None:
         """An accelerated layer; ``name``: what ``alone`` knows it by, if not by itself."""
-        arguments = arguments_in_chain(layer, self.x, self.context, inverse)
-        self.add(None if arguments is None else ops.NetworkStep(inverse, arguments), layer if name is None else name)
-        self._networks = self._networks or arguments is not None
+        arguments = arguments_in_chain(layer, self.x, self.context, inverse, self._networks)
+        if arguments is None:
+            self.add(None, layer if name is None else name)
+            return
+        self._steps.append(ops.NetworkStep(inverse, arguments))
+        self._layers.append(layer if name is None else name)
+        self._networks = True
 
     def add(self, step: ops.Step | None, layer: Any = None) -> None:
         """A layer, and what it is as a step; ``None`` where it must run alone. A step without a layer is nobody's."""

@@ -136,10 +136,10 @@ def _kind(cls: type) -> str | None:
 
 def _constant(module: Any) -> str | None:
     """What an UnconditionalTransform is, if it may join."""
-    own = vars(module)
-    if own["f"] is torch.distributions.AffineTransform:
+    own = vars(module)  # before zuko 1.6 there is no f
+    if own.get("f") is torch.distributions.AffineTransform:
         found, names = "affine", {"loc", "scale"}
-    elif own["f"] is sys.modules["zuko.transforms"].PermutationTransform:
+    elif own.get("f") is sys.modules["zuko.transforms"].PermutationTransform:
         found, names = "permutation", {"order"}
     else:
         return None
@@ -241,14 +241,19 @@ def _is_context(c: Any) -> bool:
 
 def _location_and_scale(base: Any) -> tuple[Tensor, Tensor] | None:
     """Of a diagonal normal of vectors."""
-    if class_path(type(base)) != "zuko.lazy.UnconditionalDistribution" or touched(base, _METHODS):
-        return None
     held = vars(base)
-    if held["f"] is not sys.modules["zuko.distributions"].DiagNormal or not set(held["_keys"]) <= {"loc", "scale"}:
+    if not _is_base(type(base)) or held.get("f") is not sys.modules["zuko.distributions"].DiagNormal or touched(base, _METHODS):
+        return None
+    if held["_keys"] != ["loc", "scale"] and not (held["_nargs"] == 2 and not held["_keys"]):
         return None
     loc, scale = _held(base, "loc", 0), _held(base, "scale", 1)
     fits = isinstance(loc, Tensor) and isinstance(scale, Tensor) and scale.dtype is loc.dtype and scale.device == loc.device
     return (loc, scale) if fits and loc.dim() == 1 and scale.shape == loc.shape else None
+
+
+@functools.lru_cache(256)
+def _is_base(cls: type) -> bool:
+    return differs(cls, "zuko.lazy.UnconditionalDistribution") is None
 
 
 class _Joined(NamedTuple):
