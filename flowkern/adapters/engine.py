@@ -128,7 +128,7 @@ def accelerate(model: Model) -> Model:
             except UnsupportedError:
                 pass  # explain reads it again and says why
     for row in containers:
-        if not is_accelerated(row.layer) and any(is_accelerated(inner.layer) for inner in _walk(row.layer)):
+        if row.container and not is_accelerated(row.layer) and any(is_accelerated(inner.layer) for inner in _walk(row.layer)):
             hold(row.layer, row.container)
     if not done:
         warnings.warn(f"flowkern found nothing to accelerate. What it saw:\n{explain(model)}", RuntimeWarning, stacklevel=2)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from flowkern._tensors import content
 from flowkern.backends import exporting
 from flowkern.plan import AutoregressivePlan, Conditioner
 from flowkern.univariate import Affine, UnivariateMap
+
+Found = TypeVar("Found", bound=Callable[..., Any])
 
 
 class UnsupportedError(Exception):
@@ -85,15 +88,15 @@ class Reading:
     def linear(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight and bias."""
         own = module._parameters
-        found = self._found.get(module) if self._found else None
-        if found is None:
-            if "weight" in own and "bias" in own:
-                found = own["weight"], own["bias"]  # plain parameters need not be kept: they are the same every time
-            else:
-                found = self._found[module] = _parameter(module, "weight"), _parameter(module, "bias")
-            if found[0] is None:
-                raise ChangedError
-        return found
+        if "weight" in own and "bias" in own:  # plain parameters are the same every time
+            weight, bias = own["weight"], own["bias"]
+        else:
+            if module not in self._found:
+                self._found[module] = _parameter(module, "weight"), _parameter(module, "bias")
+            weight, bias = self._found[module]
+        if weight is None:
+            raise ChangedError
+        return weight, bias
 
     def norm(self, module: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
         """Batch normalisation in evaluation mode as y = s x + t: s and t."""
@@ -313,7 +316,7 @@ class PeerNetwork:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
         self._all_linears = self._all()
-        self._maps = [*self._all_linears, *self._conditions]
+        self._maps: list[Linear | ContextLinear] = [*self._all_linears, *self._conditions]
         self._plan()
         return self
 
@@ -339,7 +342,7 @@ class PeerNetwork:
                 activated=tuple(self.activated[:depth]),
                 residuals=tuple(self.residuals[:depth]),
                 skip=self.skipped is not None,
-                biases=tuple(linear.biased for linear in (*linears, *self._conditions)),
+                biases=(*(linear.biased for linear in linears), *(linear.biased for linear in self._conditions)),
                 context=self.context,
                 context_columns=tuple(self.context_columns),
                 conditioners=tuple(self.conditioners),
@@ -487,6 +490,11 @@ def expect(module: Any, path: str, what: str) -> Any:
     if reason is not None:
         raise UnsupportedError(f"its {what} is a {type(module).__qualname__}: {reason}")
     return module
+
+
+def by_class(function: Found) -> Found:
+    """Keeps what a function of a class gives: classes are asked about at every call."""
+    return functools.lru_cache(1024)(function)  # type: ignore[return-value]
 
 
 def differs(cls: type, path: str) -> str | None:

@@ -22,6 +22,7 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
+    by_class,
     differs,
     expect,
 )
@@ -226,7 +227,7 @@ _PARTS: dict[str, Any] = {
 def kinds(table: Mapping[str, Any]) -> Callable[[type], Any]:
     """What a layer of a class is on a way, for :func:`spread`; the table has it by class path."""
 
-    @functools.lru_cache(1024)
+    @by_class
     def kind_of(cls: type) -> Any:
         if getattr(cls, "inverse", None) is inverse:
             return NetworkWay  # it is accelerated
@@ -268,7 +269,7 @@ def _is_standard(root: str, base: Any, shape: torch.Size) -> bool:
     return _is_normal(root, type(base)) and _NORMAL.isdisjoint(vars(base)) and base._shape == shape
 
 
-@functools.lru_cache(1024)
+@by_class
 def _is_normal(root: str, cls: type) -> bool:
     return differs(cls, root + ".distributions.normal.StandardNormal") is None
 

@@ -19,6 +19,7 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
+    by_class,
     class_path,
     differs,
     expect,
@@ -158,7 +159,7 @@ _KINDS = {
 }
 
 
-@functools.lru_cache(1024)
+@by_class
 def _kind(cls: type) -> str | None:
     if getattr(cls, "_call", None) is _call:
         return "network"  # it is accelerated
@@ -235,12 +236,12 @@ def _ends(base: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-@functools.lru_cache(1024)
+@by_class
 def _independent(cls: type) -> bool:
     return differs(cls, "torch.distributions.independent.Independent") is None
 
 
-@functools.lru_cache(1024)
+@by_class
 def _normal(cls: type) -> bool:
     return differs(cls, "torch.distributions.normal.Normal") is None
 

@@ -47,7 +47,8 @@ def _wrap_container(cls: type, path: str, how: library.Container) -> None:
 def pytest_collection_finish() -> None:
     """Wraps the constructors of the classes that flowkern accelerates in the libraries that the tests imported."""
     for table in library.libraries():
-        for path, how in (*table.layers.items(), *table.containers.items()):
+        known: dict[str, library.Layer | library.Container] = {**table.layers, **table.containers}
+        for path, how in known.items():
             module, _, name = path.rpartition(".")
             if module not in sys.modules:
                 continue

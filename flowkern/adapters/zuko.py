@@ -19,6 +19,7 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
+    by_class,
     class_path,
     differs,
     expect,
@@ -124,7 +125,7 @@ def _make_transform_class(base: Any) -> Any:
 _METHODS = frozenset(("forward", "inv"))
 
 
-@functools.lru_cache(256)
+@by_class
 def _kind(cls: type) -> str | None:
     """How objects of a class take part in a chain."""
     if class_path(peer_class(cls)) == "zuko.flows.autoregressive.MaskedAutoregressiveTransform":
@@ -226,7 +227,8 @@ def composed_forward(self: Any, c: Tensor | None = None) -> Any:
 
 def flow_forward(self: Any, c: Tensor | None = None) -> Any:
     """The distribution for a context: zuko's class. Its parts are made when they are asked for."""
-    modules, way = self._modules, []
+    modules = self._modules
+    way: list[Any] = []
     if torch.compiler.is_compiling() or exporting() or not _is_context(c):
         return own(self, "forward")(c)
     ends = _location_and_scale(modules["base"])
@@ -251,7 +253,7 @@ def _location_and_scale(base: Any) -> tuple[Tensor, Tensor] | None:
     return (loc, scale) if fits and loc.dim() == 1 and scale.shape == loc.shape else None
 
 
-@functools.lru_cache(256)
+@by_class
 def _is_base(cls: type) -> bool:
     return differs(cls, "zuko.lazy.UnconditionalDistribution") is None
 
@@ -268,8 +270,8 @@ def _joined_classes() -> _Joined:
     An object of these knows its way; the attributes of zuko's own are made when one is asked for, since making a normal
     distribution and reading the constraints of transforms takes longer than a small flow.
     """
-    composed = sys.modules["zuko.transforms"].ComposedTransform
-    flow = sys.modules["zuko.distributions"].NormalizingFlow
+    composed: Any = sys.modules["zuko.transforms"].ComposedTransform
+    flow: Any = sys.modules["zuko.distributions"].NormalizingFlow
 
     class ComposedTransform(composed):
         def __init__(self, way: list[Any], c: Tensor | None) -> None:
@@ -279,7 +281,7 @@ def _joined_classes() -> _Joined:
             if name not in ("transforms", "domain_dim", "codomain_dim"):
                 raise AttributeError(name)
             real = composed(*(_transform_of(part, self._context) for part in self._way))
-            vars(self).update(vars(real))
+            self.__dict__.update(vars(real))
             return vars(self)[name]
 
         def __reduce__(self) -> Any:
@@ -305,7 +307,7 @@ def _joined_classes() -> _Joined:
         def __getattr__(self, name: str) -> Any:
             if name not in ("transform", "base", "reinterpreted", "_batch_shape", "_event_shape"):
                 raise AttributeError(name)
-            vars(self).update(vars(own(self._lazy, "forward")(self._context)))
+            self.__dict__.update(vars(own(self._lazy, "forward")(self._context)))
             return vars(self)[name]
 
         def __reduce__(self) -> Any:
