@@ -121,12 +121,12 @@ def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> 
 
 def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One pass."""
-    return _serve(self, inputs, context, inverse=False) or own(self, "forward")(inputs, context)
+    return _serve(self, inputs, context, inverse=False) or own(self, "forward")(self, inputs, context)
 
 
 def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One sweep."""
-    return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(inputs, context)
+    return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(self, inputs, context)
 
 
 METHODS = {"forward": forward, "inverse": inverse}
@@ -243,7 +243,7 @@ def _kinds(root: str) -> Callable[[type], Any]:
 
 def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, back: bool) -> Any:
     if not rows_joinable(inputs, context):
-        return own(self, "inverse" if back else "forward")(inputs, context)
+        return own(self, "inverse" if back else "forward")(self, inputs, context)
     run = Run(inputs, context, _alone(context))
     inner, kind_of = list(self._modules["_transforms"]._modules.values()), _kinds(root)
     for part in reversed(inner) if back else inner:

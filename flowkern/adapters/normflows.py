@@ -116,31 +116,31 @@ class _Flow:
         run, extra, conditional = self.run, self.extra, self.conditional
 
         def forward(self: Any, z: Tensor, context: Any = None) -> Any:
-            return run(self, z, context, False)[0] if _joinable(z, context) else own(self, "forward")(z, **extra(context))
+            return run(self, z, context, False)[0] if _joinable(z, context) else own(self, "forward")(self, z, **extra(context))
 
         def inverse(self: Any, x: Tensor, context: Any = None) -> Any:
-            return run(self, x, context, True)[0] if _joinable(x, context) else own(self, "inverse")(x, **extra(context))
+            return run(self, x, context, True)[0] if _joinable(x, context) else own(self, "inverse")(self, x, **extra(context))
 
         def forward_and_log_det(self: Any, z: Tensor, context: Any = None) -> Any:
             if not _joinable(z, context):
-                return own(self, "forward_and_log_det")(z, **extra(context))
+                return own(self, "forward_and_log_det")(self, z, **extra(context))
             z, log_det = run(self, z, context, False)
             return z, _as_default(log_det)
 
         def inverse_and_log_det(self: Any, x: Tensor, context: Any = None) -> Any:
             if not _joinable(x, context):
-                return own(self, "inverse_and_log_det")(x, **extra(context))
+                return own(self, "inverse_and_log_det")(self, x, **extra(context))
             z, log_det = run(self, x, context, True)
             return z, _as_default(log_det)
 
         def log_prob(self: Any, x: Tensor, context: Any = None) -> Any:
             if not _joinable(x, context):
-                return own(self, "log_prob")(x, **extra(context))
+                return own(self, "log_prob")(self, x, **extra(context))
             return run(self, x, context, True, normal=True)[1]
 
         def forward_kld(self: Any, x: Tensor, context: Any = None) -> Any:
             if not _joinable(x, context):
-                return own(self, "forward_kld")(x, **extra(context))
+                return own(self, "forward_kld")(self, x, **extra(context))
             return -torch.mean(_as_default(run(self, x, context, True, normal=True)[1]))
 
         def sample(self: Any, num_samples: int = 1, context: Any = None) -> Any:
@@ -155,7 +155,7 @@ class _Flow:
 
         def reverse_kld(self: Any, num_samples: int = 1, context: Any = None, beta: float = 1.0, score_fn: bool = True) -> Any:
             if not score_fn:
-                return own(self, "reverse_kld")(num_samples, **extra(context), beta=beta, score_fn=score_fn)
+                return own(self, "reverse_kld")(self, num_samples, **extra(context), beta=beta, score_fn=score_fn)
             z, log_q = self.sample(num_samples, **extra(context))
             return torch.mean(log_q) - beta * torch.mean(self.p.log_prob(z, **extra(context)))
 

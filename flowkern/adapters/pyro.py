@@ -84,7 +84,7 @@ def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
         context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
     found = fast(self, value, context, inverse)
     if found is None:
-        return own(self, name + "_stable" if self.stable else name)(value)
+        return own(self, name + "_stable" if self.stable else name)(self, value)
     # log_abs_det_jacobian sums the cached log-scale over its last dimension.
     self._cached_log_scale = (-found[1] if inverse else found[1]).unsqueeze(-1)
     return found[0]
@@ -102,7 +102,9 @@ def _inverse(self: Any, y: Tensor) -> Tensor:
 
 def condition(self: Any, context: Tensor) -> Any:
     """The transform for a context, accelerated like this one."""
-    transform, state = own(self, "condition")(context), state_of(self)
+    transform, state = own(self, "condition")(self, context), state_of(self)
+    if torch.compiler.is_compiling():
+        return transform  # nothing is read, checked or made anew while a graph is made
     if checked(self) and state is not None:
         attach(transform, AFFINE, None, state.network)
     return transform
@@ -250,7 +252,7 @@ def log_prob(self: Any, value: Tensor) -> Tensor:
     """By one call backwards, unless the value was the last one that was drawn or scored, or is in a transform's cache."""
     way = _way_of(self, value)
     if way is None or _is_cached(way, value):
-        return own(self, "log_prob")(value)
+        return own(self, "log_prob")(self, value)
     if self._validate_args:
         self._validate_sample(value)
     known: _Joint | None = state_of(self).cached
@@ -260,7 +262,7 @@ def log_prob(self: Any, value: Tensor) -> Tensor:
     base, ends = self.base_dist, _ends(self.base_dist, value)
     found = _chain(back, value, ends)
     if found is None:
-        return own(self, "log_prob")(value)
+        return own(self, "log_prob")(self, value)
     x, total = found
     if ends is None:
         total = total + _base_log_prob(base, x)
@@ -307,15 +309,17 @@ def _drawn(self: Any, x: Tensor) -> Tensor:
 
 def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
     """The expanded distribution, accelerated like this one."""
-    return _held(own(self, "expand")(batch_shape, _instance))
+    return _held(own(self, "expand")(self, batch_shape, _instance))
 
 
 def condition_all(self: Any, context: Tensor) -> Any:
     """The distribution for a context, accelerated like this one."""
-    return _held(own(self, "condition")(context))
+    return _held(own(self, "condition")(self, context))
 
 
 def _held(distribution: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return distribution
     if not is_accelerated(distribution) and container_of(peer_class(type(distribution))) is DISTRIBUTION:
         hold(distribution, DISTRIBUTION)
     return distribution

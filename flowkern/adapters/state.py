@@ -180,8 +180,13 @@ def peer_class(cls: type) -> type:
 
 
 def own(layer: Any, name: str) -> Callable[..., Any]:
-    """The method that the peer's class defines, bound to an accelerated layer, or to one that was restored meanwhile."""
-    return getattr(peer_class(type(layer)), name).__get__(layer)
+    """The method that the peer's class defines, of an accelerated layer, or of one that was restored meanwhile.
+
+    It takes the layer as its first argument: torch.compile, where it calls a bound method by itself, takes the attribute of
+    that name, which is the accelerated class's.
+    """
+    method: Callable[..., Any] = getattr(peer_class(type(layer)), name)
+    return method
 
 
 def is_accelerated(layer: Any) -> bool:

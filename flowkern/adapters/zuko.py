@@ -77,7 +77,7 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
 
 def forward(self: Any, c: Tensor | None = None) -> Any:
     """The transform for a context: zuko's class with faster methods."""
-    transform = own(self, "forward")(c)
+    transform = own(self, "forward")(self, c)
     return _transform_class(type(transform))(self, c, transform)
 
 
@@ -214,7 +214,7 @@ def _through(x: Tensor, c: Tensor | None, way: list[Any], ends: Any = None, norm
 def composed_forward(self: Any, c: Tensor | None = None) -> Any:
     """The transform for a context: zuko's class, which joins its layers."""
     if torch.compiler.is_compiling() or exporting() or not _is_context(c):
-        return own(self, "forward")(c)
+        return own(self, "forward")(self, c)
     way: list[Any] = []
     for layer in self._modules["transforms"]._modules.values():
         part: list[Any] = []
@@ -230,10 +230,10 @@ def flow_forward(self: Any, c: Tensor | None = None) -> Any:
     modules = self._modules
     way: list[Any] = []
     if torch.compiler.is_compiling() or exporting() or not _is_context(c):
-        return own(self, "forward")(c)
+        return own(self, "forward")(self, c)
     ends = _location_and_scale(modules["base"])
     if ends is None or not _spread(modules["transform"], False, way) or not _has_network(way):
-        return own(self, "forward")(c)
+        return own(self, "forward")(self, c)
     return _joined_classes().flow(self, way, c, ends)
 
 
@@ -307,7 +307,7 @@ def _joined_classes() -> _Joined:
         def __getattr__(self, name: str) -> Any:
             if name not in ("transform", "base", "reinterpreted", "_batch_shape", "_event_shape"):
                 raise AttributeError(name)
-            self.__dict__.update(vars(own(self._lazy, "forward")(self._context)))
+            self.__dict__.update(vars(own(self._lazy, "forward")(self._lazy, self._context)))
             return vars(self)[name]
 
         def __reduce__(self) -> Any:
