@@ -92,7 +92,7 @@ class Reading:
             weight, bias = own["weight"], own["bias"]
         else:
             if module not in self._found:
-                self._found[module] = _parameter(module, "weight"), _parameter(module, "bias")
+                self._found[module] = parameter_of(module, "weight"), parameter_of(module, "bias")
             weight, bias = self._found[module]
         if weight is None:
             raise ChangedError
@@ -106,7 +106,7 @@ class Reading:
         return found
 
 
-def _parameter(module: nn.Module, name: str) -> Tensor | None:
+def parameter_of(module: nn.Module, name: str) -> Tensor | None:
     # The dictionary first: attribute look-ups of nn.Module are slow. A parametrized one is an attribute only.
     own = module._parameters
     return own[name] if name in own else getattr(module, name)
@@ -116,7 +116,7 @@ def _stored(module: nn.Module, name: str) -> Tensor | None:
     """A parameter, or of one with a parametrization, which is not evaluated, a tensor that it is made from."""
     own = module._parameters
     if name in own or not parametrize.is_parametrized(module, name):
-        return _parameter(module, name)
+        return parameter_of(module, name)
     return next(iter(module.parametrizations[name].state_dict(keep_vars=True).values()))  # type: ignore[index, union-attr]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern.adapters.library import Container, Layer, Library
-from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect
+from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect, parameter_of
 from flowkern.adapters.nflows import (
     COUPLING,
     METHODS,
@@ -69,7 +69,8 @@ def _permute(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
 
 
 def _constant(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
-    return elementwise(x, back, layer.t, layer.s.exp())
+    s = parameter_of(layer, "s")
+    return None if s is None else elementwise(x, back, parameter_of(layer, "t"), s.exp())
 
 
 def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
@@ -192,10 +193,13 @@ def _as_default(log_det: Tensor) -> Tensor:
 
 def _base_step(base: Any, z: Tensor) -> ops.Step | None:
     """What takes samples of a diagonal Gaussian to those of the standard normal."""
-    if _GAUSSIAN(type(base)) is None or "log_prob" in vars(base) or base.n_dim != 1 or base.shape[0] != z.shape[1]:
+    held = vars(base)
+    if _GAUSSIAN(type(base)) is None or "log_prob" in held or held["n_dim"] != 1 or held["shape"][0] != z.shape[1]:
         return None
-    log_scale = base.log_scale if base.temperature is None else base.log_scale + math.log(base.temperature)
-    return elementwise(z, True, base.loc, log_scale.exp())
+    loc, log_scale, temperature = parameter_of(base, "loc"), parameter_of(base, "log_scale"), held["temperature"]
+    if log_scale is None:
+        return None
+    return elementwise(z, True, loc, (log_scale if temperature is None else log_scale + math.log(temperature)).exp())
 
 
 _GAUSSIAN = kinds({"normflows.distributions.base.DiagGaussian": True})

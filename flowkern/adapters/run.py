@@ -117,16 +117,18 @@ class Run:
 def elementwise(x: Tensor, inverse: bool, shift: Any, scale: Any) -> ops.ElementwiseStep | None:
     """v = u scale + shift or its inverse, if these are numbers per feature, or one for all, in the dtype of x."""
     features = x.shape[-1]
-    found = []
-    for t in (shift, scale):
-        if not isinstance(t, Tensor) or t.dtype is not x.dtype or not t.is_cpu:
-            return None
-        if t.dim() != 1 or t.shape[0] != features:
-            if t.numel() not in (1, features) or (t.dim() > 1 and t.shape[:-1].numel() != 1):
-                return None
-            t = t.reshape(-1).expand(features)
-        found.append(t)
-    return ops.ElementwiseStep(inverse, *found)
+    found = [_per_feature(t, features) for t in (shift, scale) if isinstance(t, Tensor) and t.dtype is x.dtype and t.is_cpu]
+    return None if len(found) < 2 or any(t is None for t in found) else ops.ElementwiseStep(inverse, *found)
+
+
+def _per_feature(t: Tensor, features: int) -> Any:
+    """(features,) from that, from (1, features), or from one number."""
+    shape = t.shape
+    if len(shape) == 1 and shape[0] == features:
+        return t
+    if t.numel() == 1:
+        return t.reshape(1).expand(features)
+    return t.reshape(features) if shape[-1] == features == t.numel() else None
 
 
 _permutations: dict[int, tuple[Any, ...]] = {}  # by the id of a tensor: itself, its version, both steps
