@@ -251,18 +251,17 @@ def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, bac
     return run.end()
 
 
-def _log_prob(root: str, self: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
-    modules = self._modules
-    embedded = modules["_embedding_net"](context)
-    transform, base = modules["_transform"], modules["_distribution"]
-    if not rows_joinable(inputs, embedded):
-        noise, logabsdet = transform(inputs, context=embedded)
-        return base.log_prob(noise, context=embedded) + logabsdet
+def _density(root: str, flow: Any, inputs: Tensor, context: Tensor | None, given: dict[str, Any]) -> Tensor:
+    """log p(inputs | context); ``given``: what the flow hands to its base."""
+    transform, base = flow._modules["_transform"], flow._modules["_distribution"]
+    if not rows_joinable(inputs, context):
+        noise, logabsdet = transform(inputs, context=context)
+        return base.log_prob(noise, **given) + logabsdet
     normal = "output" if _is_standard(root, base, inputs.shape[1:]) else None
-    run = Run(inputs, embedded, _alone(embedded), normal)
+    run = Run(inputs, context, _alone(context), normal)
     spread(run, _kinds(root), transform, False)
     noise, log_prob = run.end()
-    return log_prob if normal is not None else base.log_prob(noise, context=embedded) + log_prob
+    return log_prob if normal is not None else base.log_prob(noise, **given) + log_prob
 
 
 def _is_standard(root: str, base: Any, shape: torch.Size) -> bool:
@@ -282,12 +281,20 @@ def _containers(root: str) -> dict[str, Container]:
         return _composite(root, self, inputs, context, True)
 
     def log_prob(self: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
-        return _log_prob(root, self, inputs, context)
+        embedded = self._modules["_embedding_net"](context)
+        return _density(root, self, inputs, embedded, {"context": embedded})
 
     return {
         root + ".transforms.base.CompositeTransform": Container({"forward": composite_forward, "inverse": composite_inverse}),
         root + ".flows.base.Flow": Container({"_log_prob": log_prob}),
     }
+
+
+def _glasflow_log_prob(self: Any, inputs: Tensor, conditional: Tensor | None = None) -> Tensor:
+    return _density("glasflow.nflows", self, inputs, conditional, {})
+
+
+_GLASFLOW = {"glasflow.flows.base.Flow": Container({"log_prob": _glasflow_log_prob})}
 
 
 def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
@@ -309,7 +316,7 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             transforms + ".permutations.Permutation": PERMUTATION,
             transforms + ".made.MADE": "a network without its transform",
         },
-        containers=_containers(root),
+        containers=_containers(root) | (_GLASFLOW if name == "glasflow" else {}),
     )
 
 

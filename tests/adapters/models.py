@@ -162,6 +162,24 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
     return Model(make, 5, 3 if context else 0, uses, joined)
 
 
+GLASFLOW: dict[str, Use] = {
+    "log_prob": lambda m, x, c: (m.log_prob(x, c),),
+    "sample": seeded(lambda m, x, c: (m.sample(7, c),)),
+    "forward": lambda m, x, c: m(x, c),
+    "backward": lambda m, x, c: m.inverse(x, c),
+}
+
+
+def glasflow_flow() -> Model:
+    def make() -> Any:
+        from glasflow.flows import MaskedAffineAutoregressiveFlow
+
+        options = {"n_conditional_inputs": 3, "activation": torch.tanh, "batch_norm_between_transforms": False}
+        return settle(MaskedAffineAutoregressiveFlow(5, 2, n_neurons=16, **options)).double()
+
+    return Model(make, 5, 3, GLASFLOW)
+
+
 # -- normflows --------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +297,7 @@ MODELS = {
     "nflows: norms": nflows_flow("nflows", 4, "norms"),
     "nflows: with a layer between": nflows_flow("nflows", 0, "with LULinear", joined=2),
     "nflows: another base": nflows_flow("nflows", 4, base="diagonal"),
+    "glasflow: its own flow": glasflow_flow(),
     "glasflow: context": nflows_flow("glasflow.nflows", 4, "norms"),
     "zuko: MAF": zuko_maf(),
     "zuko: context": zuko_maf(3),
