@@ -17,7 +17,7 @@ from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, s
 
 
 def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
-    """Keyword arguments of the operators for a call, or ``None`` where the peer's own code must serve it."""
+    """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it."""
     state = state_of(layer)
     if state is None or state.network.busy() is not None:
         return None
@@ -26,18 +26,40 @@ def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
             return None
     elif not _ready(layer, state, inverse):
         return None
-    if not state.network.fits(x, context):
+    return _arguments(state) if state.network.fits(x, context) else None
+
+
+def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> dict[str, Any] | None:
+    """The same where it is known already that the call is eager, and what else may keep every layer busy.
+
+    Args:
+        beside: whether x and the context fit another network of the chain.
+    """
+    state = state_of(layer)
+    if state is None or not _ready(layer, state, inverse):
         return None
+    network = state.network
+    fits = network.fits_like(x, 0 if context is None else context.shape[-1]) if beside else network.fits(x, context)
+    return _arguments(state) if fits else None
+
+
+def _arguments(state: State) -> dict[str, Any] | None:
     try:
-        return state.network.arguments(context)
+        arguments = state.network.arguments()
     except ChangedError:
         state.structure = None  # the layer is read again before its next call
         return None
+    if state.frozen is not None and not torch.compiler.is_compiling():
+        arguments["packed"] = state.frozen.packed(state.network)
+    return arguments
+
+
+_transformed = torch._C._are_functorch_transforms_active
 
 
 def _ready(layer: Any, state: State, inverse: bool) -> bool:
     """Whether a layer, as it is now, is one that the operators serve."""
-    if torch._C._are_functorch_transforms_active() and not _settled(layer, state):
+    if _transformed() and not _settled(layer, state):
         return False  # what is read and checked under a transform would be a part of it: that is put off
     if renewed(layer, state) is not None:
         _tell(layer, state)
@@ -77,7 +99,7 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
     arguments = arguments_for(layer, x, context, inverse)
     if arguments is None:
         return None
-    return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments)
+    return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments, context=context)
 
 
 def checked(layer: Any) -> bool:

@@ -39,7 +39,7 @@ def self_check(layer: Any, state: State) -> str | None:
         network = state.layer.read(twin)
         x, context = noise(2, network.features), noise(2, network.context) if network.context else None
         expected = state.layer.evaluate(twin, x, context)
-        arguments = network.arguments(context)
+        arguments = {**network.arguments(), "context": context}
         for name, ours, theirs in zip(("value", "log-determinant"), ops.autoregressive(x, **arguments), expected, strict=True):
             error = _error(ours, theirs)
             if not error < 1e-9:

@@ -10,9 +10,20 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from flowkern.adapters.library import Layer, Library, libraries, library_of
+from flowkern.adapters.library import Container, Layer, Library, container_of, libraries, library_of
 from flowkern.adapters.network import UnsupportedError, class_path, differs
-from flowkern.adapters.state import STATE, State, attach, detach, is_accelerated, read_network, renewed
+from flowkern.adapters.state import (
+    STATE,
+    State,
+    attach,
+    detach,
+    hold,
+    is_accelerated,
+    is_container,
+    peer_class,
+    read_network,
+    renewed,
+)
 
 Model = TypeVar("Model")
 
@@ -25,6 +36,7 @@ class Found:
     layer: Any
     how: Layer | None
     reason: str | None
+    container: Container | None = None  # of layers, which have rows of their own
 
 
 def _walk(obj: Any, name: str = "", seen: set[int] | None = None) -> Iterator[Found]:
@@ -33,7 +45,10 @@ def _walk(obj: Any, name: str = "", seen: set[int] | None = None) -> Iterator[Fo
         return
     seen.add(id(obj))
     known = None if is_accelerated(obj) else library_of(type(obj))
-    if is_accelerated(obj):
+    container = container_of(peer_class(type(obj))) if known is None else None
+    if container is not None:
+        yield Found(name, obj, None, None, container)
+    if is_accelerated(obj) and not is_container(obj):
         yield Found(name, obj, obj.__dict__[STATE].layer, None)
     elif known is not None:
         library, path = known
@@ -98,11 +113,13 @@ def accelerate(model: Model) -> Model:
         transform.transforms.1  MaskedAutoregressiveTransform  accelerated
         base                    UnconditionalDistribution      left alone: no flow layer that flowkern knows (zuko.lazy)
     """
-    rows, done = list(_walk(model)), 0
+    rows, containers, done = list(_walk(model)), [], 0
     for library in {id(known[0]): known[0] for row in rows if (known := library_of(type(row.layer)))}.values():
         _check_version(library)
     for row in rows:
-        if is_accelerated(row.layer):
+        if row.container is not None:
+            containers.append(row)
+        elif is_accelerated(row.layer):
             done += 1
         elif row.how is not None:
             try:
@@ -110,6 +127,9 @@ def accelerate(model: Model) -> Model:
                 done += 1
             except UnsupportedError:
                 pass  # explain reads it again and says why
+    for row in containers:
+        if row.container and not is_accelerated(row.layer) and any(is_accelerated(inner.layer) for inner in _walk(row.layer)):
+            hold(row.layer, row.container)
     if not done:
         warnings.warn(f"flowkern found nothing to accelerate. What it saw:\n{explain(model)}", RuntimeWarning, stacklevel=2)
     return model
@@ -147,7 +167,8 @@ def explain(model: Any) -> Explanation:
     Args:
         model: accelerated or not.
     """
-    return Explanation(tuple((row.name or "(model)", type(row.layer).__qualname__, _status(row)) for row in _walk(model)))
+    rows = (row for row in _walk(model) if row.container is None)
+    return Explanation(tuple((row.name or "(model)", type(row.layer).__qualname__, _status(row)) for row in rows))
 
 
 def _status(row: Found) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkern.adapters.network import PeerNetwork, class_path
+from flowkern.adapters.network import PeerNetwork, class_path, differs
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Container:
+    """How a model that holds layers runs neighbours among them as one call of the operators.
+
+    Args:
+        methods: what the accelerated class overrides; each uses :class:`flowkern.adapters.run.Run` or :func:`own`.
+    """
+
+    methods: Mapping[str, Callable[..., Any]]
+    set_aside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Library:
     """What flowkern knows of one library: the table in its file.
 
@@ -40,6 +52,7 @@ class Library:
         tested: versions [first, last) whose formulas were compared.
         layers: class path -> how it is accelerated.
         left_alone: class path -> why nothing is done, for layers that a reader would expect to be accelerated.
+        containers: class path -> how neighbouring layers in it become one call.
         holders: class path -> attributes in which objects that are no modules keep models.
     """
 
@@ -47,6 +60,7 @@ class Library:
     tested: tuple[str, str]
     layers: Mapping[str, Layer] = field(default_factory=dict)
     left_alone: Mapping[str, str] = field(default_factory=dict)
+    containers: Mapping[str, Container] = field(default_factory=dict)
     holders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -70,4 +84,14 @@ def library_of(cls: type) -> tuple[Library, str] | None:
         for library in _libraries.values():
             if path in library.layers or path in library.left_alone:
                 return library, path
+    return None
+
+
+def container_of(cls: type) -> Container | None:
+    """How a library's table says that objects of a class, which overrides nothing of the one in the table, are joined."""
+    for base in cls.__mro__:
+        path = class_path(base)
+        for library in _libraries.values():
+            if path in library.containers:
+                return library.containers[path] if differs(cls, path) is None else None
     return None

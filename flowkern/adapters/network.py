@@ -6,7 +6,7 @@ import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,10 @@ from torch.nn.utils import parametrize
 from flowkern._checks import FLOATS
 from flowkern._tensors import content
 from flowkern.backends import exporting
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, Conditioner
 from flowkern.univariate import Affine, UnivariateMap
+
+Found = TypeVar("Found", bound=Callable[..., Any])
 
 
 class UnsupportedError(Exception):
@@ -85,13 +87,16 @@ class Reading:
 
     def linear(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight and bias."""
-        found = self._found.get(module)
-        if found is None:
-            weight = _parameter(module, "weight")
-            if weight is None:
-                raise ChangedError
-            found = self._found[module] = weight, _parameter(module, "bias")
-        return found
+        own = module._parameters
+        if "weight" in own and "bias" in own:  # plain parameters are the same every time
+            weight, bias = own["weight"], own["bias"]
+        else:
+            if module not in self._found:
+                self._found[module] = parameter_of(module, "weight"), parameter_of(module, "bias")
+            weight, bias = self._found[module]
+        if weight is None:
+            raise ChangedError
+        return weight, bias
 
     def norm(self, module: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
         """Batch normalisation in evaluation mode as y = s x + t: s and t."""
@@ -101,10 +106,7 @@ class Reading:
         return found
 
 
-Context = Callable[[Tensor, Reading], Tensor]
-
-
-def _parameter(module: nn.Module, name: str) -> Tensor | None:
+def parameter_of(module: nn.Module, name: str) -> Tensor | None:
     # The dictionary first: attribute look-ups of nn.Module are slow. A parametrized one is an attribute only.
     own = module._parameters
     return own[name] if name in own else getattr(module, name)
@@ -114,7 +116,7 @@ def _stored(module: nn.Module, name: str) -> Tensor | None:
     """A parameter, or of one with a parametrization, which is not evaluated, a tensor that it is made from."""
     own = module._parameters
     if name in own or not parametrize.is_parametrized(module, name):
-        return _parameter(module, name)
+        return parameter_of(module, name)
     return next(iter(module.parametrizations[name].state_dict(keep_vars=True).values()))  # type: ignore[index, union-attr]
 
 
@@ -131,23 +133,22 @@ def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 class Linear:
-    """A masked linear module of a peer, or some of its columns.
+    """A masked linear module of a peer.
 
     Args:
         module: has ``weight``, ``bias`` and ``mask``.
-        columns: those that read the features, where others read the context.
     """
 
-    def __init__(self, module: nn.Module, columns: slice | None = None) -> None:
-        self.module, self.columns = module, columns
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.biased = self._has_bias = _stored(module, "bias") is not None
 
     def mask(self) -> Tensor:
-        """What the columns may read, on the mask's device."""
+        """What each unit may read, on the mask's device."""
         (mask,) = self.masks()
         if mask is None:
             raise UnsupportedError("a mask of it is no buffer any more")
-        return (mask if self.columns is None else mask[:, self.columns]) != 0
+        return mask != 0
 
     def checked_mask(self) -> Tensor:
         """The same, if it is a mask."""
@@ -165,11 +166,7 @@ class Linear:
         weight, bias = read.linear(self.module)
         if (bias is not None) != self._has_bias:
             raise ChangedError
-        return weight if self.columns is None else weight[:, self.columns], bias
-
-    def apply(self, context: Tensor, read: Reading) -> Tensor:
-        """What the columns contribute for a context, without the bias."""
-        return F.linear(context, torch.where(self.mask(), self.tensors(read)[0], 0))
+        return weight, bias
 
 
 def _expect_norm(norm: nn.Module) -> nn.BatchNorm1d:
@@ -219,14 +216,28 @@ class Norm(Linear):
         return torch.diag(scale), shift
 
 
-def called(layer: nn.Module, then: Callable[[Tensor], Tensor] | None = None) -> Context:
-    """What a module of its own gives for the context, and a function of that."""
-    return lambda context, read: layer(context) if then is None else then(layer(context))
+class ContextLinear:
+    """A linear map of the context alone.
 
+    Args:
+        module: ``nn.Linear``; a subclass may do anything else.
+        norm: batch normalisation that its result, added to a layer's, passes through.
+    """
 
-def scaled(contribution: Context, norm: nn.BatchNorm1d) -> Context:
-    """A contribution of the context that passes through batch normalisation."""
-    return lambda context, read: contribution(context, read) * read.norm(norm)[0]
+    def __init__(self, module: nn.Module, norm: nn.Module | None) -> None:
+        self.module = expect(module, "torch.nn.modules.linear.Linear", "context layer")
+        self.norm = None if norm is None else _expect_norm(norm)
+        self.biased = _stored(module, "bias") is not None
+
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, as many as when the layer was read. The shift of the norm is the layer's."""
+        weight, bias = read.linear(self.module)
+        if (bias is not None) != self.biased:
+            raise ChangedError
+        if self.norm is None:
+            return weight, bias
+        scale, _ = read.norm(self.norm)
+        return weight * scale[:, None], bias if bias is None else bias * scale
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -255,8 +266,9 @@ class PeerNetwork:
         map: the univariate map.
         layout, parameter_order: the order of the parameters, see :class:`flowkern.AutoregressivePlan`.
 
-    The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection, and
-    sets ``activation``.
+    The library's file then calls :meth:`add` for each linear map in order, :meth:`skip` for a direct connection,
+    :meth:`add_context` for the linear maps of the context, and sets ``activation``; ``context_columns`` where the first map,
+    and the direct connection, read features and context side by side.
     """
 
     def __init__(
@@ -275,8 +287,9 @@ class PeerNetwork:
         self.skipped: Linear | None = None
         self.activated: list[bool] = []
         self.residuals: list[int | None] = []
-        self.addends: dict[int, list[Context]] = {}
-        self.gates: dict[int, Context] = {}
+        self.context_columns: Sequence[int] = ()
+        self.conditioners: list[Conditioner] = []
+        self._conditions: list[ContextLinear] = []
         self.modules: list[nn.Module] = []
         self._seen: list[tuple[Tensor | None, int | None]] = []
         self._refused = False  # whether the masks, as they are now, are such that there is no plan
@@ -288,13 +301,12 @@ class PeerNetwork:
         self.residuals.append(residual)
         return len(self.linears) - 1
 
-    def add_context(self, layer: int, contribution: Context) -> None:
-        """Something that a layer adds for the context."""
-        self.addends.setdefault(layer, []).append(contribution)
-
-    def add_gate(self, layer: int, factor: Context) -> None:
-        """What the context multiplies a layer by, before its residual is added."""
-        self.gates[layer] = factor
+    def add_context(
+        self, layer: int, module: nn.Module, activation: str = "identity", *, gate: bool = False, norm: nn.Module | None = None
+    ) -> None:
+        """A linear map of the context, activated, that a layer adds, or as a gate is multiplied by, before its residual."""
+        self.conditioners.append(Conditioner(layer, activation, gate))
+        self._conditions.append(ContextLinear(module, norm))
 
     def skip(self, linear: Linear) -> None:
         """A direct connection from the features to the parameters."""
@@ -303,6 +315,8 @@ class PeerNetwork:
     def finish(self, *modules: nn.Module) -> PeerNetwork:
         """Builds the plan. ``modules`` are those whose hooks and modes matter: all that the fused call passes over."""
         self.modules = [m for module in modules for m in module.modules()]
+        self._all_linears = self._all()
+        self._maps: list[Linear | ContextLinear] = [*self._all_linears, *self._conditions]
         self._plan()
         return self
 
@@ -328,9 +342,10 @@ class PeerNetwork:
                 activated=tuple(self.activated[:depth]),
                 residuals=tuple(self.residuals[:depth]),
                 skip=self.skipped is not None,
-                addends=tuple(self.addends),
-                gates=tuple(self.gates),
-                biases=tuple(linear.biased for linear in linears),
+                biases=(*(linear.biased for linear in linears), *(linear.biased for linear in self._conditions)),
+                context=self.context,
+                context_columns=tuple(self.context_columns),
+                conditioners=tuple(self.conditioners),
             )
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
@@ -344,9 +359,12 @@ class PeerNetwork:
 
     def touched(self) -> bool:
         """Whether masks were exchanged, or written to, since they were last looked at."""
-        for now, (before, version) in zip(self._masks(), self._seen, strict=True):
-            if now is not before or (version is not None and now._version != version):  # type: ignore[union-attr]
-                return True
+        seen = iter(self._seen)
+        for linear in self._all_linears:
+            for now in linear.masks():
+                before, version = next(seen)
+                if now is not before or (version is not None and now._version != version):  # type: ignore[union-attr]
+                    return True
         return False
 
     def follow(self) -> bool:
@@ -368,10 +386,7 @@ class PeerNetwork:
     def _masks_are_those_of_the_plan(self) -> bool:
         for linear, planned in zip(self._all(), self.plan.masks, strict=True):
             for mask in linear.masks():
-                if mask is None or mask.is_meta:
-                    return False
-                now = mask if linear.columns is None else mask[:, linear.columns]
-                if not torch.equal(now, planned.to(now.device, now.dtype)):
+                if mask is None or mask.is_meta or not torch.equal(mask, planned.to(mask.device, mask.dtype)):
                     return False
         return True
 
@@ -404,18 +419,31 @@ class PeerNetwork:
 
     def fits(self, x: Tensor, context: Tensor | None) -> bool:
         """Whether the operators take these arguments; those that they do not are for the peer to judge."""
-        like = _stored(self.linears[0].module, "weight")
+        own = self.linears[0].module._parameters
+        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
         return (
             like is not None
             and isinstance(x, Tensor)
             and x.dtype in FLOATS
             and x.dtype is like.dtype
             and x.device == like.device
-            and x.device.type != "meta"
+            and not x.is_meta
             and x.dim() > 0
             and x.shape[-1] == self.features
             and (context is not None) == (self.context > 0)
             and (context is None or self._fits_context(x, context))
+        )
+
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same for a network beside one that fits, given the width of the context, 0 for none."""
+        own = self.linears[0].module._parameters
+        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
+        return (
+            like is not None
+            and like.dtype is x.dtype
+            and like.device == x.device
+            and self.features == x.shape[-1]
+            and self.context == width
         )
 
     def _fits_context(self, x: Tensor, context: Tensor) -> bool:
@@ -427,26 +455,21 @@ class PeerNetwork:
             and context.shape[-1] == self.context
         )
 
-    def arguments(self, context: Tensor | None) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of :func:`flowkern.ops.autoregressive` and :func:`flowkern.ops.autoregressive_inverse`.
 
         Raises:
             ChangedError: where a module is not what it was when the layer was read.
         """
         read = Reading()
-        pairs = [linear.tensors(read) for linear in self._all()]
-        addends: list[Tensor] = []
-        if context is not None:
-            terms = ([part(context, read) for part in parts] for parts in self.addends.values())
-            addends = [functools.reduce(torch.add, parts) for parts in terms]
-            addends += [factor(context, read) for factor in self.gates.values()]
-        return {
-            "weights": [weight for weight, _ in pairs],
-            "biases": [bias for _, bias in pairs if bias is not None],
-            "plan": self.plan,
-            "addends": addends,
-            "map": self.map,
-        }
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for linear in self._maps:
+            weight, bias = linear.tensors(read)
+            weights.append(weight)
+            if bias is not None:
+                biases.append(bias)
+        return {"weights": weights, "biases": biases, "plan": self.plan, "map": self.map}
 
 
 def affine(scale: str, placement: str, *constants: Any) -> Affine:
@@ -467,6 +490,11 @@ def expect(module: Any, path: str, what: str) -> Any:
     if reason is not None:
         raise UnsupportedError(f"its {what} is a {type(module).__qualname__}: {reason}")
     return module
+
+
+def by_class(function: Found) -> Found:
+    """Keeps what a function of a class gives: classes are asked about at every call."""
+    return functools.lru_cache(1024)(function)  # type: ignore[return-value]
 
 
 def differs(cls: type, path: str) -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.library import Layer, Library
+from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
     LinearThenNorm,
@@ -20,11 +22,12 @@ from flowkern.adapters.network import (
     UnsupportedError,
     activation_of,
     affine,
-    called,
+    by_class,
+    differs,
     expect,
-    scaled,
 )
-from flowkern.adapters.state import own
+from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
+from flowkern.adapters.state import own, peer_class
 
 
 def read(root: str, layer: Any) -> PeerNetwork:
@@ -39,14 +42,13 @@ def read(root: str, layer: Any) -> PeerNetwork:
     residual = made.use_residual_blocks
     stream = network.add(linear(root, made.initial_layer), activated=not residual)
     if network.context:
-        network.add_context(stream, called(made.context_layer, made.activation))
+        network.add_context(stream, made.context_layer, activation_of(made.activation)[0])
     for block in made.blocks:
         if residual:
             stream = add_residual_block(network, root, block, stream)
             if network.context:
                 norm = block.batch_norm_layers[1] if block.use_batch_norm else None
-                contribution = called(block.context_layer)
-                network.add_context(stream - 1, contribution if norm is None else scaled(contribution, norm))
+                network.add_context(stream - 1, block.context_layer, norm=norm)
         else:
             expect_dropout(expect(block, root + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(root, block.linear, before=block.batch_norm), activated=True)
@@ -119,19 +121,180 @@ def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> 
 
 def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One pass."""
-    return _serve(self, inputs, context, inverse=False) or own(self, "forward")(inputs, context)
+    return _serve(self, inputs, context, inverse=False) or own(self, "forward")(self, inputs, context)
 
 
 def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One sweep."""
-    return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(inputs, context)
+    return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(self, inputs, context)
 
 
 METHODS = {"forward": forward, "inverse": inverse}
-PERMUTATION = "a permutation is one gather already"
+PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "splines have no operator yet; they will go here"
 COUPLING = "coupling layers cost one pass both ways already; flowkern.ops.coupling will go here"
-NORM = "one elementwise pass already"
+NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+TRANSFORM = frozenset(("forward", "inverse", "_cascade", "_permute", "_serve"))
+_NORMAL = frozenset(("log_prob", "_log_prob", "sample", "_sample", "sample_and_log_prob"))
+
+
+def rows_joinable(inputs: Any, context: Any) -> bool:
+    """Rows that the library itself would take as they are."""
+    if not joinable(inputs) or inputs.dim() != 2:
+        return False
+    return context is None or (isinstance(context, Tensor) and context.shape[:-1] == inputs.shape[:-1])
+
+
+def _alone(context: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, Tensor]]:
+    """A layer by itself, as a composition calls it; ``part``: the layer and whether backwards."""
+
+    def call(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        layer, back = part
+        return layer.inverse(x, context) if back else layer(x, context)
+
+    return call
+
+
+def spread(run: Run, kind_of: Callable[[type], Any], layer: Any, back: bool) -> None:
+    """Adds a layer to a way, or the layers of which it is made. A call of a module is one forwards.
+
+    Args:
+        kind_of: class -> one of the classes below, (layer, x, back) -> step, or ``None`` for what cannot join.
+    """
+    kind = kind_of(type(layer))
+    if kind is None or touched(layer, TRANSFORM, hooks=not back):
+        run.add(None, (layer, back))
+    elif kind is CompositeWay:
+        inner = list(layer._modules["_transforms"]._modules.values())
+        for part in reversed(inner) if back else inner:
+            spread(run, kind_of, part, back)
+    elif kind is InverseWay:
+        spread(run, kind_of, layer._modules["_transform"], not back)
+    elif kind is NetworkWay:
+        run.network(layer, back, (layer, back))
+    else:
+        run.add(kind(layer, run.x, back), (layer, back))
+
+
+def _permutation(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    return permutation(layer._buffers["_permutation"], back, x.shape[1]) if layer._dim == 1 else None
+
+
+def _pointwise(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    return elementwise(x, back, layer._buffers["_shift"], layer._buffers["_scale"])
+
+
+def _batch_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """With the statistics of evaluation mode."""
+    if layer.training:
+        return None
+    scale = layer.weight * torch.rsqrt(layer.running_var + layer.eps)
+    return elementwise(x, back, layer.bias - layer.running_mean * scale, scale)
+
+
+def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """Which takes its numbers from the first batch that it sees in train mode."""
+    if layer.training and not back and not layer.initialized:
+        return None
+    return elementwise(x, back, layer.shift, layer.scale)
+
+
+class CompositeWay:
+    """Layers one after another."""
+
+
+class InverseWay:
+    """A layer backwards."""
+
+
+class NetworkWay:
+    """An accelerated layer."""
+
+
+_PARTS: dict[str, Any] = {
+    "base.CompositeTransform": CompositeWay,
+    "base.InverseTransform": InverseWay,
+    "permutations.Permutation": _permutation,
+    "standard.PointwiseAffineTransform": _pointwise,
+    "normalization.BatchNorm": _batch_norm,
+    "normalization.ActNorm": _act_norm,
+}
+
+
+def kinds(table: Mapping[str, Any]) -> Callable[[type], Any]:
+    """What a layer of a class is on a way, for :func:`spread`; the table has it by class path."""
+
+    @by_class
+    def kind_of(cls: type) -> Any:
+        if getattr(cls, "inverse", None) is inverse:
+            return NetworkWay  # it is accelerated
+        return next((kind for path, kind in table.items() if differs(peer_class(cls), path) is None), None)
+
+    return kind_of
+
+
+@functools.cache
+def _kinds(root: str) -> Callable[[type], Any]:
+    return kinds({f"{root}.transforms.{path}": kind for path, kind in _PARTS.items()})
+
+
+def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, back: bool) -> Any:
+    if not rows_joinable(inputs, context):
+        return own(self, "inverse" if back else "forward")(self, inputs, context)
+    run = Run(inputs, context, _alone(context))
+    inner, kind_of = list(self._modules["_transforms"]._modules.values()), _kinds(root)
+    for part in reversed(inner) if back else inner:
+        spread(run, kind_of, part, back)
+    return run.end()
+
+
+def _density(root: str, flow: Any, inputs: Tensor, context: Tensor | None, given: dict[str, Any]) -> Tensor:
+    """log p(inputs | context); ``given``: what the flow hands to its base."""
+    transform, base = flow._modules["_transform"], flow._modules["_distribution"]
+    if not rows_joinable(inputs, context):
+        noise, logabsdet = transform(inputs, context=context)
+        return base.log_prob(noise, **given) + logabsdet
+    normal = "output" if _is_standard(root, base, inputs.shape[1:]) else None
+    run = Run(inputs, context, _alone(context), normal)
+    spread(run, _kinds(root), transform, False)
+    noise, log_prob = run.end()
+    return log_prob if normal is not None else base.log_prob(noise, **given) + log_prob
+
+
+def _is_standard(root: str, base: Any, shape: torch.Size) -> bool:
+    return _is_normal(root, type(base)) and _NORMAL.isdisjoint(vars(base)) and base._shape == shape
+
+
+@by_class
+def _is_normal(root: str, cls: type) -> bool:
+    return differs(cls, root + ".distributions.normal.StandardNormal") is None
+
+
+def _containers(root: str) -> dict[str, Container]:
+    def composite_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return _composite(root, self, inputs, context, False)
+
+    def composite_inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return _composite(root, self, inputs, context, True)
+
+    def log_prob(self: Any, inputs: Tensor, context: Tensor | None) -> Tensor:
+        embedded = self._modules["_embedding_net"](context)
+        return _density(root, self, inputs, embedded, {"context": embedded})
+
+    return {
+        root + ".transforms.base.CompositeTransform": Container({"forward": composite_forward, "inverse": composite_inverse}),
+        root + ".flows.base.Flow": Container({"_log_prob": log_prob}),
+    }
+
+
+def _glasflow_log_prob(self: Any, inputs: Tensor, conditional: Tensor | None = None) -> Tensor:
+    return _density("glasflow.nflows", self, inputs, conditional, {})
+
+
+_GLASFLOW = {"glasflow.flows.base.Flow": Container({"log_prob": _glasflow_log_prob})}
 
 
 def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
@@ -153,6 +316,7 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             transforms + ".permutations.Permutation": PERMUTATION,
             transforms + ".made.MADE": "a network without its transform",
         },
+        containers=_containers(root) | (_GLASFLOW if name == "glasflow" else {}),
     )
 
 

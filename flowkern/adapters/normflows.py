@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flowkern.adapters.library import Layer, Library
-from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, called, expect
+from flowkern import ops
+from flowkern.adapters.library import Container, Layer, Library
+from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect, parameter_of
 from flowkern.adapters.nflows import (
     COUPLING,
     METHODS,
@@ -19,8 +21,13 @@ from flowkern.adapters.nflows import (
     context_width,
     evaluate,
     expect_dropout,
+    kinds,
     linear,
+    rows_joinable,
+    spread,
 )
+from flowkern.adapters.run import Run, elementwise, permutation
+from flowkern.adapters.state import own
 
 MADE = "normflows.nets.made."
 
@@ -34,18 +41,168 @@ def read(layer: Any) -> PeerNetwork:
     network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
     stream = network.add(linear(MADE, made.initial_layer))
     if network.context:
-        network.add_context(stream, called(made.context_layer))
+        network.add_context(stream, made.context_layer)
     for block in made.blocks:
         if hasattr(block, "linear_layers"):
             stream = add_residual_block(network, MADE, block, stream)
             if network.context:
-                network.add_gate(stream, called(block.context_layer, torch.sigmoid))
+                network.add_context(stream, block.context_layer, "sigmoid", gate=True)
         else:
             expect_dropout(expect(block, MADE + "MaskedFeedforwardBlock", "block"))
             stream = network.add(linear(MADE, block.linear, before=block.batch_norm), activated=True)
     network.add(linear(MADE, made.final_layer))
     network.activation = activation_of(*(block.activation for block in made.blocks))
     return network.finish(made)
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+
+def _permute(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    features = x.shape[1]
+    if layer.mode == "shuffle":
+        return permutation(layer._buffers["inv_perm" if back else "perm"], False, features)
+    if layer.mode != "swap" or layer.num_channels != features:
+        return None
+    first = (features + back) // 2
+    return ops.PermutationStep((*range(first, features), *range(first)))
+
+
+def _constant(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    s = parameter_of(layer, "s")
+    return None if s is None else elementwise(x, back, parameter_of(layer, "t"), s.exp())
+
+
+def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """Which takes its numbers from the first batch that it sees."""
+    return _constant(layer, x, back) if layer.data_dep_init_done else None
+
+
+_FLOWS = "normflows.flows."
+_PERMUTE = {_FLOWS + "mixing.Permute": _permute}
+_CONSTANT = {_FLOWS + "normalization.ActNorm": _act_norm, _FLOWS + "affine.coupling.AffineConstFlow": _constant}
+_KINDS = {False: kinds(_PERMUTE | _CONSTANT), True: kinds(_PERMUTE)}  # with a context, which the constant ones do not take
+
+
+class _Flow:
+    """The methods of NormalizingFlow, and of its conditional twin, which hands every layer a context."""
+
+    def __init__(self, conditional: bool) -> None:
+        self.conditional = conditional
+
+    def extra(self, context: Any) -> dict[str, Any]:
+        return {"context": context} if self.conditional else {}
+
+    def run(self, flow: Any, z: Tensor, context: Any, back: bool, normal: bool = False) -> tuple[Tensor, Tensor]:
+        """Through all layers; ``normal``: with the density of the base."""
+        extra, kind_of, base = self.extra(context), _KINDS[self.conditional], flow._modules["q0"]
+
+        def alone(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+            layer, back = part
+            return layer.inverse(x, **extra) if back else layer(x, **extra)
+
+        end = _base_step(base, z) if normal else None
+        run = Run(z, context, alone, "output" if end is not None else None)
+        inner = list(flow._modules["flows"]._modules.values())
+        for layer in reversed(inner) if back else inner:
+            spread(run, kind_of, layer, back)
+        if end is not None:
+            run.add(end)
+        z, log_det = run.end()
+        log_det = log_det.expand(len(z)) if log_det.dim() == 0 else log_det  # all layers gave one number for all rows
+        return z, log_det + base.log_prob(z, **extra) if normal and end is None else log_det
+
+    def methods(self) -> dict[str, Any]:
+        """The methods that take a context; those of the unconditional class do not."""
+        run, extra, conditional = self.run, self.extra, self.conditional
+
+        def forward(self: Any, z: Tensor, context: Any = None) -> Any:
+            return run(self, z, context, False)[0] if _joinable(z, context) else own(self, "forward")(self, z, **extra(context))
+
+        def inverse(self: Any, x: Tensor, context: Any = None) -> Any:
+            return run(self, x, context, True)[0] if _joinable(x, context) else own(self, "inverse")(self, x, **extra(context))
+
+        def forward_and_log_det(self: Any, z: Tensor, context: Any = None) -> Any:
+            if not _joinable(z, context):
+                return own(self, "forward_and_log_det")(self, z, **extra(context))
+            z, log_det = run(self, z, context, False)
+            return z, _as_default(log_det)
+
+        def inverse_and_log_det(self: Any, x: Tensor, context: Any = None) -> Any:
+            if not _joinable(x, context):
+                return own(self, "inverse_and_log_det")(self, x, **extra(context))
+            z, log_det = run(self, x, context, True)
+            return z, _as_default(log_det)
+
+        def log_prob(self: Any, x: Tensor, context: Any = None) -> Any:
+            if not _joinable(x, context):
+                return own(self, "log_prob")(self, x, **extra(context))
+            return run(self, x, context, True, normal=True)[1]
+
+        def forward_kld(self: Any, x: Tensor, context: Any = None) -> Any:
+            if not _joinable(x, context):
+                return own(self, "forward_kld")(self, x, **extra(context))
+            return -torch.mean(_as_default(run(self, x, context, True, normal=True)[1]))
+
+        def sample(self: Any, num_samples: int = 1, context: Any = None) -> Any:
+            z, log_q = self.q0(num_samples, **extra(context))
+            if _joinable(z, context):
+                z, log_det = run(self, z, context, False)
+                return z, log_q - log_det.to(log_q.dtype)
+            for flow in self.flows:
+                z, log_det = flow(z, **extra(context))
+                log_q = log_q - log_det
+            return z, log_q
+
+        def reverse_kld(self: Any, num_samples: int = 1, context: Any = None, beta: float = 1.0, score_fn: bool = True) -> Any:
+            if not score_fn:
+                return own(self, "reverse_kld")(self, num_samples, **extra(context), beta=beta, score_fn=score_fn)
+            z, log_q = self.sample(num_samples, **extra(context))
+            return torch.mean(log_q) - beta * torch.mean(self.p.log_prob(z, **extra(context)))
+
+        made = (forward, inverse, forward_and_log_det, inverse_and_log_det, log_prob, forward_kld, sample, reverse_kld)
+        return {f.__name__: f if conditional else _without_context(f) for f in made}
+
+
+def _without_context(method: Any) -> Any:
+    """With the signature of the unconditional class."""
+    if method.__name__ == "reverse_kld":
+
+        def reverse_kld(self: Any, num_samples: int = 1, beta: float = 1.0, score_fn: bool = True) -> Any:
+            return method(self, num_samples, None, beta, score_fn)
+
+        return reverse_kld
+    if method.__name__ == "sample":
+
+        def sample(self: Any, num_samples: int = 1) -> Any:
+            return method(self, num_samples)
+
+        return sample
+    names = "z" if method.__name__.startswith("forward") and method.__name__ != "forward_kld" else "x"
+    return {"z": lambda self, z: method(self, z), "x": lambda self, x: method(self, x)}[names]
+
+
+def _joinable(z: Any, context: Any) -> bool:
+    return rows_joinable(z, context) and len(z) > 0
+
+
+def _as_default(log_det: Tensor) -> Tensor:
+    """normflows sums log-determinants in the default dtype."""
+    return log_det.to(torch.get_default_dtype())
+
+
+def _base_step(base: Any, z: Tensor) -> ops.Step | None:
+    """What takes samples of a diagonal Gaussian to those of the standard normal."""
+    held = vars(base)
+    if _GAUSSIAN(type(base)) is None or "log_prob" in held or held["n_dim"] != 1 or held["shape"][0] != z.shape[1]:
+        return None
+    loc, log_scale, temperature = parameter_of(base, "loc"), parameter_of(base, "log_scale"), held["temperature"]
+    if log_scale is None:
+        return None
+    return elementwise(z, True, loc, (log_scale if temperature is None else log_scale + math.log(temperature)).exp())
+
+
+_GAUSSIAN = kinds({"normflows.distributions.base.DiagGaussian": True})
 
 
 NORMFLOWS = Library(
@@ -62,5 +219,9 @@ NORMFLOWS = Library(
         "normflows.flows.normalization.BatchNorm": NORM,
         "normflows.flows.normalization.ActNorm": NORM,
         "normflows.flows.mixing.Permute": PERMUTATION,
+    },
+    containers={
+        "normflows.core.NormalizingFlow": Container(_Flow(conditional=False).methods()),
+        "normflows.core.ConditionalNormalizingFlow": Container(_Flow(conditional=True).methods()),
     },
 )

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.distributions.utils import _sum_rightmost
 
-from flowkern.adapters.calls import checked, fast
-from flowkern.adapters.library import Layer, Library
-from flowkern.adapters.network import Linear, PeerNetwork, UnsupportedError, activation_of, affine, expect
+from flowkern import ops
+from flowkern.adapters.calls import arguments_in_chain, checked, fast
+from flowkern.adapters.library import Container, Layer, Library, container_of
+from flowkern.adapters.network import (
+    Linear,
+    PeerNetwork,
+    UnsupportedError,
+    activation_of,
+    affine,
+    by_class,
+    class_path,
+    differs,
+    expect,
+)
 from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
-from flowkern.adapters.state import attach, own, state_of
+from flowkern.adapters.run import elementwise, joinable, permutation
+from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
 
 NETS = "pyro.nn.auto_reg_nn."
+TRANSFORMS = "pyro.distributions.transforms."
 ASIDE = ("_call", "_inverse")  # attributes of a stable transform, which hold its _call_stable and _inverse_stable
 
 
@@ -43,17 +59,11 @@ def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float
     else:
         map = affine("clamped_exp", "scale_shift", log_scale_min_clip, log_scale_max_clip)
     network = PeerNetwork(arn.input_dim, arn.context_dim, map, layout="parameter_major")
-    features = slice(arn.context_dim, None) if arn.context_dim else None
-    for i, module in enumerate(arn.layers):
-        expect(module, NETS + "MaskedLinear", "linear map")
-        network.add(Linear(module, None if i else features), activated=True)
+    network.context_columns = range(arn.context_dim)
+    for module in arn.layers:
+        network.add(Linear(expect(module, NETS + "MaskedLinear", "linear map")), activated=True)
     if arn.skip_layer is not None:
-        network.skip(Linear(arn.skip_layer, features))
-    if arn.context_dim:
-        columns = slice(None, arn.context_dim)
-        network.add_context(0, Linear(arn.layers[0], columns).apply)
-        if arn.skip_layer is not None:
-            network.add_context(len(arn.layers) - 1, Linear(arn.skip_layer, columns).apply)
+        network.skip(Linear(arn.skip_layer))
     network.activation = activation_of(arn.f)
     return network.finish(arn)
 
@@ -74,7 +84,7 @@ def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
         context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
     found = fast(self, value, context, inverse)
     if found is None:
-        return own(self, name + "_stable" if self.stable else name)(value)
+        return own(self, name + "_stable" if self.stable else name)(self, value)
     # log_abs_det_jacobian sums the cached log-scale over its last dimension.
     self._cached_log_scale = (-found[1] if inverse else found[1]).unsqueeze(-1)
     return found[0]
@@ -92,7 +102,9 @@ def _inverse(self: Any, y: Tensor) -> Tensor:
 
 def condition(self: Any, context: Tensor) -> Any:
     """The transform for a context, accelerated like this one."""
-    transform, state = own(self, "condition")(context), state_of(self)
+    transform, state = own(self, "condition")(self, context), state_of(self)
+    if torch.compiler.is_compiling():
+        return transform  # nothing is read, checked or made anew while a graph is made
     if checked(self) and state is not None:
         attach(transform, AFFINE, None, state.network)
     return transform
@@ -106,7 +118,214 @@ AFFINE = Layer(
     caches=("_inv", "_cached_x_y", "_cached_log_scale"),
 )
 CONDITIONAL = Layer(read_conditional, evaluate, {"condition": condition})
-TRANSFORMS = "pyro.distributions.transforms."
+# -- distributions ----------------------------------------------------------------------------------------------------
+
+# Transforms from base to event, each with its cache. Of a distribution all join, or none: what is between two of them is
+# for the caches of its neighbours.
+
+
+class _Joint(NamedTuple):
+    """What the caches of transforms would hold after a call of all of them: log_prob of the same value is not computed again.
+
+    Every transform that has a cache holds ``mark`` in it, which is no tensor. Where one holds something else by now, it was
+    used by itself or cleared, and this holds no longer.
+    """
+
+    mark: float
+    caches: list[dict[str, Any]]
+    value: Tensor
+    log_prob: Callable[[], Tensor]
+
+    def of(self, value: Tensor) -> bool:
+        return self.value is value and all(own["_cached_x_y"][0] is self.mark for own in self.caches)
+
+
+def _spread(transform: Any, back: bool, way: list[tuple[Any, str, bool]]) -> bool:
+    """Adds a transform to a way, as (transform, kind, whether backwards), if all of it may join."""
+    kind = _kind(type(transform))
+    if kind == "inverse":
+        return _spread(transform._inv, not back, way)
+    if kind == "composed":
+        return all(_spread(part, back, way) for part in (reversed(transform.parts) if back else transform.parts))
+    way.append((transform, kind or "", back))
+    return kind is not None and _METHODS.isdisjoint(vars(transform))
+
+
+_METHODS = frozenset(("__call__", "_call", "_inverse", "_inv_call", "log_abs_det_jacobian"))
+_KINDS = {
+    "torch.distributions.transforms._InverseTransform": "inverse",
+    "torch.distributions.transforms.ComposeTransform": "composed",
+    "torch.distributions.transforms.AffineTransform": "affine",
+    TRANSFORMS + "permute.Permute": "permutation",
+    TRANSFORMS + "batchnorm.BatchNorm": "norm",
+}
+
+
+@by_class
+def _kind(cls: type) -> str | None:
+    if getattr(cls, "_call", None) is _call:
+        return "network"  # it is accelerated
+    if class_path(cls) == "pyro.distributions.torch_transform.ComposeTransformModule":
+        return "composed"
+    if cls is torch.distributions.transforms._InverseTransform:
+        return "inverse"  # zuko gives it another name
+    return next((kind for path, kind in _KINDS.items() if differs(cls, path) is None), None)
+
+
+def _step(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | None) -> ops.Step | None:
+    features = x.shape[-1]
+    if kind == "network":
+        arguments = arguments_in_chain(transform, x, context, back, False)
+        return None if arguments is None else ops.NetworkStep(back, arguments)
+    if kind == "permutation":
+        return permutation(transform.permutation, back, features) if transform.dim == -1 else None
+    if kind == "affine":
+        found = [x.new_tensor(t) if isinstance(t, (int, float)) else t for t in (transform.loc, transform.scale)]
+        return elementwise(x, back, *found) if transform.event_dim < 2 else None
+    if transform.training:
+        return None
+    scale = torch.sqrt(transform.moving_variance + transform.epsilon) / transform.constrained_gamma
+    return elementwise(x, back, transform.moving_mean - transform.beta * scale, scale)
+
+
+def _context_of(way: list[tuple[Any, str, bool]], x: Tensor) -> Any:
+    """The one context of all networks, expanded as each does it; False where they have several."""
+    found = [
+        t.arn.keywords["context"] if isinstance(t.arn, functools.partial) else None for t, kind, _ in way if kind == "network"
+    ]
+    if not found or any(c is not found[0] for c in found):
+        return False
+    return found[0] if found[0] is None else found[0].expand(*x.shape[:-1], found[0].shape[-1])
+
+
+def _way_of(distribution: Any, x: Any) -> list[tuple[Any, str, bool]] | None:
+    """All transforms of a distribution of vectors, from the base on, if they may join."""
+    if state_of(distribution) is None or not joinable(x) or len(distribution._event_shape) != 1:
+        return None
+    way: list[tuple[Any, str, bool]] = []
+    return way if all(_spread(t, False, way) for t in distribution.transforms) else None
+
+
+def _chain(
+    way: list[tuple[Any, str, bool]], x: Tensor, ends: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """All transforms in turn; with ``ends``, the location and scale of the base, the log-density in place of log_det."""
+    context = _context_of(way, x)
+    if context is False:
+        return None
+    steps = [_step(transform, kind, back, x, context) for transform, kind, back in way]
+    if any(step is None for step in steps):
+        return None
+    if ends is None:
+        return ops.autoregressive_chain(x, steps, context)  # type: ignore[arg-type]
+    return ops.autoregressive_chain(x, [*steps, ops.ElementwiseStep(True, *ends)], context, "output")  # type: ignore[list-item]
+
+
+def _remember(distribution: Any, way: list[tuple[Any, str, bool]], value: Tensor, log_prob: Callable[[], Tensor]) -> None:
+    mark = float("nan")  # another object every time
+    caches = [own for own in (vars(transform) for transform, _, _ in way) if "_cached_x_y" in own]
+    for own_ in caches:
+        own_["_cached_x_y"] = mark, mark
+    state_of(distribution).cached = _Joint(mark, caches, value, log_prob)
+
+
+def _ends(base: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of a base that is a diagonal normal without a batch."""
+    if _independent(type(base)) and base.reinterpreted_batch_ndims == 1 and _normal(type(base.base_dist)):
+        loc, scale = base.base_dist.loc, base.base_dist.scale
+        if loc.shape == scale.shape == x.shape[-1:] and loc.dtype is scale.dtype is x.dtype and loc.is_cpu and scale.is_cpu:
+            return loc, scale
+    return None
+
+
+@by_class
+def _independent(cls: type) -> bool:
+    return differs(cls, "torch.distributions.independent.Independent") is None
+
+
+@by_class
+def _normal(cls: type) -> bool:
+    return differs(cls, "torch.distributions.normal.Normal") is None
+
+
+def log_prob(self: Any, value: Tensor) -> Tensor:
+    """By one call backwards, unless the value was the last one that was drawn or scored, or is in a transform's cache."""
+    way = _way_of(self, value)
+    if way is None or _is_cached(way, value):
+        return own(self, "log_prob")(self, value)
+    if self._validate_args:
+        self._validate_sample(value)
+    known: _Joint | None = state_of(self).cached
+    if known is not None and known.of(value):
+        return known.log_prob()
+    back = [(transform, kind, not back) for transform, kind, back in reversed(way)]
+    base, ends = self.base_dist, _ends(self.base_dist, value)
+    found = _chain(back, value, ends)
+    if found is None:
+        return own(self, "log_prob")(self, value)
+    x, total = found
+    if ends is None:
+        total = total + _base_log_prob(base, x)
+    else:
+        if base.base_dist._validate_args:
+            base.base_dist._validate_sample(x)
+    _remember(self, way, value, lambda: total)
+    return total
+
+
+def _base_log_prob(base: Any, x: Tensor) -> Tensor:
+    return _sum_rightmost(base.log_prob(x), 1 - len(base.event_shape))
+
+
+def _is_cached(way: list[tuple[Any, str, bool]], value: Tensor) -> bool:
+    """Whether the last transform remembers the value by itself."""
+    transform, _, back = way[-1]
+    return vars(transform).get("_cached_x_y", (None, None))[0 if back else 1] is value
+
+
+def rsample(self: Any, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    """By one call forwards."""
+    return _drawn(self, self.base_dist.rsample(sample_shape))
+
+
+def sample(self: Any, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    """By one call forwards."""
+    with torch.no_grad():
+        return _drawn(self, self.base_dist.sample(sample_shape))
+
+
+def _drawn(self: Any, x: Tensor) -> Tensor:
+    way = _way_of(self, x)
+    found = None if way is None else _chain(way, x)
+    if way is None or found is None:
+        for transform in self.transforms:  # as the library does it
+            x = transform(x)
+        return x
+    y, log_det = found
+    base = self.base_dist
+    _remember(self, way, y, lambda: _base_log_prob(base, x) - log_det)
+    return y
+
+
+def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
+    """The expanded distribution, accelerated like this one."""
+    return _held(own(self, "expand")(self, batch_shape, _instance))
+
+
+def condition_all(self: Any, context: Tensor) -> Any:
+    """The distribution for a context, accelerated like this one."""
+    return _held(own(self, "condition")(self, context))
+
+
+def _held(distribution: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return distribution
+    if not is_accelerated(distribution) and container_of(peer_class(type(distribution))) is DISTRIBUTION:
+        hold(distribution, DISTRIBUTION)
+    return distribution
+
+
+DISTRIBUTION = Container({"log_prob": log_prob, "rsample": rsample, "sample": sample, "expand": expand})
 PYRO = Library(
     name="pyro-ppl",
     tested=("1.8", "1.10"),
@@ -122,6 +341,10 @@ PYRO = Library(
         TRANSFORMS + "neural_autoregressive.NeuralAutoregressive": "it has no inverse",
         TRANSFORMS + "batchnorm.BatchNorm": NORM,
         TRANSFORMS + "permute.Permute": PERMUTATION,
+    },
+    containers={
+        "torch.distributions.transformed_distribution.TransformedDistribution": DISTRIBUTION,
+        "pyro.distributions.conditional.ConditionalTransformedDistribution": Container({"condition": condition_all}),
     },
     holders={
         "torch.distributions.transformed_distribution.TransformedDistribution": ("base_dist", "transforms"),

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from flowkern.adapters import library, state
-from flowkern.adapters.network import UnsupportedError
+from flowkern.adapters.network import UnsupportedError, differs
 
 _made: list[state.State] = []
 
@@ -32,13 +32,31 @@ def _wrap(cls: type, layer: library.Layer) -> None:
     cls.__init__ = __init__  # type: ignore[misc]
 
 
+def _wrap_container(cls: type, path: str, how: library.Container) -> None:
+    original: Any = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        if not state.is_accelerated(self) and differs(type(self), path) is None:
+            state.hold(self, how)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+
+
 def pytest_collection_finish() -> None:
     """Wraps the constructors of the classes that flowkern accelerates in the libraries that the tests imported."""
     for table in library.libraries():
-        for path, layer in table.layers.items():
+        known: dict[str, library.Layer | library.Container] = {**table.layers, **table.containers}
+        for path, how in known.items():
             module, _, name = path.rpartition(".")
-            if module in sys.modules:
-                _wrap(getattr(sys.modules[module], name), layer)
+            if module not in sys.modules:
+                continue
+            cls = getattr(sys.modules[module], name)
+            if isinstance(how, library.Container):
+                _wrap_container(cls, path, how)
+            else:
+                _wrap(cls, how)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from flowkern.adapters.library import Layer
-from flowkern.adapters.network import PeerNetwork, UnsupportedError
+from flowkern.adapters.freeze import Frozen, freezable
+from flowkern.adapters.library import Container, Layer
+from flowkern.adapters.network import ChangedError, PeerNetwork, UnsupportedError
 from flowkern.adapters.structure import Structure
 
 STATE = "_flowkern"
@@ -39,13 +40,25 @@ class State:
     suspects: frozenset[str] = frozenset()  # those that changed since the last check
     unread: str | None = None  # why the layer as it is now could not be read: the network is an earlier one's
     told: str | None = None  # the reason of the last warning
+    frozen: Frozen | None = None  # inside of flowkern.frozen
 
 
 UNCHECKED = "unchecked"
 
 
-def state_of(layer: Any) -> State | None:
-    """The state of an accelerated layer; none where it was restored meanwhile, or is a copy that no library's code made."""
+@dataclass(slots=True)
+class Held:
+    """What an accelerated container of layers carries, under :data:`STATE` in its dictionary."""
+
+    layer: Container
+    owner: weakref.ref[Any]
+    accelerated: type
+    aside: dict[str, Any] = field(default_factory=dict)  # as of a layer
+    cached: Any = None  # what its library's file keeps from one call to the next
+
+
+def state_of(layer: Any) -> Any:
+    """The state of an accelerated object; none where it was restored meanwhile, or is a copy that no library's code made."""
     state = getattr(layer, "__dict__", {}).get(STATE)
     return state if state is not None and (torch.compiler.is_compiling() or state.owner() is layer) else None
 
@@ -55,7 +68,7 @@ def state_of(layer: Any) -> State | None:
 _pickled = threading.local()
 
 
-def _parts(layer: Any, state: State | None) -> tuple[Any, Any, Any]:
+def _parts(layer: Any, state: State | Held | None) -> tuple[Any, Any, Any]:
     """What the peer's own object would give to pickle: how it is made, its arguments, its state. The layer stays as it is."""
     peer: Any = object.__new__(peer_class(type(layer)))
     aside = {} if state is None else state.aside
@@ -93,6 +106,10 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     state = state_of(self)
     if state is None:
         return peer_copy(self, None, memo)
+    if isinstance(state, Held):
+        twin = peer_copy(self, state, memo)
+        hold(twin, state.layer)
+        return twin
     renewed(self, state)
     twin = peer_copy(self, state, memo)
     with suppress(UnsupportedError):  # changed since it was accelerated: the copy is the peer's own
@@ -100,7 +117,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
-def peer_copy(layer: Any, state: State | None, memo: dict[int, Any]) -> Any:
+def peer_copy(layer: Any, state: State | Held | None, memo: dict[int, Any]) -> Any:
     """A deep copy as the peer's own object."""
     function, arguments, values = _parts(layer, state)
     twin = memo[id(layer)] = function(*arguments)
@@ -115,18 +132,43 @@ def _with_values(twin: Any, values: Any) -> Any:
     return twin
 
 
+# -- flowkern.frozen --------------------------------------------------------------------------------------------------
+
+
+def _freeze(self: Any, name: str) -> None:
+    """Packs the weights of a layer once."""
+    state = state_of(self)
+    if isinstance(state, State) and renewed(self, state) is None:
+        with suppress(ChangedError):
+            arguments = state.network.arguments()
+            if freezable(arguments):
+                state.frozen = Frozen(self, state.network, arguments, name)
+
+
+def _thaw(self: Any) -> None:
+    """Packs them on every call again."""
+    state = state_of(self)
+    if isinstance(state, State):
+        state.frozen = None
+
+
 # -- classes ----------------------------------------------------------------------------------------------------------
 
-_classes: dict[tuple[type, int], tuple[type, Layer]] = {}
+_classes: dict[tuple[type, int], tuple[type, Layer | Container]] = {}
 
 
-def _accelerated_class(cls: type, layer: Layer) -> type:
+def _accelerated_class(cls: type, layer: Layer | Container) -> type:
     key = cls, id(layer)
     if key not in _classes:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         # No base but the peer's class: an object can change its class only to one of the same layout.
-        common = {"_flowkern_peer": cls, "__reduce_ex__": _reduce_ex, "__copy__": _copy, "__deepcopy__": _deepcopy}
-        common["__class__"] = property(_class, _set_class)
+        common: dict[str, Any] = {
+            "_flowkern_peer": cls,
+            "__reduce_ex__": _reduce_ex,
+            "__copy__": _copy,
+            "__deepcopy__": _deepcopy,
+        }
+        common |= {"__class__": property(_class, _set_class), "_flowkern_freeze": _freeze, "_flowkern_thaw": _thaw}
         # The layer is kept with the class, so that its id is not used again.
         _classes[key] = type(cls)(cls.__name__, (cls,), {**names, **common, **layer.methods}), layer
     return _classes[key][0]
@@ -138,8 +180,13 @@ def peer_class(cls: type) -> type:
 
 
 def own(layer: Any, name: str) -> Callable[..., Any]:
-    """The method that the peer's class defines, bound to an accelerated layer, or to one that was restored meanwhile."""
-    return getattr(peer_class(type(layer)), name).__get__(layer)
+    """The method that the peer's class defines, of an accelerated layer, or of one that was restored meanwhile.
+
+    It takes the layer as its first argument: torch.compile, where it calls a bound method by itself, takes the attribute of
+    that name, which is the accelerated class's.
+    """
+    method: Callable[..., Any] = getattr(peer_class(type(layer)), name)
+    return method
 
 
 def is_accelerated(layer: Any) -> bool:
@@ -166,6 +213,19 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Pee
     state.structure = _structure(layer, state)
 
 
+def hold(container: Any, how: Container) -> None:
+    """Accelerates one container."""
+    cls = type(container)
+    accelerated = _accelerated_class(peer_class(cls) if "_flowkern_peer" in vars(cls) else cls, how)
+    container.__dict__[STATE] = Held(how, weakref.ref(container), accelerated)
+    container.__class__ = accelerated
+
+
+def is_container(obj: Any) -> bool:
+    """Whether an object is an accelerated container of layers."""
+    return is_accelerated(obj) and isinstance(obj.__dict__[STATE], Held)
+
+
 def _structure(layer: Any, state: State) -> Structure:
     return Structure(layer, frozenset((STATE, *state.layer.set_aside, *state.layer.caches, *state.harmless)))
 
@@ -185,7 +245,7 @@ def read_network(layer: Any, how: Layer) -> PeerNetwork:
 
 
 def detach(layer: Any) -> None:
-    state: State = layer.__dict__[STATE]
+    state: State | Held = layer.__dict__[STATE]
     if type(layer) is not state.accelerated:
         name = type(layer).__qualname__
         raise RuntimeError(f"restore: the class of a {name} was changed after accelerate; change it back first")

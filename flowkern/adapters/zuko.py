@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.utils import _standard_normal, _sum_rightmost
 
+from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.library import Layer, Library
+from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
     PeerNetwork,
     UnsupportedError,
     activation_of,
     affine,
+    by_class,
     class_path,
     differs,
     expect,
     refuse_tensors,
 )
 from flowkern.adapters.nflows import COUPLING
-from flowkern.adapters.state import own
+from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
+from flowkern.adapters.state import own, peer_class
+from flowkern.backends import exporting
 
 
 def read(layer: Any) -> PeerNetwork:
@@ -36,7 +41,7 @@ def read(layer: Any) -> PeerNetwork:
     activations: list[nn.Module] = []
     for item in hyper:
         if differs(type(item), "zuko.nn.MaskedLinear") is None:
-            network.add(Linear(item, slice(None, features) if context and not network.linears else None))
+            network.add(Linear(item))
         elif differs(type(item), "zuko.nn.Residual") is None:
             stream, (first, activation, last) = len(network.linears) - 1, item
             network.add(Linear(expect(first, "zuko.nn.MaskedLinear", "residual layer")), activated=True)
@@ -45,8 +50,7 @@ def read(layer: Any) -> PeerNetwork:
         else:
             network.activated[-1] = True
             activations.append(item)
-    if context:
-        network.add_context(0, Linear(hyper[0], slice(features, None)).apply)
+    network.context_columns = range(features, features + context)
     network.activation = activation_of(*activations)
     return network.finish(hyper)
 
@@ -73,7 +77,7 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
 
 def forward(self: Any, c: Tensor | None = None) -> Any:
     """The transform for a context: zuko's class with faster methods."""
-    transform = own(self, "forward")(c)
+    transform = own(self, "forward")(self, c)
     return _transform_class(type(transform))(self, c, transform)
 
 
@@ -115,6 +119,222 @@ def _make_transform_class(base: Any) -> Any:
     return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
 
 
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+# A way through a flow: tuples (lazy module, whether backwards, kind) for what may join, transforms for the rest.
+_METHODS = frozenset(("forward", "inv"))
+
+
+@by_class
+def _kind(cls: type) -> str | None:
+    """How objects of a class take part in a chain."""
+    if class_path(peer_class(cls)) == "zuko.flows.autoregressive.MaskedAutoregressiveTransform":
+        return "network" if cls is not peer_class(cls) else None
+    names = {"LazyComposedTransform": "composed", "LazyInverse": "inverse", "UnconditionalTransform": "constant"}
+    found = names.get(peer_class(cls).__name__)
+    return found if found is not None and differs(cls, "zuko.lazy." + peer_class(cls).__name__) is None else None
+
+
+def _constant(module: Any) -> str | None:
+    """What an UnconditionalTransform is, if it may join."""
+    own = vars(module)  # before zuko 1.6 there is no f
+    if own.get("f") is torch.distributions.AffineTransform:
+        found, names = "affine", {"loc", "scale"}
+    elif own.get("f") is sys.modules["zuko.transforms"].PermutationTransform:
+        found, names = "permutation", {"order"}
+    else:
+        return None
+    return found if set(own["_keys"]) <= names and own["_nargs"] + len(own["_keys"]) == len(names) else None
+
+
+def _held(module: Any, name: str, place: int) -> Any:
+    """A tensor that zuko's Partial holds under its keyword, or by its place."""
+    key = name if name in vars(module)["_keys"] else f"_{place}"
+    return module._parameters[key] if key in module._parameters else module._buffers.get(key)
+
+
+def _spread(layer: Any, inverse: bool, way: list[Any]) -> bool:
+    """Adds a lazy transform to a way, if all of it may join."""
+    kind = _kind(type(layer))
+    if kind is None or touched(layer, _METHODS):
+        return False
+    if kind == "composed":
+        inner = list(layer._modules["transforms"]._modules.values())
+        return all(_spread(part, inverse, way) for part in (reversed(inner) if inverse else inner))
+    if kind == "inverse":
+        return _spread(layer._modules["transform"], not inverse, way)
+    if kind == "constant":
+        kind = _constant(layer)
+    way.append((layer, inverse, kind))
+    return kind is not None
+
+
+def _has_network(way: list[Any]) -> bool:
+    return any(type(part) is tuple and part[2] == "network" for part in way)
+
+
+def _transform_of(part: Any, c: Tensor | None) -> Any:
+    if type(part) is not tuple:
+        return part
+    transform = part[0](c)
+    return transform.inv if part[1] else transform
+
+
+def _turned(way: list[Any]) -> list[Any]:
+    return [(p[0], not p[1], p[2]) if type(p) is tuple else p.inv for p in reversed(way)]
+
+
+def _through(x: Tensor, c: Tensor | None, way: list[Any], ends: Any = None, normal: str | None = None) -> tuple[Tensor, Tensor]:
+    """``ends``: location and scale of the base, whose normal is added."""
+
+    def alone(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        transform = _transform_of(part, c)
+        y, ladj = transform.call_and_ladj(x)
+        return y, _sum_rightmost(ladj, 1 - transform.domain.event_dim)
+
+    run = Run(x, c, alone, normal)
+    if normal == "input":
+        run.add(ops.ElementwiseStep(False, *ends))
+    for part in way:
+        if type(part) is not tuple:
+            run.add(None, part)
+            continue
+        layer, inverse, kind = part
+        if kind == "network":
+            run.network(layer, inverse, part)
+        elif kind == "permutation":
+            run.add(permutation(_held(layer, "order", 0), inverse, run.x.shape[-1]), part)
+        else:
+            run.add(elementwise(run.x, inverse, _held(layer, "loc", 0), _held(layer, "scale", 1)), part)
+    if normal == "output":
+        run.add(ops.ElementwiseStep(True, *ends))
+    return run.end()
+
+
+def composed_forward(self: Any, c: Tensor | None = None) -> Any:
+    """The transform for a context: zuko's class, which joins its layers."""
+    if torch.compiler.is_compiling() or exporting() or not _is_context(c):
+        return own(self, "forward")(self, c)
+    way: list[Any] = []
+    for layer in self._modules["transforms"]._modules.values():
+        part: list[Any] = []
+        way += part if _spread(layer, False, part) else [layer(c)]
+    simple = all(type(p) is tuple or (p.domain.event_dim < 2 and p.codomain.event_dim == p.domain.event_dim) for p in way)
+    if not simple or not _has_network(way):
+        return sys.modules["zuko.transforms"].ComposedTransform(*(_transform_of(part, c) for part in way))
+    return _joined_classes().transform(way, c)
+
+
+def flow_forward(self: Any, c: Tensor | None = None) -> Any:
+    """The distribution for a context: zuko's class. Its parts are made when they are asked for."""
+    modules = self._modules
+    way: list[Any] = []
+    if torch.compiler.is_compiling() or exporting() or not _is_context(c):
+        return own(self, "forward")(self, c)
+    ends = _location_and_scale(modules["base"])
+    if ends is None or not _spread(modules["transform"], False, way) or not _has_network(way):
+        return own(self, "forward")(self, c)
+    return _joined_classes().flow(self, way, c, ends)
+
+
+def _is_context(c: Any) -> bool:
+    return c is None or (isinstance(c, Tensor) and c.dim() > 0)
+
+
+def _location_and_scale(base: Any) -> tuple[Tensor, Tensor] | None:
+    """Of a diagonal normal of vectors."""
+    held = vars(base)
+    if not _is_base(type(base)) or held.get("f") is not sys.modules["zuko.distributions"].DiagNormal or touched(base, _METHODS):
+        return None
+    if held["_keys"] != ["loc", "scale"] and not (held["_nargs"] == 2 and not held["_keys"]):
+        return None
+    loc, scale = _held(base, "loc", 0), _held(base, "scale", 1)
+    fits = isinstance(loc, Tensor) and isinstance(scale, Tensor) and scale.dtype is loc.dtype and scale.device == loc.device
+    return (loc, scale) if fits and loc.dim() == 1 and scale.shape == loc.shape else None
+
+
+@by_class
+def _is_base(cls: type) -> bool:
+    return differs(cls, "zuko.lazy.UnconditionalDistribution") is None
+
+
+class _Joined(NamedTuple):
+    transform: Any
+    flow: Any
+
+
+@functools.cache
+def _joined_classes() -> _Joined:
+    """Subclasses of zuko's, which exist once the user has imported zuko.
+
+    An object of these knows its way; the attributes of zuko's own are made when one is asked for, since making a normal
+    distribution and reading the constraints of transforms takes longer than a small flow.
+    """
+    composed: Any = sys.modules["zuko.transforms"].ComposedTransform
+    flow: Any = sys.modules["zuko.distributions"].NormalizingFlow
+
+    class ComposedTransform(composed):
+        def __init__(self, way: list[Any], c: Tensor | None) -> None:
+            self._way, self._context, self._cache_size, self._inv = way, c, 0, None
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("transforms", "domain_dim", "codomain_dim"):
+                raise AttributeError(name)
+            real = composed(*(_transform_of(part, self._context) for part in self._way))
+            self.__dict__.update(vars(real))
+            return vars(self)[name]
+
+        def __reduce__(self) -> Any:
+            return composed, tuple(self.transforms)
+
+        @property
+        def inv(self) -> Any:
+            return type(self)(_turned(self._way), self._context)
+
+        def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return _through(x, self._context, self._way) if joinable(x) else super().call_and_ladj(x)
+
+        def _call(self, x: Tensor) -> Tensor:
+            return _through(x, self._context, self._way)[0] if joinable(x) else super()._call(x)
+
+        def _inverse(self, y: Tensor) -> Tensor:
+            return _through(y, self._context, _turned(self._way))[0] if joinable(y) else super()._inverse(y)
+
+    class NormalizingFlow(flow):
+        def __init__(self, lazy: Any, way: list[Any], c: Tensor | None, ends: tuple[Tensor, Tensor]) -> None:
+            self._lazy, self._way, self._context, self._ends = lazy, way, c, ends
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("transform", "base", "reinterpreted", "_batch_shape", "_event_shape"):
+                raise AttributeError(name)
+            self.__dict__.update(vars(own(self._lazy, "forward")(self._lazy, self._context)))
+            return vars(self)[name]
+
+        def __reduce__(self) -> Any:
+            return flow, (self.transform, self.base)
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            if not joinable(x) or x.dtype is not self._ends[0].dtype or x.shape[-1:] != self._ends[0].shape:
+                return super().log_prob(x)
+            return _through(x, self._context, self._way, self._ends, "output")[1]
+
+        def rsample(self, shape: Any = ()) -> Tensor:
+            return self._draw(shape)[0] if joinable(self._ends[0]) else super().rsample(shape)
+
+        def rsample_and_log_prob(self, shape: Any = ()) -> tuple[Tensor, Tensor]:
+            return self._draw(shape) if joinable(self._ends[0]) else super().rsample_and_log_prob(shape)
+
+        def _draw(self, shape: Any) -> tuple[Tensor, Tensor]:
+            loc, c = self._ends[0], self._context
+            shape = (*shape, *(() if c is None else c.shape[:-1]), *loc.shape)
+            noise = _standard_normal(shape, loc.dtype, loc.device)  # as torch's Normal draws it
+            return _through(noise, c, _turned(self._way), self._ends, "input")
+
+    for made, base in ((ComposedTransform, composed), (NormalizingFlow, flow)):
+        made.__module__, made.__qualname__ = base.__module__, base.__qualname__
+    return _Joined(ComposedTransform, NormalizingFlow)
+
+
 ZUKO = Library(
     name="zuko",
     tested=("1.1.0", "1.7"),
@@ -125,5 +345,9 @@ ZUKO = Library(
         "zuko.flows.coupling.GeneralCouplingTransform": COUPLING,
         "zuko.flows.gaussianization.ElementWiseTransform": "it is elementwise: its inverse costs one pass already",
         "zuko.flows.neural.UNAF": "its conditionals are integrals of networks: no operator",
+    },
+    containers={
+        "zuko.lazy.LazyComposedTransform": Container({"forward": composed_forward}),
+        "zuko.lazy.Flow": Container({"forward": flow_forward}),
     },
 )

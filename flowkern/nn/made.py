@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -308,7 +308,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     change that PyTorch does not record (``.data``) has no effect until the block ends.
 
     Args:
-        model: any module that contains layers of flowkern.
+        model: any module that contains layers of flowkern, or of other libraries after :func:`flowkern.accelerate`.
 
     Raises:
         TypeError: if it is no module.
@@ -322,11 +322,18 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    networks = {name: m for name, m in model.named_modules() if isinstance(m, MADE)}
+    # Layers of other libraries that flowkern.accelerate made fast know how themselves; this package does not know them.
+    networks = {name: m for name, m in model.named_modules() if isinstance(m, MADE) or hasattr(type(m), "_flowkern_peer")}
     try:
         for name, network in networks.items():
-            network.freeze(name)
+            _way(network, "freeze")(name)
         yield model
     finally:
         for network in networks.values():
-            network.thaw()
+            _way(network, "thaw")()
+
+
+def _way(network: nn.Module, what: str) -> Callable[..., None]:
+    """How a network is packed once, or on every call again."""
+    name = what if isinstance(network, MADE) else "_flowkern_" + what
+    return getattr(network, name, lambda *_: None)

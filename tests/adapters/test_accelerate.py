@@ -207,7 +207,7 @@ def test_nflows_flows() -> None:
     found = flow.sample(6)
     torch.manual_seed(0)
     assert_same(found, twin.sample(6))
-    assert "left alone: a permutation is one gather already" in status(flow)
+    assert any(s.startswith("left alone: a permutation is one gather already") for s in status(flow))
 
 
 def test_normflows_flows() -> None:

@@ -407,3 +407,36 @@ def test_a_number_that_changes_at_every_call_is_checked_once(monkeypatch: pytest
     assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
     layer._epsilon = 0.7
     assert_same(layer(x), fk.restore(copy.deepcopy(layer))(x))
+
+
+@pytest.mark.parametrize(
+    "name", ["nflows: context", "nflows: plain, context", "normflows: context", "nflows: batch norm, context"]
+)
+def test_context_layers_with_hooks_parametrizations_and_others_in_their_place(name: str) -> None:
+    peer = PEERS[name]
+    layer = peer.make()
+    twin, seen = copy.deepcopy(layer), []
+    fk.accelerate(layer)
+    x, c = torch.randn(7, peer.features), torch.randn(7, peer.context)
+
+    def check(status: str) -> None:
+        for direction in (peer.forward, peer.inverse):
+            torch.testing.assert_close(direction(layer, x, c), direction(twin, x, c), rtol=1e-4, atol=1e-5)
+        assert status in fk.explain(layer).rows[0][2]
+
+    check("accelerated")
+    for model in (layer, twin):
+        handle = model.autoregressive_net.context_layer.register_forward_hook(lambda *args: seen.append(args) or args[2] + 1)
+        model.handle = handle
+    check("a hook is registered on its Linear")
+    assert seen
+    for model in (layer, twin):
+        model.handle.remove()
+        torch.nn.utils.parametrizations.weight_norm(model.autoregressive_net.context_layer)
+    check("accelerated")
+    for model in (layer, twin):
+        torch.manual_seed(0)
+        model.autoregressive_net.context_layer = nn.Sequential(nn.Linear(peer.context, 24), nn.Tanh())
+        model.autoregressive_net.context_layer.in_features = peer.context
+    with pytest.warns(RuntimeWarning, match="its context layer is a Sequential"):
+        check("left alone: its context layer is a Sequential")
