@@ -23,6 +23,11 @@ FK_INLINE double abs(double x) { return ::fabs(x); }
 FK_INLINE float normal_cdf(float x) { return 0.5f * ::erfcf(-x * 0.70710678f); }
 FK_INLINE double normal_cdf(double x) { return 0.5 * ::erfc(-x * 0.70710678118654752); }
 
+template <class T>
+FK_INLINE T tanh_of(T x) {
+  return tanh(x);
+}
+
 template <class F, class T>
 FK_INLINE T apply(F f, T x) {
   return f(x);

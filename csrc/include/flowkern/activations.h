@@ -42,7 +42,7 @@ FK_INLINE V activation(V x, C constant) {
   }
   if constexpr (Kind == Activation::gelu) return apply([](auto a) { return a * normal_cdf(a); }, x);
   if constexpr (Kind == Activation::silu) return apply([](auto a) { return a * sigmoid(a); }, x);
-  if constexpr (Kind == Activation::tanh) return apply([](auto a) { return tanh(a); }, x);
+  if constexpr (Kind == Activation::tanh) return tanh_of(x);
   if constexpr (Kind == Activation::sigmoid) return apply([](auto a) { return sigmoid(a); }, x);
   if constexpr (Kind == Activation::softplus) return apply([](auto a) { return softplus(a); }, x);
 }

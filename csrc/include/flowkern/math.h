@@ -2,7 +2,8 @@
 // them.
 //
 // X is a vector of doubles or a double on the CPU, a float or a double on a GPU. `apply` evaluates a function of X on
-// whatever the kernels hold: a vector of floats or doubles, or X itself.
+// whatever the kernels hold: a vector of floats or doubles, or X itself. `tanh_of`
+// is tanh of the same.
 #pragma once
 
 #ifdef FK_DEVICE
