@@ -46,7 +46,24 @@ class Conditioner(NamedTuple):
     gate: bool = False
 
 
-class AutoregressivePlan:
+class MadeOnce:
+    """What kernels of a GPU make of a plan, or of a chain, at the first call, and keep with it."""
+
+    tables: dict[Any, Any]
+
+    def at_first_call(self, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
+        """What GPU kernels need of it, made once: not inside a CUDA graph, whose memory would be used again."""
+        if key not in self.tables:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
+                )
+            with outside_modes():
+                self.tables[key] = make()
+        return self.tables[key]
+
+
+class AutoregressivePlan(MadeOnce):
     r"""What the kernels need to know of one masked network.
 
     The network is :math:`p_l = W_l h_{l-1} + b_l` with :math:`h_{-1} = x`, plus an addend given per row where
@@ -303,6 +320,11 @@ class AutoregressivePlan:
     # -- what operators and oracles read ----------------------------------------------------------------------------
 
     @property
+    def widest(self) -> int:
+        """Units of the widest layer, or features where these are more."""
+        return max(self.features, *self.units, 0)
+
+    @property
     def structure(self) -> dict[str, Any]:
         """Keyword arguments of the oracle ``flowkern.reference.masked_mlp``."""
         return {
@@ -356,17 +378,6 @@ class AutoregressivePlan:
         """Keeps what an operator prepared for its calls on this plan; small flows live by it."""
         self.calls[key] = call
         return call
-
-    def at_first_call(self, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
-        """What GPU kernels need of this plan, made once: not inside a CUDA graph, whose memory would be used again."""
-        if key not in self.tables:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
-                )
-            with outside_modes():
-                self.tables[key] = make()
-        return self.tables[key]
 
     @staticmethod
     def find(key: str) -> AutoregressivePlan:

@@ -32,7 +32,7 @@ class NetworkFunction(torch.autograd.Function):
         ctx.call, ctx.kernels, ctx.packed = call, kernels, packed
         kept: list[Tensor | None] = [x, context, *tensors]
         ctx.aside, ctx.versions = [None] * len(kept), []
-        alone = kernels.on_cpu and call.chain is not None  # the kernels keep the inputs too, and take missing cotangents
+        alone = call.keeps_inputs(kernels)
         ctx.set_materialize_grads(not alone)
         if kernels.namespace != "flowkern_cuda" and not torch.compiler.is_compiling():
             # The backward kernels read what they kept themselves, of these only the sizes: an optimiser may step before they
