@@ -264,7 +264,10 @@ class ChainLaunches(Launches):
     def __init__(self, chain: ChainPlan, dtype: torch.dtype, device: torch.device, precision: str) -> None:
         plans = [s.plan for s in chain.joined if isinstance(s, Network)]
         config = config_of(plans, dtype, precision)
-        if _launch.GPU == "cuda":  # a thread's part of a tile is smaller, and what it needs besides fits in its registers
+        # What the loop over the steps keeps takes registers: a thread's part of a tile is smaller than in a single transform.
+        if dtype == torch.float32 and precision == "ieee":
+            config = replace(config, block_m=16)
+        elif _launch.GPU == "cuda":
             config = replace(config, warps=8)
         self._of_network(plans[0], dtype, device, precision, config)
         self.chain = chain
@@ -283,16 +286,20 @@ class ChainLaunches(Launches):
     def kept(self, batch: int, keep: bool) -> list[Tensor]:
         """Where the forward pass writes activations, those before the activation and the gate, and the states."""
         width = self.host.width if keep else self.host.widest
-        return [*self._buffers(batch, width, keep, (True, self.pre, self.gates)), self.per_feature(batch, keep, self.steps + 1)]
+        states = self._per_feature(batch if keep else self._scratch_rows(batch, False), self.chain.count + 1)
+        return [*self._buffers(batch, width, keep, (True, self.pre, self.gates)), states]
 
     def deltas(self, batch: int, keep: bool) -> list[Tensor]:
         """Where the backward pass writes cotangents of all layers, those before the gates, and those of the states."""
         width = self.host.all_width if keep else self.host.all_widest
-        return [*self._buffers(batch, width, keep, (True, self.pre)), self.per_feature(batch, keep, 3)]
+        cotangents = self._per_feature(self._scratch_rows(batch, keep), 3)
+        return [*self._buffers(batch, width, keep, (True, self.pre)), cotangents]
 
-    def per_feature(self, batch: int, keep: bool, count: int) -> Tensor:
-        """So many numbers for each feature, unrounded, for the rows of the tiles at work."""
-        rows = self.programs(batch, keep) * self.config.block_m
+    def _scratch_rows(self, batch: int, keep: bool) -> int:
+        return self.programs(batch, keep) * self.config.block_m
+
+    def _per_feature(self, rows: int, count: int) -> Tensor:
+        """So many numbers for each feature and row, unrounded."""
         return torch.empty(rows, count * self.chain.features, dtype=self.acc_dtype, device=self.device)
 
     @property
@@ -301,20 +308,16 @@ class ChainLaunches(Launches):
         plans = [s.plan for s in self.chain.joined if isinstance(s, Network)]
         return self.gates or any(len(p.units) in p.addends for p in plans)
 
-    @property
-    def steps(self) -> int:
-        return self.chain.count
-
     def arguments(self, map_function: str) -> dict[str, object]:
         """What both kernels take by name."""
         return {
             "table": self.tables.table,
             "features": self.chain.features,
-            "steps": self.steps,
+            "steps": self.chain.count,
             "feature_blocks": self.host.feature_blocks,
             "final_at": self.host.final_at,
             "NORMAL": NORMALS.index(self.chain.normal),
-            "ELEMENTWISE": self.steps > sum(isinstance(s, Network) for s in self.chain.joined),
+            "ELEMENTWISE": self.chain.count > sum(isinstance(s, Network) for s in self.chain.joined),
             "COUNT": self.plan.parameters,
             **functions(self.map, MAP=map_function),
             **self.constants,

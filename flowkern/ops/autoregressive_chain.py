@@ -93,7 +93,7 @@ def autoregressive_chain(
         return _one_by_one(x, steps, context, normal)
     try:
         call, tensors, addends, packed = _gather(x, steps, context, normal)
-        if call is None or not call.serves(kernels):
+        if call is None or not call.serves(kernels, lowered or x.dtype in HALF):
             return _one_by_one(x, steps, context, normal)
         if any(t.is_meta for t in (*tensors, *packed)):
             raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
@@ -159,9 +159,15 @@ class ChainCall:
         """The same chain of networks without a context."""
         return ChainCall([p.outside if isinstance(p, Call) else p for p in self.parts], self.normal)
 
-    def serves(self, kernels: Kernels) -> bool:
-        """Whether the kernels take all steps at once."""
-        return self.native if kernels.on_cpu else self.compiled and self.outside.chain.alike
+    def serves(self, kernels: Kernels, low: bool) -> bool:
+        """Whether the kernels take all steps at once.
+
+        Where products are of low precision, those of a GPU keep the cotangents of shifts and scales in it too, which would
+        be more rounding than the steps one by one have.
+        """
+        if kernels.on_cpu:
+            return self.native
+        return self.compiled and self.outside.chain.alike and not (low and any(isinstance(p, Elementwise) for p in self.parts))
 
     def keeps_inputs(self, kernels: Kernels) -> bool:
         return True
