@@ -29,28 +29,42 @@ def pack_kernel(
 
 
 @triton.jit
+def chosen(values, which, COUNT: tl.constexpr):
+    """One of several numbers."""
+    found = values[0]
+    for j in tl.static_range(1, COUNT):
+        found = tl.where(which == j, values[j], found)
+    return found
+
+
+@triton.jit
+def chosen_pointer(tensors, which, COUNT: tl.constexpr):
+    """One of several tensors: one gather serves all, however many a chain has."""
+    found = tensors[0]
+    for j in tl.static_range(1, COUNT):
+        if which == j:
+            found = tensors[j]
+    return found
+
+
+@triton.jit
 def pack_block(
     weights, weight_rows, weight_columns, widths, packed, gathered, linear, i, WEIGHTS: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
     e = i.to(tl.int64) * SIZE + tl.arange(0, SIZE)
     origin = tl.load(gathered + e)
-    value = tl.zeros([SIZE], packed.dtype.element_ty)
-    for j in tl.static_range(WEIGHTS):
-        if linear == j:
-            at = (origin // widths[j]).to(tl.int64) * weight_rows[j] + origin % widths[j] * weight_columns[j]
-            value = tl.load(weights[j] + at, origin >= 0, 0)
-    tl.store(packed + e, value)
+    width = chosen(widths, linear, WEIGHTS)
+    row, column = chosen(weight_rows, linear, WEIGHTS), chosen(weight_columns, linear, WEIGHTS)
+    at = (origin // width).to(tl.int64) * row + origin % width * column
+    tl.store(packed + e, tl.load(chosen_pointer(weights, linear, WEIGHTS) + at, origin >= 0, 0))
 
 
 @triton.jit
 def pack_biases(biases, bias_steps, packed, gathered, linear, i, BIASES: tl.constexpr, SIZE: tl.constexpr):
     e = i * SIZE + tl.arange(0, SIZE)
     origin = tl.load(gathered + e)
-    value = tl.zeros([SIZE], packed.dtype.element_ty)
-    for j in tl.static_range(BIASES):
-        if linear == j:
-            value = tl.load(biases[j] + origin * bias_steps[j], origin >= 0, 0)
-    tl.store(packed + e, value)
+    at = origin * chosen(bias_steps, linear, BIASES)
+    tl.store(packed + e, tl.load(chosen_pointer(biases, linear, BIASES) + at, origin >= 0, 0))
 
 
 def pack(tables: DeviceTables, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
