@@ -86,7 +86,7 @@ def map_gradients(
     MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
     ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Cotangents of the parameters, to ``delta``, and those of the map's inputs, to ``direct``, where they are in ``source``."""
+    """Cotangents of the parameters, to ``delta``, and those of what the map was given, to ``direct``."""
     target = section(table, depth, TARGET)
     units = table + record(table, depth, UNITS)
     for j in range(feature_blocks):

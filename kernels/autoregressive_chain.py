@@ -29,7 +29,7 @@ from flowkern.kernels._tables import config_of
 from flowkern.kernels.autoregressive import map_features, map_gradients
 from flowkern.kernels.maps import functions
 
-# The integers that _chain_tables.py writes for each step; SORT is 0 for a network, 1 for v = u scale + shift, 2 for its inverse.
+# The integers that _chain_tables.py writes for each step. SORT: 0 is a network, 1 v = u scale + shift, 2 its inverse.
 SORT, STEP_TABLE, STEP_PACKED, STEP_BIASES, STEP_KEPT, STEP_DELTAS, STEP_DEPTH, STEP_READ, STEP_WRITE, STEP_TERMS = (
     tl.constexpr(i) for i in range(_chain_tables.STEP_FIELDS)
 )
@@ -377,7 +377,7 @@ def autoregressive_chain_gradients(
     network: ChainLaunches,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cotangents of x, of all weights and of all biases as vectors (of no size unless ``parameters``), of the joined addends."""
+    """Cotangents of x, of all weights and all biases as vectors (of no size unless ``parameters``), of the joined addends."""
     batch = x.shape[0]
     packed, packed_biases, act, pre, ungated, states = state
     g_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -195,9 +195,7 @@ class ChainCall:
         weights = set(self.places[0])
         return [t.to(low) if i in weights else t for i, t in enumerate(tensors)]
 
-    def given(
-        self, tensors: Sequence[Tensor], addends: Sequence[Tensor], context: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def given(self, tensors: Sequence[Tensor], addends: Sequence[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Tensors and addends of the chain without a context."""
         left, terms = iter(tensors), iter(addends)
         inner: list[Tensor] = []

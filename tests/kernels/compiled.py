@@ -265,7 +265,12 @@ Job = tuple[Launch, Architecture]
 
 def cover(strength: int) -> Iterator[Job]:
     """Configurations in which every combination of ``strength`` choices occurs, the architecture being one of them."""
-    for make, choices in ((network_launches, NETWORKS), (chain_launches, CHAIN_NETWORKS), (row_launches, ROWS), (reduction_launches, ROWS[:2])):
+    for make, choices in (
+        (network_launches, NETWORKS),
+        (chain_launches, CHAIN_NETWORKS),
+        (row_launches, ROWS),
+        (reduction_launches, ROWS[:2]),
+    ):
         for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
             yield from launched(architecture, make, *case)
 
