@@ -154,6 +154,10 @@ class AutoregressivePlan(MadeOnce):
         self._check()
         self.activation_index = self.activation_number(activation)
         self.feature_columns = [i for i in range(masks[0].shape[1]) if i not in set(self.context_columns)]
+        # Which masks hide nothing of the context: read once, since a traced call must not read tensors.
+        own = list(self.context_columns)
+        reading = [i for i in (0, depth + 1) if own and i < len(masks) and masks[i].shape[1] > max(own)]
+        self.whole_contexts = [i for i in reading if bool(masks[i][:, own].all())]
         self.feature_masks = [self._of_features(m) if i in (0, depth + 1) else m for i, m in enumerate(masks)]
         self._outside: AutoregressivePlan | None = None
         self._sort()
