@@ -152,6 +152,44 @@ def test_density(benchmark: Any, size: str, implementation: str) -> None:
     record(benchmark, work, f"log_prob without gradient, tf32: {found.text}", implementation)
 
 
+# -- chains: small flows, whose time is that of their launches -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "step by step", "step by step graph"])
+@pytest.mark.parametrize(("features", "hidden", "context"), [(2, 50, 0), (8, 128, 0), (20, 50, 10), (20, 128, 10)])
+@pytest.mark.parametrize("direction", ["forward", "forward + backward"])
+def test_chain(benchmark: Any, direction: str, features: int, hidden: int, context: int, implementation: str) -> None:
+    """Five transforms in one call, and one by one."""
+    torch.manual_seed(0)
+    flow = fk.flows.MAF(features, 5, (hidden, hidden), context=context).cuda()
+    x = torch.randn(1024, features, device="cuda")
+    given = (torch.randn(1024, context, device="cuda"),) if context else ()
+
+    def one_by_one() -> torch.Tensor:
+        rows, total = x, torch.zeros((), device="cuda")
+        for transform in flow.transform.transforms:
+            rows, log_det = transform(rows, *given)
+            total = total + log_det
+        return fk.ops.normal_log_prob(rows, total)
+
+    log_prob = one_by_one if implementation.startswith("step") else lambda: flow.log_prob(x, *given)
+    with torch.no_grad():
+        torch.testing.assert_close(log_prob(), flow.log_prob(x, *given), rtol=1e-2, atol=1e-2)
+
+    def work() -> None:
+        if direction == "forward":
+            with torch.no_grad():
+                log_prob()
+            return
+        for p in flow.parameters():
+            p.grad = None
+        (-log_prob().mean()).backward()
+
+    text = f"5 transforms, D={features}, hidden {hidden}x2, context {context}, B=1024"
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"chain, {direction}, tf32: {text}", implementation)
+
+
 # -- samples: the inverse -----------------------------------------------------------------------------------------------
 
 

@@ -130,7 +130,7 @@ def triton_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) 
         return f"{operator} has no Triton kernel"
     if _TRITON_MISSING is not None:
         return _TRITON_MISSING
-    if map is not None and not _has_triton_map(map.family):
+    if map is not None and not has_triton_map(map.family):
         return f"there is no Triton code for {map.family} maps"
     if x.device.type == "cpu":
         return None if INTERPRETED else "Triton kernels run on GPUs; with TRITON_INTERPRET=1 set, slowly, on the CPU"
@@ -140,7 +140,8 @@ def triton_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) 
 
 
 @constant_while_compiling
-def _has_triton_map(family: str) -> bool:
+def has_triton_map(family: str) -> bool:
+    """Whether there is Triton code for a family of univariate maps."""
     return importlib.util.find_spec(f"flowkern.kernels.maps.{family}") is not None
 
 

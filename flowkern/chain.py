@@ -1,4 +1,4 @@
-"""A chain of transforms as the CPU kernels read it: the plans and maps of all steps in one flat array of integers.
+"""A chain of transforms, and how the CPU kernels read it: the plans and maps of all steps in one flat array of integers.
 
 csrc/include/flowkern/chain_view.h reads that array; the two change together.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from flowkern._plan_encoding import bits
 from flowkern._tensors import content, outside_modes
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, MadeOnce
 from flowkern.univariate import UnivariateMap
 
 _VERSION = 1  # of the flat form
 NORMALS = (None, "output", "input")
 _known: dict[int, weakref.WeakSet[ChainPlan]] = {}
+# What a GPU takes in one launch. Wider layers take longer than their launches do, and their cotangents, which a chain keeps
+# for all steps until the gradients of all weights are summed, would double the memory of a training step. A kernel's arguments
+# are 4 KB at most: 32 bytes for each linear map whose weights and biases are packed.
+_WIDEST, _MOST_LINEARS = 255, 64
 
 
 class Network(NamedTuple):
@@ -46,7 +51,7 @@ class Elementwise(NamedTuple):
 Step = Network | Permute | Elementwise
 
 
-class ChainPlan:
+class ChainPlan(MadeOnce):
     """What the kernels need to know of a chain, besides its weights.
 
     Args:
@@ -58,6 +63,10 @@ class ChainPlan:
     def __init__(self, steps: Sequence[Step], normal: str | None = None) -> None:
         plans = [step.plan for step in steps if isinstance(step, Network)]
         self.features, self.context = plans[0].features, max(p.context for p in plans)
+        self.normal = normal
+        self.joined: list[Network | Elementwise] = []  # the steps but for the permutations
+        self.orders: list[Tensor] = []  # for each of them, where in the result of the one before each feature is
+        self.tables: dict[object, object] = {}
         self.shapes: list[tuple[int, ...]] = []  # of the weights and biases, shifts and scales
         self.packed_size = self._rows = 0
         self._words: list[Tensor] = []
@@ -67,14 +76,15 @@ class ChainPlan:
         self._put(header)
         order = torch.arange(self.features, device="cpu")
         records: list[int] = []
-        self.count = 0
         for step in steps:
             if isinstance(step, Permute):
                 order = order[torch.tensor(step.order, device="cpu")]
                 continue
-            self.count += 1
+            self.joined.append(step)
+            self.orders.append(order)
             records += self._network(step, order) if isinstance(step, Network) else self._elementwise(step, order)
             order = torch.arange(self.features, device="cpu")
+        self.count, self.final = len(self.joined), order
         work = sum(p.packed_size for p in plans)
         order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
         values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
@@ -89,6 +99,21 @@ class ChainPlan:
     def find(key: int) -> ChainPlan:
         """The chain with this key, or another that is the same to all kernels: an operator takes tensors and numbers only."""
         return next(iter(_known[key]))
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether the kernels of a GPU, which are compiled for one kind of transform, take all steps in one launch.
+
+        They do where all networks are narrow, go from data to noise, and differ in masks, widths and addends only. A flow's do.
+        """
+        networks = [s for s in self.joined if isinstance(s, Network)]
+        kinds = {
+            (s.inverse, s.map.key, p.parameters, p.activation, p.constant, p.skip, bool(p.gates), set(p.residuals) <= {None})
+            for s, p in ((s, s.plan) for s in networks)
+        }
+        linears = sum(len(s.plan.masks) for s in networks) + 2 * (self.count - len(networks))
+        narrow = all(s.plan.widest <= _WIDEST for s in networks)
+        return len(kinds) == 1 and not networks[0].inverse and narrow and linears <= _MOST_LINEARS
 
     def _put(self, words: Tensor) -> int:
         self._words.append(words)

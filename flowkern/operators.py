@@ -40,7 +40,7 @@ OPERATORS = {
         Operator("masked_mlp", "masked_networks", ("cpu", "triton")),
         Operator("autoregressive", "masked_networks", ("cpu", "triton"), runs=_CHAIN),
         Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda"), runs=_CHAIN),
-        Operator("autoregressive_chain", "masked_networks", ("cpu",)),
+        Operator("autoregressive_chain", "masked_networks", ("cpu", "triton")),
         Operator("pack", "masked_networks", ("cpu",)),
     )
 }

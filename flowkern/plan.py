@@ -46,7 +46,24 @@ class Conditioner(NamedTuple):
     gate: bool = False
 
 
-class AutoregressivePlan:
+class MadeOnce:
+    """What kernels of a GPU make of a plan, or of a chain, at the first call, and keep with it."""
+
+    tables: dict[Any, Any]
+
+    def at_first_call(self, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
+        """What GPU kernels need of it, made once: not inside a CUDA graph, whose memory would be used again."""
+        if key not in self.tables:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
+                )
+            with outside_modes():
+                self.tables[key] = make()
+        return self.tables[key]
+
+
+class AutoregressivePlan(MadeOnce):
     r"""What the kernels need to know of one masked network.
 
     The network is :math:`p_l = W_l h_{l-1} + b_l` with :math:`h_{-1} = x`, plus an addend given per row where
@@ -137,6 +154,10 @@ class AutoregressivePlan:
         self._check()
         self.activation_index = self.activation_number(activation)
         self.feature_columns = [i for i in range(masks[0].shape[1]) if i not in set(self.context_columns)]
+        # Which masks hide nothing of the context: read once, since a traced call must not read tensors.
+        own = list(self.context_columns)
+        reading = [i for i in (0, depth + 1) if own and i < len(masks) and masks[i].shape[1] > max(own)]
+        self.whole_contexts = [i for i in reading if bool(masks[i][:, own].all())]
         self.feature_masks = [self._of_features(m) if i in (0, depth + 1) else m for i, m in enumerate(masks)]
         self._outside: AutoregressivePlan | None = None
         self._sort()
@@ -305,6 +326,11 @@ class AutoregressivePlan:
     # -- what operators and oracles read ----------------------------------------------------------------------------
 
     @property
+    def widest(self) -> int:
+        """Units of the widest layer, or features where these are more."""
+        return max(self.features, *self.units, 0)
+
+    @property
     def structure(self) -> dict[str, Any]:
         """Keyword arguments of the oracle ``flowkern.reference.masked_mlp``."""
         return {
@@ -358,17 +384,6 @@ class AutoregressivePlan:
         """Keeps what an operator prepared for its calls on this plan; small flows live by it."""
         self.calls[key] = call
         return call
-
-    def at_first_call(self, key: Any, device: torch.device, make: Callable[[], _Made]) -> _Made:
-        """What GPU kernels need of this plan, made once: not inside a CUDA graph, whose memory would be used again."""
-        if key not in self.tables:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    "flowkern: the first call of a network on a GPU cannot be captured in a CUDA graph; make one before"
-                )
-            with outside_modes():
-                self.tables[key] = make()
-        return self.tables[key]
 
     @staticmethod
     def find(key: str) -> AutoregressivePlan:

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from flowkern.kernels import _launch
-from flowkern.kernels._tables import DeviceTables, config_of, device_tables, host_tables
+from flowkern.kernels._tables import Config, DeviceTables, config_of, device_tables, host_tables
 from flowkern.kernels._weight_gradients import weight_gradients
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, MadeOnce
 
 _NEEDS_PRE = {"gelu", "silu"}
 
@@ -22,9 +22,12 @@ class Launches:
     """Constants of the launches for one plan, dtype and device."""
 
     def __init__(self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> None:
-        self.plan, self.dtype, self.device, self.precision = plan, dtype, device, precision
-        self.config = config_of(plan, dtype, self.precision)
-        self.host = host_tables(plan, self.config.block)
+        self._of_network(plan, dtype, device, precision, config_of([plan], dtype, precision))
+
+    def _of_network(
+        self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str, config: Config
+    ) -> None:
+        self.plan, self.dtype, self.device, self.precision, self.config = plan, dtype, device, precision, config
         self.acc, self.acc_dtype = (tl.float64, torch.float64) if dtype == torch.float64 else (tl.float32, torch.float32)
         self.upcast = _launch.INTERPRETED and dtype in (torch.bfloat16, torch.float16)
         self.gates = bool(plan.gates)
@@ -33,10 +36,20 @@ class Launches:
         self.pre = residual or self.gates or negative or plan.activation in _NEEDS_PRE
         self.kind = plan.activation_index
 
+    @property
+    def owner(self) -> MadeOnce:
+        """What the tables are kept with."""
+        return self.plan
+
+    @cached_property
+    def host(self) -> Any:
+        """The index tables."""
+        return host_tables(self.plan, self.config.block)
+
     @cached_property
     def tables(self) -> DeviceTables:
         """The index tables on the device."""
-        return device_tables(self.plan, self.config, self.device)
+        return device_tables(self.owner, self.host, self.config, self.device)
 
     def state_like(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The shapes of what a forward pass keeps. Traced calls begin here: now is the time to bring tables to a device."""

@@ -7,15 +7,17 @@ of a row are its first ``count``. Output rows lie as [feature block][parameter][
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowkern.kernels import _launch
-from flowkern.plan import AutoregressivePlan
+from flowkern.plan import AutoregressivePlan, MadeOnce
 
 # One record of FIELDS integers per linear map; _network.py names them in order.
 READERS, FIELDS = 11, 16
@@ -31,20 +33,21 @@ class Config:
     stages: int
 
 
-def config_of(plan: AutoregressivePlan, dtype: torch.dtype, precision: str) -> Config:
-    """The launch heuristic: keyed on the widest layer and on how products are multiplied.
+def config_of(plans: Sequence[AutoregressivePlan], dtype: torch.dtype, precision: str) -> Config:
+    """The launch heuristic: keyed on the widest layer of all networks and on how products are multiplied.
 
     Blocks of 64 x 64 weights skip most of what a mask leaves empty from 256 units on; narrow networks, and products
     without matrix instructions, take blocks of 32. Tiles hold 32 rows, so that a batch of 4,096 covers the
     multiprocessors of an H200, and 64 in half precision, whose products are over before the weights have come; 16 in double.
     Eight warps, and fewer rows where a context is added, since registers would spill otherwise.
     """
+    context = any(plan.addend_widths for plan in plans)
     if dtype == torch.float64:
         return Config(16, 32, 8, 2)
     if dtype == torch.float32 and precision == "ieee":
-        return Config(16, 32, 8, 2) if plan.addend_widths else Config(32, 32, 8, 2)
-    block_m = 32 if dtype == torch.float32 or plan.addend_widths else 64
-    wide = max([plan.features, *plan.units]) >= 256
+        return Config(16, 32, 8, 2) if context else Config(32, 32, 8, 2)
+    block_m = 32 if dtype == torch.float32 or context else 64
+    wide = max(plan.widest for plan in plans) >= 256
     if _launch.GPU == "hip":  # pipelines hold the next block in registers, and fewer warps have more of these
         return Config(block_m, 64 if wide else 32, 4, 2)
     return Config(block_m, 64, 8, 3) if wide else Config(block_m, 32, 4, 3)
@@ -59,6 +62,7 @@ class Tables:
         self.words: list[np.ndarray] = []
         self.length = 0
         self.linears = len(plan.masks)
+        self.biased = plan.biases
         self._put(np.zeros(self.linears * FIELDS, dtype=np.int64))
         orders = [plan.feature_order.numpy(), *(o.numpy() for o in plan.unit_orders)]
         self.orders = [self._padded(o) for o in orders]  # original unit of every place, -1 where there is none
@@ -133,10 +137,12 @@ class Tables:
         self.blocks, self.bias_size = blocks, bias
         self.gathered = np.stack(gathered).reshape(-1)
         self.bias_gathered = np.concatenate(bias_gathered)
-        self.sources_at, self.targets_at = self._put(np.array(sources)), self._put(np.array(targets))
-        self.tile_biases_at = self._put(np.array(tile_biases))
+        self.sources, self.targets, self.tile_biases = map(np.array, (sources, targets, tile_biases))
+        self.bias_linear = np.concatenate([np.full(len(b) // block, i) for i, b in enumerate(bias_gathered)])
+        self.sources_at, self.targets_at = self._put(self.sources), self._put(self.targets)
+        self.tile_biases_at = self._put(self.tile_biases)
         self.tile_linear_at = self._put(np.array(self.tile_linear))
-        self.bias_linear_at = self._put(np.concatenate([np.full(len(b) // block, i) for i, b in enumerate(bias_gathered)]))
+        self.bias_linear_at = self._put(self.bias_linear)
 
     def _hidden(self, layer: int) -> list[int]:
         """ACTIVATED, RESIDUAL, RESIDUAL_UNITS, ADDEND, GATE."""
@@ -176,11 +182,31 @@ class Tables:
         return np.concatenate(parts)
 
 
+class HostTables(Protocol):
+    """What packing and the gradients of weights read of tables, of one network or of a chain."""
+
+    table: np.ndarray
+    blocks: int  # of weights
+    gathered: np.ndarray  # for each packed weight its place in its matrix, -1 where there is none
+    bias_gathered: np.ndarray
+    bias_size: int
+    biased: Sequence[bool]  # for each list of sorted biases, whether the call brings a tensor
+    dense_starts: Sequence[int]  # the last one is the number of weights
+    sources_at: int
+    targets_at: int
+    tile_biases_at: int
+    tile_linear_at: int
+    bias_linear_at: int
+
+    @property
+    def positions(self) -> np.ndarray: ...  # of each dense weight, then each bias, among the packed ones
+
+
 @dataclass(frozen=True)
 class DeviceTables:
     """The tables on a device."""
 
-    host: Tables
+    host: HostTables
     config: Config
     table: Tensor
     gathered: Tensor
@@ -193,11 +219,10 @@ def host_tables(plan: AutoregressivePlan, block: int) -> Tables:
     return plan.at_first_call(block, torch.device("cpu"), lambda: Tables(plan, block))
 
 
-def device_tables(plan: AutoregressivePlan, config: Config, device: torch.device) -> DeviceTables:
-    """The same on a device."""
+def device_tables(plan: MadeOnce, host: HostTables, config: Config, device: torch.device) -> DeviceTables:
+    """The tables of a plan, or of a chain, on a device."""
 
     def make() -> DeviceTables:
-        host = host_tables(plan, config.block)
         arrays = (host.table, host.gathered, host.bias_gathered, host.positions)
         return DeviceTables(host, config, *(torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays))
 

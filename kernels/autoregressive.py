@@ -51,6 +51,66 @@ def parameters_of(
 
 
 @triton.jit
+def map_features(
+    source, source_row, source_column, target, target_row, at, read_at, write_at,
+    act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, feature_blocks, like,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
+    ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The last layer and the map: from rows ``at`` of ``source`` to those of ``target``; the sums of log-slopes.
+
+    The tables ``read_at`` and ``write_at`` say which columns there the sorted features are.
+    """
+    total = tl.sum(tl.zeros_like(like), 1, keep_dims=True)
+    for j in range(feature_blocks):
+        p = parameters_of(
+            j, act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+            COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
+        c = j * BLOCK + tl.arange(0, BLOCK)
+        d = tl.load(table + read_at + c)[None, :]
+        there = inside & (d >= 0)
+        u = tl.load(source + at * source_row + d * source_column, there, 0).to(like.dtype)  # unrounded, as act may not be
+        v, log_slope = MAP(u, p, OPTIONS, CONSTANTS)
+        d = tl.load(table + write_at + c)[None, :]
+        tl.store(target + at * target_row + d, v.to(target.dtype.element_ty), there)
+        total += tl.sum(tl.where(there, log_slope, 0), 1, keep_dims=True)
+    return total
+
+
+@triton.jit
+def map_gradients(
+    source, source_row, source_column, g_target, g_row, g_column, g_log_det, direct, direct_row, at, read_at, write_at,
+    act, width, delta, delta_width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns,
+    g_addends, g_addend_rows, table, depth, feature_blocks, like,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
+    ADDENDS: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Cotangents of the parameters, to ``delta``, and those of what the map was given, to ``direct``."""
+    target = section(table, depth, TARGET)
+    units = table + record(table, depth, UNITS)
+    for j in range(feature_blocks):
+        p = parameters_of(
+            j, act, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
+            COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
+        c = tl.arange(0, BLOCK)[None, :]
+        d = tl.load(table + read_at + j * BLOCK + c)
+        there = inside & (d >= 0)
+        u = tl.load(source + at * source_row + d * source_column, there, 0).to(like.dtype)
+        e = tl.load(table + write_at + j * BLOCK + c)
+        gv = tl.load(g_target + at * g_row + e * g_column, there, 0).to(like.dtype)
+        gu, g_p = MAP(u, p, gv, g_log_det, OPTIONS, CONSTANTS)
+        tl.store(direct + at * direct_row + d, gu, there)
+        for q in tl.static_range(COUNT):
+            n = (j * COUNT + q) * BLOCK + c
+            g = tl.where(there, g_p[q], 0)  # a map that is harmless at the data may overflow where there is none
+            if ADDENDS > 0:
+                put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, tl.load(units + n), there, g, ADDENDS)
+            tl.store(delta + i * delta_width + target + n, g.to(delta.dtype.element_ty))
+
+
+@triton.jit
 def autoregressive_forward(
     x, packed, biases, addends, z, log_det, act, pre, ungated, table, batch, x_row, x_column, addend_rows, addend_columns,
     width, features, depth, feature_blocks, order_at,
@@ -70,18 +130,11 @@ def autoregressive_forward(
             act_tile, pre_tile, ungated_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns,
             table, depth, like, KIND, C, PRE, GATES, ADDENDS, BLOCK, PRECISION, UPCAST,
         )  # fmt: skip
-        total = tl.zeros([BLOCK_M, 1], ACC)
-        for j in range(feature_blocks):
-            p = parameters_of(
-                j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
-                COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
-            )  # fmt: skip
-            d = tl.load(table + order_at + j * BLOCK + tl.arange(0, BLOCK))[None, :]
-            there = inside & (d >= 0)
-            u = tl.load(x + rows * x_row + d * x_column, there, 0).to(ACC)  # unrounded, where act is of lower precision
-            v, log_slope = MAP(u, p, OPTIONS, CONSTANTS)
-            tl.store(z + rows * features + d, v.to(z.dtype.element_ty), there)
-            total += tl.sum(tl.where(there, log_slope, 0), 1, keep_dims=True)
+        total = map_features(
+            x, x_row, x_column, z, features, rows, order_at, order_at,
+            act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth,
+            feature_blocks, like, MAP, OPTIONS, CONSTANTS, COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
         tl.store(log_det + rows, total.to(log_det.dtype.element_ty), inside)
         tl.debug_barrier()  # the scratch tile is written again
 
@@ -104,26 +157,12 @@ def autoregressive_backward(
         act_tile, pre_tile, ungated_tile = act + at, pre + at, ungated + at
         delta_tile, outer_tile = delta + home * delta_width, outer + home * delta_width
         gl = tl.load(g_log_det + rows * g_log_det_row, inside, 0).to(ACC)
-        target = section(table, depth, TARGET)
-        units = table + record(table, depth, UNITS)
-        for j in range(feature_blocks):
-            p = parameters_of(
-                j, act_tile, width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns, table, depth, like,
-                COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
-            )  # fmt: skip
-            c = tl.arange(0, BLOCK)[None, :]
-            d = tl.load(table + order_at + j * BLOCK + c)
-            there = inside & (d >= 0)
-            u = tl.load(x + rows * x_row + d * x_column, there, 0).to(ACC)
-            gv = tl.load(g_z + rows * g_row + d * g_column, there, 0).to(ACC)
-            gu, g_p = MAP(u, p, gv, gl, OPTIONS, CONSTANTS)
-            tl.store(direct + rows * features + d, gu, there)
-            for q in tl.static_range(COUNT):
-                n = (j * COUNT + q) * BLOCK + c
-                g = tl.where(there, g_p[q], 0)  # a map that is harmless at the data may overflow where there is none
-                if ADDENDS > 0:
-                    put(g_addends, g_addend_rows, record(table, depth, ADDEND), rows, tl.load(units + n), there, g, ADDENDS)
-                tl.store(delta_tile + i * delta_width + target + n, g.to(delta.dtype.element_ty))
+        map_gradients(
+            x, x_row, x_column, g_z, g_row, g_column, gl, direct, features, rows, order_at, order_at,
+            act_tile, width, delta_tile, delta_width, rows, inside, i, packed, biases, addends, addend_rows, addend_columns,
+            g_addends, g_addend_rows, table, depth, feature_blocks, like,
+            MAP, OPTIONS, CONSTANTS, COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+        )  # fmt: skip
         hidden_backward(
             act_tile, pre_tile, ungated_tile, width, delta_tile, outer_tile, delta_width, rows, inside, i, packed,
             addends, addend_rows, addend_columns, g_addends, g_addend_rows, table, depth, like,

@@ -99,6 +99,44 @@ def _(  # type: ignore[no-untyped-def]
     return _gradients_like(x, weights, biases, addends, parameters)
 
 
+def _chain(key: int, precision: str, weight: Tensor) -> Any:
+    from flowkern.kernels.autoregressive_chain import launches_of
+
+    return launches_of(ChainPlan.find(key), weight.dtype, weight.device, precision)
+
+
+@TRITON.define(f"autoregressive_chain(Tensor x, {NETWORK}, int chain, str precision, bool keep) -> (Tensor, Tensor, Tensor[])")
+def _autoregressive_chain(x, weights, biases, addends, chain, precision, keep):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.autoregressive_chain import autoregressive_chain
+
+    return autoregressive_chain(x, weights, biases, addends, _chain(chain, precision, weights[0]), keep)
+
+
+@TRITON.fake("autoregressive_chain")
+def _(x, weights, biases, addends, chain, precision, keep):  # type: ignore[no-untyped-def]
+    state = _chain(chain, precision, weights[0]).state_like(x, weights, biases, keep)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0]), state
+
+
+@TRITON.define(
+    f"autoregressive_chain_backward(Tensor? g_z, Tensor? g_log_det, Tensor x, {NETWORK}, Tensor[] state, int chain, "
+    "str precision, bool parameters) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _autoregressive_chain_backward(  # type: ignore[no-untyped-def]
+    g_z, g_log_det, x, weights, biases, addends, state, chain, precision, parameters
+):
+    from flowkern.kernels.autoregressive_chain import autoregressive_chain_gradients
+
+    network = _chain(chain, precision, weights[0])
+    return autoregressive_chain_gradients(g_z, g_log_det, x, weights, biases, addends, state, network, parameters)
+
+
+@TRITON.fake("autoregressive_chain_backward")
+def _(g_z, g_log_det, x, weights, biases, addends, state, chain, precision, parameters):  # type: ignore[no-untyped-def]
+    g_x, g_weights, g_biases, _ = _gradients_like(x, weights, biases, [], parameters)
+    return g_x, g_weights, g_biases, x.new_empty(x.shape[0], sum(a.shape[1] for a in addends))
+
+
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
 

@@ -23,16 +23,32 @@ def outside(
     gates = list(addends[len(plan.addends) :])
     inner = list(weights[:count])
     for i in [0, *([depth + 1] if plan.skip_reads_context else [])] if plan.context_columns else []:
-        columns = list(plan.context_columns)
-        mask, weight = plan.masks[i][:, columns].to(weights[i].device), weights[i][:, columns]
-        terms.setdefault(min(i, depth), []).append(_linear(context, torch.where(mask, weight, 0), None))
-        inner[i] = weights[i][:, plan.feature_columns]
+        inner[i], weight = _apart(plan, weights[i])
+        if i not in plan.whole_contexts:
+            mask = plan.masks[i][:, list(plan.context_columns)].to(weight.device)
+            weight = torch.where(mask, weight, 0)
+        terms.setdefault(min(i, depth), []).append(_linear(context, weight, None))
     kept = sum(plan.biases[:count])
     found = iter(biases[kept:])
     for c, weight, has in zip(plan.conditioners, weights[count:], plan.biases[count:], strict=True):
         value = activate(c.activation, _linear(context, weight, next(found) if has else None), plan.constant_of(c.activation))
         (gates if c.gate else terms.setdefault(c.layer, [])).append(value)
     return inner, list(biases[:kept]), [sum(terms[a][1:], terms[a][0]) for a in plan.outside.addends] + gates
+
+
+def _apart(plan: AutoregressivePlan, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns that read features, and those that read the context.
+
+    Where either come first they are views, whose gradients one kernel joins; indices would be copied to a GPU at every call.
+    """
+    columns, features = plan.context_columns, plan.features
+    if columns == tuple(range(features, features + plan.context)):
+        first, last = weight.split([features, plan.context], 1)
+        return first, last
+    if columns == tuple(range(plan.context)):
+        first, last = weight.split([plan.context, features], 1)
+        return last, first
+    return weight[:, plan.feature_columns], weight[:, list(columns)]
 
 
 def _linear(context: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

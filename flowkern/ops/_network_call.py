@@ -59,6 +59,10 @@ class Call:
         """The same call of the network without a context."""
         return self.make(self.plan.outside)
 
+    def keeps_inputs(self, kernels: Kernels) -> bool:
+        """Whether the forward pass keeps what the backward one needs of the inputs, and that takes missing cotangents."""
+        return kernels.on_cpu and self.chain is not None
+
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         """Weights, biases, addends."""
         return tensors[: self.weights], tensors[self.weights : self.parameters], tensors[self.parameters :]
@@ -107,7 +111,7 @@ class Call:
         if not kernels.on_cpu:
             constants = self.plan.key, kernels.precision, *self.words
             g_x, *flat, g_addends = op(*grads, x, *parts, state, *constants, parameters)
-            unflat = [g for f, part in zip(flat, parts, strict=False) for g in _unflatten(f, part)]
+            unflat = [g for f, part in zip(flat, parts, strict=False) for g in unflatten(f, part)]
             return g_x, g_x, unflat, g_addends
         return op(*grads, x, context, *state, *self.network_constants, *parts, parameters, wants_context)
 
@@ -136,7 +140,7 @@ def chain_gradients(
     return op(*grads, addends, packed, *state, plan.program, plan.key, batch, parameters, wants_context)
 
 
-def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of one vector with the shapes of some tensors; none where the vector is empty."""
     sizes = [t.numel() for t in like]
     if flat.numel() != sum(sizes):

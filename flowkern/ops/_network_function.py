@@ -33,8 +33,7 @@ class NetworkFunction(torch.autograd.Function):
         ctx: Any, call: Any, kernels: Kernels, packed: Sequence[Tensor], x: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> Any:
         outputs, state = call.run(kernels, x, context, tensors, packed, True)
-        # The kernels of a chain keep its inputs too, and take missing cotangents.
-        alone = kernels.on_cpu and call.chain is not None
+        alone = call.keeps_inputs(kernels)  # and takes missing cotangents
         ctx.set_materialize_grads(not alone)
         ctx.call, ctx.kernels, ctx.packed, ctx.batch = call, kernels, packed, x.shape[0]
         inputs: Inputs = [x, context, *tensors]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowkern._checks import HALF, check_features, check_float, check_like, check_tensor
+from flowkern._checks import HALF, autocasts, check_features, check_float, check_like, check_tensor
 from flowkern._library import MAPS
-from flowkern.backends import Kernels, kernels_for
+from flowkern.backends import Kernels, has_triton_map, kernels_for
 from flowkern.chain import NORMALS, ChainPlan, Elementwise, Network, Permute
+from flowkern.ops._context import outside
 from flowkern.ops._network import as_rows, with_gradients
-from flowkern.ops._network_call import Call, chain_gradients, run_chain
+from flowkern.ops._network_call import Call, chain_gradients, run_chain, unflatten
 from flowkern.ops._network_checks import check_network, check_packed
 from flowkern.ops.autoregressive import autoregressive, forward_call
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse, inverse_call
@@ -51,9 +53,9 @@ def autoregressive_chain(
 ) -> tuple[Tensor, Tensor]:
     r"""The steps one after another, and the sum of their log-determinants, or a log-density.
 
-    The native kernel packs all weights at once and takes each tile of rows through the whole chain while it is in the
-    cache, and back for the gradients: a small flow costs one call forward and one back, instead of some per transform.
-    Elsewhere the steps are called one by one.
+    The kernels pack all weights at once and take each tile of rows through the whole chain, and back for the gradients: a
+    small flow costs one call forward and one back, instead of some per transform. A GPU's do where all networks are
+    narrow and of one kind, none of them inverse; else the steps are called one by one.
 
     Args:
         x: input (..., features).
@@ -87,15 +89,18 @@ def autoregressive_chain(
     if normal not in NORMALS:
         raise ValueError(f"normal: expected 'output', 'input' or None, got {normal!r}")
     check_float("x", x)
-    kernels = kernels_for(x, "autoregressive")
-    if not kernels.on_cpu or x.dtype in HALF or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    kernels = kernels_for(x, "autoregressive_chain")
+    lowered = torch.is_autocast_enabled(x.device.type)
+    if kernels.plain or torch.compiler.is_compiling() or (kernels.on_cpu and (lowered or x.dtype in HALF)):
         return _one_by_one(x, steps, context, normal)
     try:
         call, tensors, addends, packed = _gather(x, steps, context, normal)
-        if call is None:
+        if call is None or not call.serves(kernels, lowered or x.dtype in HALF):
             return _one_by_one(x, steps, context, normal)
         if any(map(_is_meta, tensors)) or any(map(_is_meta, packed)):
             raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
+        if not kernels.on_cpu:
+            return _on_a_gpu(call, kernels, x, steps, tensors, addends, context)
         check_features("x", x, call.chain.features)
         if (context is None) != (call.chain.context == 0):
             raise RuntimeError("a context is missing, or is one too many")
@@ -104,6 +109,35 @@ def autoregressive_chain(
     except RuntimeError:
         _explain(x, steps, context)  # the kernel only says that something does not fit
         raise
+    return _shaped(z, log_det, batch)
+
+
+def _on_a_gpu(
+    call: ChainCall,
+    kernels: Kernels,
+    x: Tensor,
+    steps: Sequence[Step],
+    tensors: Sequence[Tensor],
+    addends: Sequence[Tensor],
+    context: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Its kernels check nothing, multiply in autocast's dtype, and are given what the context contributes."""
+    dtype = tensors[0].dtype
+    if autocasts(x) and dtype is not torch.float64:
+        x, addends, context = x.to(dtype), [a.to(dtype) for a in addends], context if context is None else context.to(dtype)
+        _explain(x, steps, context)
+        tensors = call.lowered(tensors, torch.get_autocast_dtype(x.device.type))
+    else:
+        _explain(x, steps, context)
+    if context is not None:
+        call, tensors, addends = call.outside, *call.given(tensors, addends, context)
+    rows, _, added, batch = as_rows(x, None, addends)
+    z, log_det = with_gradients(call, kernels, rows, None, [*tensors, *added], ())
+    z, log_det = _shaped(z, log_det, batch)
+    return z, log_det if context is None else log_det + (context - context).detach().sum(-1)
+
+
+def _shaped(z: Tensor, log_det: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
     return (z, log_det) if len(batch) == 1 else (z.reshape(*batch, z.shape[-1]), log_det.reshape(batch))
 
 
@@ -117,7 +151,68 @@ class ChainCall:
         steps = [Network(p.solves, p.plan, p.map) if isinstance(p, Call) else p for p in parts]  # type: ignore[arg-type]
         self.chain = ChainPlan(steps, normal)
         self.parameters = len(self.chain.shapes)
-        self.native = all(s.map.kind in MAPS for s in steps if isinstance(s, Network))
+        self.places = self._places()
+        maps = [s.map for s in steps if isinstance(s, Network)]
+        self.native = all(m.kind in MAPS for m in maps)
+        self.compiled = all(has_triton_map(m.family) for m in maps)
+
+    @cached_property
+    def outside(self) -> ChainCall:
+        """The same chain of networks without a context."""
+        return ChainCall([p.outside if isinstance(p, Call) else p for p in self.parts], self.normal)
+
+    def serves(self, kernels: Kernels, low: bool) -> bool:
+        """Whether the kernels take all steps at once.
+
+        Where products are of low precision, those of a GPU keep the cotangents of shifts and scales in it too, which would
+        be more rounding than the steps one by one have.
+        """
+        if kernels.on_cpu:
+            return self.native
+        return self.compiled and self.outside.chain.alike and not (low and any(isinstance(p, Elementwise) for p in self.parts))
+
+    def keeps_inputs(self, kernels: Kernels) -> bool:
+        return True
+
+    def _places(self) -> list[list[int]]:
+        """Where among the tensors the weights are, and all others, which are packed as biases are."""
+        places: list[list[int]] = [[], []]
+        at = 0
+        for part in self.parts:
+            if isinstance(part, Permute):
+                continue
+            weights, count = (part.weights, part.parameters) if isinstance(part, Call) else (0, 2)
+            places[0] += range(at, at + weights)
+            places[1] += range(at + weights, at + count)
+            at += count
+        return places
+
+    def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Weights; biases, shifts and scales; addends."""
+        weights, others = ([tensors[i] for i in places] for places in self.places)
+        return weights, others, list(tensors[self.parameters :])
+
+    def lowered(self, tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
+        """The tensors with all weights in a lower precision."""
+        weights = set(self.places[0])
+        return [t.to(low) if i in weights else t for i, t in enumerate(tensors)]
+
+    def given(self, tensors: Sequence[Tensor], addends: Sequence[Tensor], context: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors and addends of the chain without a context."""
+        left, terms = iter(tensors), iter(addends)
+        inner: list[Tensor] = []
+        added: list[Tensor] = []
+        for part in self.parts:
+            if isinstance(part, Call):
+                own = [next(left) for _ in range(part.parameters)]
+                weights, biases, new = own[: part.weights], own[part.weights :], [next(terms) for _ in part.plan.addend_widths]
+                if part.plan.context:
+                    weights, biases, new = outside(part.plan, weights, biases, new, context)
+                inner += [*weights, *biases]
+                added += new
+            elif isinstance(part, Elementwise):
+                inner += [next(left), next(left)]
+        return inner, added
 
     def run(
         self,
@@ -129,7 +224,11 @@ class ChainCall:
         keep: bool,
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         n = self.parameters
-        return run_chain(self.chain, x, context, tensors[:n], tensors[n:], packed, keep)
+        if kernels.on_cpu:
+            return run_chain(self.chain, x, context, tensors[:n], tensors[n:], packed, keep)
+        op = getattr(torch.ops, kernels.namespace).autoregressive_chain
+        *outputs, state = op(x, *self.split(tensors), self.chain.key, kernels.precision, keep)
+        return outputs, state
 
     def gradients(
         self,
@@ -143,8 +242,15 @@ class ChainCall:
         parameters: bool,
         wants_context: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        added = tensors[self.parameters :]
-        return chain_gradients(self.chain, grads, added, packed, state, len(x), parameters, wants_context)
+        parts = self.split(tensors)
+        if kernels.on_cpu:
+            return chain_gradients(self.chain, grads, parts[2], packed, state, len(x), parameters, wants_context)
+        op = getattr(torch.ops, kernels.namespace).autoregressive_chain_backward
+        g_x, *flat, g_added = op(*grads, x, *parts, state, self.chain.key, kernels.precision, parameters)
+        found = [g for f, part in zip(flat, parts, strict=False) for g in unflatten(f, part)]
+        places = dict(zip([*self.places[0], *self.places[1]], found, strict=False))
+        g_addends = g_added.split([a.shape[1] for a in parts[2]], 1) if parts[2] else []
+        return g_x, g_x, [places[i] for i in range(len(places))], list(g_addends)
 
     def in_plain_pytorch(self, x: Tensor, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiable as often as one likes."""
@@ -204,7 +310,7 @@ def _gather(
     if call is None:
         _explain(x, steps, context)
         call = first.chains[known] = _make(steps, normal)
-    return call if call.native else None, tensors, addends, packed if len(packed) == networks else []
+    return call, tensors, addends, packed if len(packed) == networks else []
 
 
 def _make(steps: Sequence[Step], normal: str | None) -> ChainCall:

@@ -59,6 +59,41 @@ def test_real_sizes(operator: str, features: int, hidden: tuple[int, ...], batch
         pool.check(name, torch.float32)
 
 
+@pytest.mark.parametrize(("features", "hidden", "context"), [(2, (50, 50), 0), (20, (128, 128), 10), (8, (128, 128), 0)])
+@pytest.mark.parametrize("batch", [1, 100, 65536])
+def test_chains_of_real_sizes(features: int, hidden: tuple[int, ...], context: int, batch: int) -> None:
+    """A flow's density and its gradients, whose transforms are one launch each way."""
+    torch.manual_seed(0)
+    model = fk.flows.MAF(features, 5, hidden, context=context, activation="tanh").double()
+    x = torch.randn(batch, features, dtype=torch.float64)
+    given = (torch.randn(batch, context, dtype=torch.float64),) if context else ()
+    found = {}
+    for name, dtype, backend in (("kernel", torch.float32, "triton"), ("oracle", torch.float32, "reference"),
+                                 ("exact", torch.float64, "reference")):  # fmt: skip
+        twin = copy.deepcopy(model).to(DEVICE, dtype)
+        with fk.backend(backend):
+            density = twin.log_prob(x.to(DEVICE, dtype), *(c.to(DEVICE, dtype) for c in given))
+            found[name] = [density.detach(), *step(twin, lambda _, d=density: d.mean())]
+    for kernel, oracle, exact in zip(*found.values(), strict=True):
+        pool = Pool()
+        pool.add(kernel, oracle, exact)
+        pool.check("a chain", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_programs_of_a_chain_that_take_several_tiles_reuse_their_scratch(dtype: torch.dtype, tf32: None) -> None:
+    model = flow(features=20, hidden=(128, 128)).to(dtype)
+    x = torch.randn(100_000, 20, device=DEVICE, dtype=dtype, requires_grad=True)
+    kept = model.log_prob(x)
+    with torch.no_grad():
+        assert torch.equal(model.log_prob(x), kept)
+        assert torch.equal(model.log_prob(x[:100]), kept[:100])  # a row does not depend on its batch
+    (with_parameters,) = torch.autograd.grad(model.log_prob(x).sum(), x)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    assert torch.equal(torch.autograd.grad(model.log_prob(x).sum(), x)[0], with_parameters)
+
+
 # The oracle would take a pass per feature and keep them all: the CPU kernel, held to it elsewhere, stands in for it.
 INVERSES = [*SIZES, (64, (512, 512), 1), (64, (512, 512), 300), (17, (4096, 4096), 8), (8, (4096, 4096), 700)]
 

@@ -33,10 +33,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kernel_page import PAGE, put, read_cubin
 from networks import network
 
+from flowkern.chain import ChainPlan, Elementwise, Network, Permute
 from flowkern.kernels import _launch
 from flowkern.kernels._network import network_of
 from flowkern.kernels.affine import affine, affine_gradients
 from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
+from flowkern.kernels.autoregressive_chain import autoregressive_chain, autoregressive_chain_gradients, launches_of
 from flowkern.kernels.log_det import log_det
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
@@ -176,6 +178,40 @@ def network_launches(
     return record(run, label, dtype=dtype, family="network")
 
 
+CHAINS = ("networks", "with elementwise steps, density", "from noise")
+
+
+def chain_launches(
+    chain: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
+) -> list[Launch]:
+    """Forward and backward of a chain of three transforms."""
+    structure = structure if width or structure == "skip" else "plain"
+    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
+    nets = [network(8, (width,) * 3 if width else (), seed=seed, **options) for seed in range(3)]
+    networks = [Network(False, net.plan, Affine(scale, placement)) for net in nets]
+    between = [Permute(tuple(range(8))[::-1]), Elementwise(True)] if "elementwise" in chain else []
+    normal = {"networks": None, "from noise": "input"}.get(chain, "output")
+    steps = ChainPlan([networks[0], *between, *networks[1:]], normal)
+    low = DTYPES[dtype]
+    rows = torch.float32 if dtype == "autocast" else low
+    weights = [w.to(low) for net in nets for w in net.weights]
+    biases = [b.to(rows) for net in nets for b in net.biases]
+    more = len(nets[0].biases)
+    biases[more:more] = [torch.ones(8, dtype=rows)] * (2 * ("elementwise" in chain))
+    x = torch.zeros(256, 8, dtype=rows)
+    addends = [torch.zeros(256, w, dtype=rows) for net in nets for w in net.plan.addend_widths]
+
+    def run() -> None:
+        config = launches_of(steps, low, x.device, "tf32" if dtype == "tf32" else "ieee")
+        autoregressive_chain(x, weights, biases, addends, config, keep)
+        _, g, state = autoregressive_chain(x, weights, biases, addends, config, True)
+        given = (None if normal == "output" else x), g  # of a density, the cotangent of the result is missing
+        autoregressive_chain_gradients(*given, x, weights, biases, addends, state, config, keep)
+
+    label = f"{dtype}, chain of three 8 x {width}x3, {chain}, {structure}, {activation}, {scale} {placement}"
+    return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="network")
+
+
 FEATURES = {"all": (0, 0), "half": (32, 1), "alternating": (1, 2), "table": (0, 1)}
 
 
@@ -219,6 +255,7 @@ NETWORKS = [
     tuple(STRUCTURES),
     (True, False),
 ]
+CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), *NETWORKS[3:]]
 ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 
@@ -228,7 +265,12 @@ Job = tuple[Launch, Architecture]
 
 def cover(strength: int) -> Iterator[Job]:
     """Configurations in which every combination of ``strength`` choices occurs, the architecture being one of them."""
-    for make, choices in ((network_launches, NETWORKS), (row_launches, ROWS), (reduction_launches, ROWS[:2])):
+    for make, choices in (
+        (network_launches, NETWORKS),
+        (chain_launches, CHAIN_NETWORKS),
+        (row_launches, ROWS),
+        (reduction_launches, ROWS[:2]),
+    ):
         for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
             yield from launched(architecture, make, *case)
 
@@ -248,6 +290,10 @@ def listed() -> Iterator[Job]:
     ]
     cases.append((network_launches, "autoregressive", "tf32", 256, *plain, False))
     cases.append((network_launches, "masked_mlp", "tf32", 256, "silu", "none", "standardize", "residual", True))
+    exact = ("float32", "tf32", "float64")  # the others take chains with elementwise steps one by one
+    cases += [(chain_launches, CHAINS[dtype in exact], dtype, 128, *plain, True) for dtype in DTYPES]
+    cases.append((chain_launches, CHAINS[1], "tf32", 128, *plain[:3], "context", True))
+    cases.append((chain_launches, CHAINS[1], "tf32", 128, *plain, False))
     cases += [(row_launches, dtype, 64, "exp", "standardize", False, "all") for dtype in ROW_DTYPES]
     cases.append((row_launches, "float32", 64, "sigmoid", "gate", False, "all"))
     cases += [(row_launches, "float32", 64, "exp", "scale_shift", False, f) for f in ("half", "alternating", "table")]

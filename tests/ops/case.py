@@ -37,6 +37,7 @@ class Case:
         has_gradients: whether its kernels have; else what a call with gradients runs is other operators.
         rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
         oracle_compiles: whether torch.compile takes its oracle.
+        leaves_out: kernels that another case of the same operator holds to the contract.
     """
 
     operator: Callable[..., Any]
@@ -55,6 +56,7 @@ class Case:
     has_gradients: bool = True
     rounds_once: bool = True
     oracle_compiles: bool = True
+    leaves_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         first = dict([next(iter(self.smooth.items()))])
@@ -68,7 +70,8 @@ class Case:
     @property
     def kernels(self) -> tuple[str, ...]:
         """What serves it, by the table of operators: "native" (the CPU's), "triton", "cuda" (native on a GPU)."""
-        return tuple("native" if kind == "cpu" else kind for kind in OPERATORS[self.name].kernels)
+        kinds = ("native" if kind == "cpu" else kind for kind in OPERATORS[self.name].kernels)
+        return tuple(kind for kind in kinds if kind not in self.leaves_out)
 
     def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
         """Outputs and gradients of a call, see :func:`calls.evaluate`."""

@@ -39,7 +39,8 @@ def on_each_kernel(
     return pytest.mark.parametrize(("case", "kernels", "entry") if table else ("case", "kernels"), list(pairs()))
 
 
-EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+NATIVE_CASES = [case for case in CASES if "native" in case.kernels]
+EACH_CASE = pytest.mark.parametrize("case", NATIVE_CASES, ids=lambda case: case.name)
 
 
 def check(

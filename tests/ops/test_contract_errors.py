@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from case import Bad, Case
-from contract import CASES
+from contract import CASES, EACH_CASE
 
 import flowkern as fk
 
@@ -24,13 +24,12 @@ def test_bad_arguments_are_named(case: Case, bad: Bad, grads: bool) -> None:
             case.operator(**{**arguments, **change(arguments)})
 
 
-# A chain is forced step by step.
-@pytest.mark.parametrize("case", [case for case in CASES if case.has_gradients], ids=lambda case: case.name)
+@EACH_CASE
 def test_kernels_that_a_case_leaves_out_do_not_exist(case: Case) -> None:
     example = case.draw(3, 0)
     arguments = example.arguments(example.leaves(torch.float32, grads=False))
     for backend in ("native", "triton"):
-        if backend in case.kernels:
+        if backend in (*case.kernels, *case.leaves_out):
             continue
         with fk.backend(backend), torch.no_grad(), pytest.raises(RuntimeError, match=f"(?i)has no {backend} kernel"):
             case.operator(**arguments)
