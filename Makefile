@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 PYTHONS := flowkern kernels tests bench examples setup.py
 
-.PHONY: demo test test-long test-all bench bench-peers test-peers kernels gpu-check gpu-bench lint format clean
+.PHONY: demo test test-long test-all bench bench-peers bench-small test-peers kernels gpu-check gpu-bench lint format clean
 demo: $(VENV)/.demo
 	$(BIN)/flowkern demo $(ARGS)
 
@@ -26,6 +26,9 @@ bench: $(VENV)/.built
 
 bench-peers: $(VENV)/.built
 	$(BIN)/flowkern bench --suite peers $(ARGS)
+
+bench-small: $(VENV)/.built
+	$(BIN)/flowkern bench --suite small $(ARGS)
 
 test-peers: $(VENV)/.peers
 	$(BIN)/python tests/run_peers.py $(ARGS)

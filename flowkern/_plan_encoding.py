@@ -197,7 +197,7 @@ class Encoder:
         hidden_columns: int = 0,
         layer: int | None = None,
     ) -> list[int]:
-        """One linear map. ``hidden_columns``: leading ones that are not there; ``layer``: whose rows it has, else the target's."""
+        """One linear map. ``hidden_columns``: leading ones that it lacks; ``layer``: whose rows it has, else the target's."""
         plan = self.plan
         depth = len(plan.units)
         layer = target if layer is None else layer

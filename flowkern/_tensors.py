@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,16 @@ def outside_modes() -> Iterator[None]:
     recorded, or in inference mode, whose tensors no gradient may meet later.
     """
     with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
-        state = torch._C._get_tracing_state()  # of torch.jit.trace
+        of_jit: Any = torch._C
+        state = of_jit._get_tracing_state()  # of torch.jit.trace
         if state is None:
             yield
             return
-        torch._C._set_tracing_state(None)
+        of_jit._set_tracing_state(None)
         try:
             yield
         finally:
-            torch._C._set_tracing_state(state)
+            of_jit._set_tracing_state(state)
 
 
 def version(t: Tensor) -> int:

@@ -2,8 +2,8 @@
 //
 // float32 kernels evaluate them on vectors of doubles by short Taylor series (relative error below 1e-11), so
 // that the result is the correctly rounded float in all but a few cases and no minimax tables are needed.
-// float64 kernels call the C library lane by lane. Both are reached through `apply`. Only tanh, the activation of many small
-// networks, is a float's own.
+// float64 kernels call the C library lane by lane. Both are reached through `apply`. Only tanh, the activation of many
+// small networks, is a float's own.
 #pragma once
 
 #include <math.h>
@@ -136,7 +136,8 @@ FK_INLINE Vec<float> tanh(Vec<float> x) {
   const Vec<float> shifted = t * 1.44269504f + kRound, n = shifted - kRound;
   const Vec<float> r = (t - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   Vec<float> p = Vec<float>{} + 1.9875691500e-4f;
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + c;
   p = p * (r * r) + r + 1;
   const Ints scale = (__builtin_bit_cast(Ints, shifted) << 23) + 0x3F800000;
   const Vec<float> large = 1 - 2 / (p * __builtin_bit_cast(Vec<float>, scale) + 1);

@@ -9,8 +9,8 @@ ChainView chain_view(const Tensor& program) {
   STD_TORCH_CHECK(on_cpu(program) && program.scalar_type() == ScalarType::Long && program.numel() > 2,
                   "flowkern: this is no chain");
   const ChainView v(const_data<int64_t>(program));
-  STD_TORCH_CHECK(v.version() == kChainVersion && v.size() == program.numel(),
-                  "flowkern: this is no chain of version ", kChainVersion, "; rebuild with `pip install -e .`");
+  STD_TORCH_CHECK(v.version() == kChainVersion && v.size() == program.numel(), "flowkern: this is no chain of version ",
+                  kChainVersion, "; rebuild with `pip install -e .`");
   return v;
 }
 
@@ -24,7 +24,8 @@ class ChainCall {
     for (int64_t i = 0; i < view.steps(); ++i) {
       const StepView s = view.step(i);
       const auto first = static_cast<int64_t>(added_.size());
-      ChainStep<T> step{s.kind(), s.order(), s.row(), first, {s.plan(), nullptr, added_.data() + first, batch}, {}, {}, {}};
+      ChainStep<T> step{s.kind(), s.order(), s.row(), first, {s.plan(), nullptr, added_.data() + first, batch},
+                        {},       {},        {}};
       if (!s.elementwise()) {
         const PlanView plan = checked(s.plan());
         step.map = univariate_map<T>(s.map());
@@ -35,9 +36,9 @@ class ChainCall {
       steps_.push_back(step);
     }
     STD_TORCH_CHECK(added_.size() == addends.size(), "flowkern: the addends do not belong to these plans");
-    chain = {steps_.data(), view.steps(),  view.features(), view.context(),
-             view.order(),  view.normal(), view.kept(),     batch,
-             rows + 4 * view.features() + 2 * view.context()};
+    chain = {steps_.data(),  view.steps(), view.features(),
+             view.context(), view.order(), view.normal(),
+             view.kept(),    batch,        rows + 4 * view.features() + 2 * view.context()};
   }
 
   // Where the packed weights are: all in `own`, or those of networks in one vector each.
@@ -112,8 +113,7 @@ void pack(const ChainView& view, const Tensors& tensors, bool packed_before, T* 
         const Tensor& t = given[j];
         STD_TORCH_CHECK(on_cpu(t) && t.dim() == 1 && t.size(0) == view.features() && t.scalar_type() == kDtype<T>,
                         "flowkern: a shift or scale does not belong to this chain");
-        for (int64_t f = 0; f < view.features(); ++f)
-          own[s.packed() + j * view.features() + f] = matrix<T>(t)(f, 0);
+        for (int64_t f = 0; f < view.features(); ++f) own[s.packed() + j * view.features() + f] = matrix<T>(t)(f, 0);
       }
     } else if (!packed_before) {
       packings.emplace_back(s.plan(), given, given + s.plan().linears(), s.mask(), own + s.packed());
@@ -201,8 +201,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> autoregressive_chain_backward(
         ChainBackward<T> own = in;
         own.deltas = group.deltas, own.activations = group.activations, own.delta_rows = group.delta_rows;
         own.rows = group.rows, own.panels = group.panels, own.first_tile = group.first, own.tiles = group.count;
-        k.autoregressive_chain_backward(call.chain, range, own, i,
-                                        tile_scratch<T>(call.chain.scratch_rows, rows));
+        k.autoregressive_chain_backward(call.chain, range, own, i, tile_scratch<T>(call.chain.scratch_rows, rows));
       });
       gradients.insert(gradients.begin(), weights.results.begin(), weights.results.end());
     }
@@ -219,7 +218,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
       "autoregressive_chain(Tensor x, Tensor? context, Tensor[] tensors, Tensor[] addends, Tensor[] packed, "
       "Tensor program, int key, bool save) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "autoregressive_chain_backward(Tensor? g_value, Tensor? g_log_det, Tensor[] addends, Tensor[] packed, Tensor own, "
+      "autoregressive_chain_backward(Tensor? g_value, Tensor? g_log_det, Tensor[] addends, Tensor[] packed, Tensor "
+      "own, "
       "Tensor saved, Tensor program, int key, int batch, bool parameters, bool wants_context) -> "
       "(Tensor, Tensor, Tensor[], Tensor[])");
 }

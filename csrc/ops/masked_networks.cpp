@@ -80,8 +80,9 @@ Gradients masked_mlp_backward(Tensor g, Tensor x, std::optional<Tensor> context,
     weights.add(v, const_data<uint8_t>(mask));
     weights.run(tiles, v.packed_size(), [&](const auto& group, int64_t i) {
       const int64_t tile = i - group.first, kept = v.saved_rows() * rows;
-      const NetworkBackward<T> in{const_data<T>(saved) + i * kept, group.deltas + tile * kept, group.activations,
-                                  tile, group.count, g_addends.matrices.data()};
+      const NetworkBackward<T> in{
+          const_data<T>(saved) + i * kept, group.deltas + tile * kept, group.activations, tile, group.count,
+          g_addends.matrices.data()};
       k.masked_mlp_backward(net, matrix<T>(x), conditions, in, matrix<T>(g), {data<T>(g_x), v.features(), 1},
                             to_context, i, tile_scratch<T>(scratch_rows(v), rows));
     });

@@ -87,8 +87,7 @@ constexpr int64_t kParallelWork = int64_t{1} << 20;
 // free. Each index writes its own results, so they do not depend on the number of threads.
 template <class F>
 void parallel(int64_t n, int64_t work, const F& f) {
-  const int64_t threads =
-      n > 1 && work >= kParallelWork ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
+  const int64_t threads = n > 1 && work >= kParallelWork ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
   if (threads <= 1) {
     for (int64_t i = 0; i < n; ++i) f(i);
     return;

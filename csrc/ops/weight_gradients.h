@@ -29,7 +29,7 @@ class WeightGradients {
  public:
   // Where the tiles [first, first + count) put what the products read.
   struct Group {
-    T *deltas, *activations;      // no activations where nobody wants the products
+    T *deltas, *activations;       // no activations where nobody wants the products
     const int64_t *rows, *panels;  // of every step: its first row in deltas, its first panel in activations
     int64_t delta_rows, first, count;
   };
@@ -69,8 +69,8 @@ class WeightGradients {
     const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
     const int64_t deltas = delta_rows_ * rows_, inputs = panel_count_ * rows_ * rows_;  // of one tile
     const int64_t bytes = (deltas + inputs) * static_cast<int64_t>(sizeof(T));
-    const int64_t group = std::clamp<int64_t>(std::max(kBackwardRows / rows_, kBackwardBytes / std::max<int64_t>(bytes, 1)),
-                                              1, std::max<int64_t>(tiles, 1));
+    const int64_t group = std::clamp<int64_t>(
+        std::max(kBackwardRows / rows_, kBackwardBytes / std::max<int64_t>(bytes, 1)), 1, std::max<int64_t>(tiles, 1));
     T* memory = static_cast<T*>(scratch((group * (deltas + inputs) + sums_) * sizeof(T), 1));
     T *activations = memory + group * deltas, *sums = activations + group * inputs;
     std::vector<WeightGradient<T>> products;
@@ -79,7 +79,8 @@ class WeightGradients {
                           n.weights.data(), n.biases.data()});
     for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
       const int64_t count = std::min(group, tiles - first);
-      const Group now{memory, wanted_ ? activations : nullptr, first_rows_.data(), panels_.data(), delta_rows_, first, count};
+      const Group now{memory, wanted_ ? activations : nullptr, first_rows_.data(), panels_.data(), delta_rows_, first,
+                      count};
       parallel(count, work * rows_ * count, [&](int64_t i) { tile(now, first + i); });
       if (!wanted_) continue;
       for (size_t i = 0; i < products.size(); ++i) {

@@ -18,14 +18,14 @@ from flowkern.cli.output import OutputFolder, output_folder
 
 # Suite: the implementation that the others are compared with. A file of bench/ belongs to the suite that its name begins
 # with, as bench_gpu.py does, and else to "own": a family of operators or models is a file, and no line here.
-SUITES = {"own": "zuko", "peers": "peer", "gpu": "zuko"}
+SUITES = {"own": "zuko", "peers": "peer", "small": "peer", "gpu": "zuko"}
 NO_TESTS = 5  # pytest's exit status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
-    parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated ones of peers, or a GPU")
+    parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated ones of peers, small flows, or a GPU")
     parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
     parser.set_defaults(run=run)
 

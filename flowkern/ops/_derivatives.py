@@ -42,7 +42,7 @@ def plain_backward(
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         # The log-det of an additive map is a constant.
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-        wanted = [t for t, need in zip(alias, needs, strict=True) if need]
+        wanted = [t for t, need in zip(alias, needs, strict=True) if need and t is not None]
         kept = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
         found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], **kept))
     return [next(found) if need else None for need in needs]

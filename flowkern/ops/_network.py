@@ -14,7 +14,7 @@ from torch import Tensor
 from flowkern._checks import HALF, autocasts, broadcast_batch
 from flowkern.backends import ORACLE, Kernels, kernels_for
 from flowkern.ops._context import outside
-from flowkern.ops._network_call import Call
+from flowkern.ops._network_call import Call, Runs
 from flowkern.ops._network_checks import check_network, check_packed
 from flowkern.ops._network_function import NetworkFunction
 from flowkern.plan import AutoregressivePlan
@@ -96,7 +96,7 @@ def _run_inside(
 
 
 def with_gradients(
-    call: Call, kernels: Kernels, x: Tensor, context: Tensor | None, tensors: Tensors, packed: Tensors
+    call: Runs, kernels: Kernels, x: Tensor, context: Tensor | None, tensors: Tensors, packed: Tensors
 ) -> Sequence[Tensor]:
     """The outputs of a call on rows, recorded by autograd where something needs a gradient."""
     needed = torch.is_grad_enabled() and (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,35 @@ from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import UnivariateMap, check_map, chosen_map
 
 Tensors = Sequence[Tensor]
+
+
+class Runs(Protocol):
+    """What autograd is told of: a call, of one network or a chain, whose outputs and gradients kernels compute."""
+
+    name: str
+    solves: bool
+    parameters: int
+
+    def keeps_inputs(self, kernels: Kernels) -> bool: ...
+
+    def run(
+        self, kernels: Kernels, x: Tensor, context: Tensor | None, tensors: Tensors, packed: Tensors, keep: bool
+    ) -> tuple[Tensors, Tensors]: ...
+
+    def gradients(
+        self,
+        kernels: Kernels,
+        grads: Sequence[Tensor | None],
+        x: Tensor,
+        context: Tensor | None,
+        state: Tensors,
+        tensors: Tensors,
+        packed: Tensors,
+        parameters: bool,
+        wants_context: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]: ...
+
+    def in_plain_pytorch(self, x: Tensor, context: Tensor | None, *tensors: Tensor) -> Any: ...
 
 
 class Call:

@@ -26,7 +26,7 @@ class NetworkFunction(torch.autograd.Function):
         """``apply`` without what it does for torch.func, whose transforms never come here: a microsecond for each argument."""
         if torch.compiler.is_compiling():
             return cls.apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def forward(

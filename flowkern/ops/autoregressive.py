@@ -40,8 +40,8 @@ def autoregressive(
         map: any other univariate map, in the place of these three.
 
     Returns:
-        z (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det that
-            is not.
+        z (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det
+            that is not.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit the plan or each other.

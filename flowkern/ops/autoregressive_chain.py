@@ -90,7 +90,7 @@ def autoregressive_chain(
         raise ValueError(f"normal: expected 'output', 'input' or None, got {normal!r}")
     check_float("x", x)
     kernels = kernels_for(x, "autoregressive_chain")
-    lowered = torch.is_autocast_enabled(x.device.type)
+    lowered = autocasts(x)
     if kernels.plain or torch.compiler.is_compiling() or (kernels.on_cpu and (lowered or x.dtype in HALF)):
         return _one_by_one(x, steps, context, normal)
     try:
@@ -330,8 +330,8 @@ def _one_by_one(x: Tensor, steps: Sequence[Step], context: Tensor | None, normal
     for step in steps:
         if isinstance(step, NetworkStep):
             operator = autoregressive_inverse if step.inverse else autoregressive
-            own = {} if not step.arguments["plan"].context else {"context": context}
-            x, log_det = operator(x, **step.arguments, **own)
+            own = context if step.arguments["plan"].context else None
+            x, log_det = operator(x, **step.arguments, context=own)
         else:
             tensors = (step.shift, step.scale) if isinstance(step, ElementwiseStep) else ()
             x, log_det = _simple(x, step, *tensors)

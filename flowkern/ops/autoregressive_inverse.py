@@ -44,8 +44,8 @@ def autoregressive_inverse(
         weights, biases, plan, scale, placement, constants, map, addends, context, packed: as in :func:`autoregressive`.
 
     Returns:
-        x (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det that
-            is not.
+        x (..., features) and log_det with the batch's shape. A row that is not finite, or whose context is not, has a log_det
+            that is not.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit the plan or each other.

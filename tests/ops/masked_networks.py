@@ -95,7 +95,9 @@ SMOOTH: dict[str, Variation] = {
     for name, structure in {
         "tanh": {"activation": "tanh", "addends": (0,)},
         "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
-        "context": {"activation": "tanh", "context": 2, "columns": "after", "conditioners": ((1, "sigmoid", True), (2, "tanh", False))},
+        "context": {
+            "activation": "tanh", "context": 2, "columns": "after", "conditioners": ((1, "sigmoid", True), (2, "tanh", False)),
+        },
         "softplus": {"activation": "softplus", "scale": "softplus", "placement": "scale_shift", "masks": "dag"},
         "silu": {"activation": "silu", "scale": "sigmoid", "placement": "gate", "skip": True},
         "gelu": {

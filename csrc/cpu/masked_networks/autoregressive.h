@@ -7,8 +7,8 @@ namespace flowkern::FK_ISA {
 
 // `state` and `next` are [feature][R]; the log-determinants are added to `log_det` [R].
 template <class T, int R>
-void autoregressive(const ChainStep<T>& step, TileRows rows, const T* state, const T* context, T* next,
-                    double* log_det, T* kept, T* scratch) {
+void autoregressive(const ChainStep<T>& step, TileRows rows, const T* state, const T* context, T* next, double* log_det,
+                    T* kept, T* scratch) {
   const PlanView& plan = step.net.plan;
   Tile<T, R> tile(step.net, rows, context, scratch, kept);
   gather_rows<T, R>(state, step.order, plan.features(), tile.x);

@@ -81,9 +81,7 @@ void autoregressive_chain(const Chain<T>& chain, StepRange range, Matrix<const T
     const ChainStep<T>& step = chain.steps[i];
     T* step_kept = kept ? own + step.row * R : nullptr;
     switch (step.kind) {
-      case StepKind::density:
-        autoregressive<T, R>(step, rows, state, conditions, next, sum, step_kept, scratch);
-        break;
+      case StepKind::density: autoregressive<T, R>(step, rows, state, conditions, next, sum, step_kept, scratch); break;
       case StepKind::inverse:
         autoregressive_inverse<T, R>(step, rows, state, conditions, next, sum, step_kept, scratch);
         break;
@@ -193,11 +191,11 @@ void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
 #define FK_FORWARD(T, R)                                                                                             \
   template void autoregressive_chain<T, R>(const Chain<T>&, StepRange, Matrix<const T>, Matrix<const T>, T*, T*, T*, \
                                            int64_t, T*);
-#define FK_INSTANTIATE(T)      \
-  FK_FORWARD(T, 1)             \
-  FK_FORWARD(T, kSmallRows<T>) \
-  FK_FORWARD(T, kTileRows<T>)  \
-  template void give<T>(const MaskedNetwork<T>&, Matrix<const T>, T*);                                               \
+#define FK_INSTANTIATE(T)                                              \
+  FK_FORWARD(T, 1)                                                     \
+  FK_FORWARD(T, kSmallRows<T>)                                         \
+  FK_FORWARD(T, kTileRows<T>)                                          \
+  template void give<T>(const MaskedNetwork<T>&, Matrix<const T>, T*); \
   template void autoregressive_chain_backward<T>(const Chain<T>&, StepRange, const ChainBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -1,4 +1,5 @@
-// The exact inverse of `autoregressive` in one degree-ordered sweep, and its gradient in one reverse sweep, on one tile.
+// The exact inverse of `autoregressive` in one degree-ordered sweep, and its gradient in one reverse sweep, on one
+// tile.
 #pragma once
 
 #include "cpu/masked_networks/masked_network_backward.h"

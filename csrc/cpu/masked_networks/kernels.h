@@ -61,22 +61,22 @@ struct StepRange {
 // Cotangents and results of a chain's backward pass over a group of tiles.
 template <class T>
 struct ChainBackward {
-  const T* saved;                         // [tiles of the batch][kept][tile rows]
-  Matrix<const T> g_value, g_log_det;     // either may be missing: zero
-  Matrix<T> g_x, g_context;               // results, kept here between ranges of steps; nobody may want the second
-  const Matrix<T>* g_addends;             // of all steps
-  T* deltas;                              // [tiles of the group][delta_rows][tile rows]
-  T* activations;                         // of step after step
-  const int64_t *rows, *panels;           // of every step of the range: its first row in deltas, panel in activations
+  const T* saved;                      // [tiles of the batch][kept][tile rows]
+  Matrix<const T> g_value, g_log_det;  // either may be missing: zero
+  Matrix<T> g_x, g_context;            // results, kept here between ranges of steps; nobody may want the second
+  const Matrix<T>* g_addends;          // of all steps
+  T* deltas;                           // [tiles of the group][delta_rows][tile rows]
+  T* activations;                      // of step after step
+  const int64_t *rows, *panels;        // of every step of the range: its first row in deltas, panel in activations
   int64_t delta_rows;
-  int64_t first_tile, tiles;              // the group
+  int64_t first_tile, tiles;  // the group
 };
 
 template <class T>
 struct WeightGradient {
   PlanView plan;
-  const T* deltas;       // of the first tile
-  int64_t deltas_stride; // from tile to tile
+  const T* deltas;        // of the first tile
+  int64_t deltas_stride;  // from tile to tile
   const T* activations;
   const uint8_t* mask;
   int64_t tiles;
@@ -123,8 +123,8 @@ struct MaskedNetworkKernels {
 // Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its
 // pre-activation, activation, cotangent and a spare; padded so that no vector store leaves the buffer.
 FK_ALWAYS_INLINE inline int64_t scratch_rows(const PlanView& plan) {
-  return 4 * plan.inputs() + 2 * plan.features() * plan.parameters() + 4 * plan.units() +
-         2 * plan.conditioner_units() + 64;
+  return 4 * plan.inputs() + 2 * plan.features() * plan.parameters() + 4 * plan.units() + 2 * plan.conditioner_units() +
+         64;
 }
 
 // Rows of the transposed inputs of all linear maps: the context and x, and every hidden layer, each padded to whole

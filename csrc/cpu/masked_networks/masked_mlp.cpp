@@ -42,15 +42,14 @@ void masked_mlp_backward(const MaskedNetwork<T>& net, Matrix<const T> x, Matrix<
   tile.emit();
 }
 
-#define FK_FORWARD(T, R)                                                                                            \
+#define FK_FORWARD(T, R) \
   template void masked_mlp<T, R>(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, T*, T*, int64_t, T*);
-#define FK_INSTANTIATE(T)                                                                                         \
-  FK_FORWARD(T, 1)                                                                                                \
-  FK_FORWARD(T, kSmallRows<T>)                                                                                    \
-  FK_FORWARD(T, kTileRows<T>)                                                                                     \
-  template void masked_mlp_backward<T>(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>,                 \
-                                       const NetworkBackward<T>&, Matrix<const T>, Matrix<T>, Matrix<T>, int64_t, \
-                                       T*);
+#define FK_INSTANTIATE(T)                                                                         \
+  FK_FORWARD(T, 1)                                                                                \
+  FK_FORWARD(T, kSmallRows<T>)                                                                    \
+  FK_FORWARD(T, kTileRows<T>)                                                                     \
+  template void masked_mlp_backward<T>(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, \
+                                       const NetworkBackward<T>&, Matrix<const T>, Matrix<T>, Matrix<T>, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

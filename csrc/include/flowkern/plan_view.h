@@ -122,9 +122,7 @@ class PlanView {
   int64_t context() const { return base_[18]; }
   int64_t inputs() const { return context() + features(); }
   int conditioners() const { return static_cast<int>(base_[19]); }
-  ConditionerView conditioner(int i) const {
-    return ConditionerView(base_ + base_[20] + i * ConditionerView::kFields);
-  }
+  ConditionerView conditioner(int i) const { return ConditionerView(base_ + base_[20] + i * ConditionerView::kFields); }
   int64_t conditioner_units() const { return base_[21]; }
   int64_t saved_rows() const { return base_[22]; }  // see row_of
 
