@@ -235,7 +235,7 @@ def test_sbi(benchmark: Any, which: str, estimator: str, by: str, tmp_path: Path
         benchmark.group, benchmark.extra_info["implementation"] = f"{work}: train of 10,000 for 5 epochs", by
         benchmark.pedantic(train, args=(4,), rounds=3, warmup_rounds=1)
         return
-    posterior = train(0)
+    posterior = train(1)
     if which == "sample":
         sample = lambda: posterior.sample((10_000,), x=x[:1], show_progress_bars=False)  # noqa: E731
         measure(benchmark, sample, f"{work}: posterior.sample of 10,000", by)

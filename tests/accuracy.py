@@ -74,8 +74,11 @@ def check_rule(
     evaluate: Callable[[Any, torch.dtype, str], dict[str, Tensor]],
     *dtypes: torch.dtype,
     kernels: str = "native",
+    least: int = 1,
 ) -> None:
     """Draws cases until every output has pooled enough elements that are not zero, or there are no more cases.
+
+    It draws ``least`` of them at least, where elements of one case share their errors.
 
     Outputs that are zero throughout, as the log-determinant of an additive map, are not waited for.
 
@@ -84,7 +87,7 @@ def check_rule(
     """
     pools: dict[tuple[torch.dtype, str], Pool] = {}
     slow = (kernels == "triton" and DEVICE.type == "cpu") or "FLOWKERN_FEW_CASES" in os.environ
-    for case in islice(cases, FEW_CASES if slow else None):
+    for number, case in enumerate(islice(cases, FEW_CASES if slow else None), 1):
         oracle = evaluate(case, torch.float32, "reference")
         exact = evaluate(case, torch.float64, "reference")
         for dtype in dtypes:
@@ -93,7 +96,7 @@ def check_rule(
             for name, value in exact.items():
                 pools.setdefault((dtype, name), Pool()).add(kernel[name], oracle[name], value)
         counts = [pool.count for pool in pools.values() if pool.count]
-        if counts and min(counts) >= ENOUGH:
+        if counts and min(counts) >= ENOUGH and number >= least:
             break
     for (dtype, name), pool in pools.items():
         pool.check(name, dtype)

@@ -49,6 +49,7 @@ def check(
     rows: int | None = None,
     *,
     most: int = 40,
+    least: int = 1,
     variation: Variation | None = None,
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     **options: Any,
@@ -62,7 +63,7 @@ def check(
         whole = {"batch": None} if backend == "reference" else {}
         return case.evaluate(example, dtype, backend, **{**options, **whole})
 
-    check_rule(examples, evaluate, *dtypes, kernels=kernels)
+    check_rule(examples, evaluate, *dtypes, kernels=kernels, least=least)
 
 
 class Recorder(TorchDispatchMode):

@@ -46,7 +46,7 @@ def layouts(case: Case) -> Mapping[str, tuple[Variation, str]]:
 @on_each_kernel(layouts)
 def test_strides(case: Case, kernels: str, entry: tuple[Variation, str]) -> None:
     variation, how = entry
-    check(case, kernels, variation=variation, how=how)
+    check(case, kernels, variation=variation, how=how, least=10 if how == "expanded" else 1)  # whose rows are all the same
 
 
 @EACH_CASE

@@ -8,7 +8,7 @@
 namespace flowkern::FK_ISA {
 
 // Rows after which sums are put aside: their error grows with the rows that are added one after another.
-constexpr int64_t kSumRows = 64;
+constexpr int64_t kSumRows = 32;
 
 // sums[i][lane] += over all rows of N deltas i times V vectors of the R inputs of a panel; the first tiles begin them.
 template <class T, int N, int V>
