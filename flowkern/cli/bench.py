@@ -25,7 +25,7 @@ NO_TESTS = 5  # pytest's exit status
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only benchmarks whose name matches, as in pytest")
-    parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated ones of peers, small flows, or a GPU")
+    parser.add_argument("--suite", choices=SUITES, default="own", help="own models, accelerated peers, small flows, or a GPU")
     parser.add_argument("--output", metavar="FOLDER", default="output/bench", help="where the files go (output/bench)")
     parser.set_defaults(run=run)
 
