@@ -205,12 +205,20 @@ def test_a_benchmark_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_benchmark_file_belongs_to_the_suite_of_its_name(tmp_path: Path) -> None:
-    for name in ("bench_splines.py", "bench_rows.py", "bench_gpu.py", "bench_gpu_splines.py", "bench_peers.py", "conftest.py"):
+    for name in (
+        "bench_splines.py",
+        "bench_rows.py",
+        "bench_gpu.py",
+        "bench_gpu_splines.py",
+        "bench_peers.py",
+        "bench_small.py",
+    ):
         (tmp_path / name).touch()
     found = {suite: [file.name for file in bench._files(tmp_path, suite)] for suite in bench.SUITES}
     assert found == {
         "own": ["bench_rows.py", "bench_splines.py"],
         "peers": ["bench_peers.py"],
+        "small": ["bench_small.py"],
         "gpu": ["bench_gpu.py", "bench_gpu_splines.py"],
     }
 
