@@ -35,7 +35,7 @@ class NetworkFunction(torch.autograd.Function):
         outputs, state = call.run(kernels, x, context, tensors, packed, True)
         alone = call.keeps_inputs(kernels)  # and takes missing cotangents
         ctx.set_materialize_grads(not alone)
-        ctx.call, ctx.kernels, ctx.packed, ctx.batch = call, kernels, packed, x.shape[0]
+        ctx.call, ctx.kernels, ctx.packed = call, kernels, packed
         inputs: Inputs = [x, context, *tensors]
         ctx.aside, ctx.versions = [None] * len(inputs), []
         if kernels.namespace != "flowkern_cuda" and not torch.compiler.is_compiling():

@@ -34,7 +34,6 @@ class Case:
         low: variations for kernels that multiply in half precision, where a kink would jump; by default the smooth ones.
         large: a variation that occupies several threads.
         shows: the output that is not finite where the first tensor of a row is not, or ``None``.
-        has_gradients: whether its kernels have; else what a call with gradients runs is other operators.
         rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
         oracle_compiles: whether torch.compile takes its oracle.
         leaves_out: kernels that another case of the same operator holds to the contract.
@@ -53,7 +52,6 @@ class Case:
     low: Mapping[str, Variation] = field(default_factory=dict)
     large: Variation = field(default_factory=dict)
     shows: str | None = "log_det"
-    has_gradients: bool = True
     rounds_once: bool = True
     oracle_compiles: bool = True
     leaves_out: tuple[str, ...] = ()
@@ -76,4 +74,4 @@ class Case:
     def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
         """Outputs and gradients of a call, see :func:`calls.evaluate`."""
         operator = self.oracle if self.oracle is not None and backend == "reference" else self.operator
-        return evaluate(operator, self.outputs, example, dtype, backend, **{"grads": self.has_gradients, **options})
+        return evaluate(operator, self.outputs, example, dtype, backend, **options)
