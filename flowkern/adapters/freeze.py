@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern.adapters.network import PeerNetwork
-from flowkern.backends import native_obstacle
 
 Seen = tuple[str, dict[str, Any], str, Tensor, int]
 
@@ -48,12 +47,6 @@ class Frozen:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def freezable(arguments: dict[str, Any]) -> bool:
-    """Whether there is a kernel that reads packed weights; those of half precision are packed on every call all the same."""
-    weight = arguments["weights"][0]
-    return native_obstacle(weight, "pack") is None and weight.dtype in (torch.float32, torch.float64)
 
 
 def _tensors(module: nn.Module, name: str) -> Iterator[Seen]:

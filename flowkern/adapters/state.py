@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from flowkern.adapters.freeze import Frozen, freezable
+from flowkern.adapters.freeze import Frozen
 from flowkern.adapters.library import Container, Layer
 from flowkern.adapters.network import ChangedError, PeerNetwork, UnsupportedError
 from flowkern.adapters.structure import Structure
+from flowkern.ops.pack import can_pack
 
 STATE = "_flowkern"
 
@@ -141,7 +142,7 @@ def _freeze(self: Any, name: str) -> None:
     if isinstance(state, State) and renewed(self, state) is None:
         with suppress(ChangedError):
             arguments = state.network.arguments()
-            if freezable(arguments):
+            if can_pack(arguments["weights"][0]):
                 state.frozen = Frozen(self, state.network, arguments, name)
 
 

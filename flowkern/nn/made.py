@@ -16,9 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from flowkern import ops
 from flowkern._checks import check_generator, check_tensor, permutation, whole_number, widths
 from flowkern._tensors import version
-from flowkern.backends import native_obstacle
 from flowkern.config import configured
 from flowkern.nn.checks import blame, has_hooks
+from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan
 
 ORDERS = ("natural", "reverse", "random")
@@ -266,7 +266,7 @@ class MADE(nn.Module):
             name: of this network in its model, for the warning that a parameter has changed.
         """
         weight = self._parameter_lists()[0][0]
-        if native_obstacle(weight, "pack") is None and weight.dtype in (torch.float32, torch.float64):
+        if can_pack(weight):
             with torch.no_grad():
                 sets = [self.arguments(i) for i in range(self.masks)]
                 self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]

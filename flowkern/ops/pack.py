@@ -13,6 +13,11 @@ from flowkern.ops._network_checks import check_parameters
 from flowkern.plan import AutoregressivePlan
 
 
+def can_pack(weight: Tensor) -> bool:
+    """Whether there is a kernel that reads packed weights of this one's kind; those of half precision work in float32."""
+    return native_obstacle(weight, "pack") is None and weight.dtype in (torch.float32, torch.float64)
+
+
 def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """The masked, sorted and packed weights that the kernels read; every call makes them unless it is given them.
 
