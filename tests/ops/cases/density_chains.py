@@ -55,6 +55,7 @@ CASE = dataclasses.replace(
         "everything": WHOLE,
     },
     any=densities,
+    layouts={"density": {}, "everything": {"layers": EVERYTHING}},
     bad={},
     compiled={"everything": WHOLE},
     leaves_out=("native",),
