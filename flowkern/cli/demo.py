@@ -15,8 +15,7 @@ from flowkern.cli.output import OutputFolder, output_folder
 if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait for
     import torch
 
-    from flowkern.cli.training import History
-    from flowkern.data import Dataset
+    from flowkern.cli.training import Encoded, History
     from flowkern.flows import MAF
 
 TRANSFORMS, HIDDEN = 5, (256, 256)
@@ -60,16 +59,17 @@ def run(options: argparse.Namespace) -> int:
         return _run(options, data, folder)
 
 
-def _load(path: str | None, seed: int) -> Dataset:
+def _load(path: str | None, seed: int) -> Encoded:
     from flowkern import data
+    from flowkern.cli.training import Encoded
 
     try:
-        return data.digits(seed) if path is None else data.table(path, seed)
+        return Encoded(data.load("digits" if path is None else path, seed))
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
 
 
-def _run(options: argparse.Namespace, data: Dataset, folder: OutputFolder) -> int:
+def _run(options: argparse.Namespace, data: Encoded, folder: OutputFolder) -> int:
     import torch
     from rich.console import Console
 
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace, data: Dataset, folder: OutputFolder) -> in
 
     def keep() -> None:
         """All that is needed to draw samples in the units of the data and to evaluate their density."""
-        made = {"model": "MAF", "arguments": arguments, "state": flow.state_dict(), "encoding": data.encoding.constants()}
+        made = {"model": "MAF", "arguments": arguments, "state": flow.state_dict(), "encoding": data.encoding.config}
         folder.write("flow.pt", _saved(made))
 
     begin = time.perf_counter()
@@ -116,7 +116,7 @@ def _run(options: argparse.Namespace, data: Dataset, folder: OutputFolder) -> in
     if history.interrupted:
         console.print(f"interrupted: what was made so far is in {folder.path}/")
         return 130
-    rates = timing.throughputs(flow, data.encoding.encode(data.train[:1024], generator), SAMPLES)
+    rates = timing.throughputs(flow, data.encode(data.train[:1024], generator), SAMPLES)
     results["rows_per_second"] = rates
     _write(results, folder)
     folder.write("throughput.png", pictures.throughputs(rates))
@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace, data: Dataset, folder: OutputFolder) -> in
     return 0
 
 
-def _train(flow: MAF, data: Dataset, epochs: int, generator: torch.Generator, keep: Any, console: Any) -> History:
+def _train(flow: MAF, data: Encoded, epochs: int, generator: torch.Generator, keep: Any, console: Any) -> History:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from flowkern.cli import training
@@ -150,26 +150,26 @@ def _train(flow: MAF, data: Dataset, epochs: int, generator: torch.Generator, ke
         )  # fmt: skip
 
 
-def evaluate(flow: MAF, data: Dataset, generator: torch.Generator) -> dict[str, float]:
+def evaluate(flow: MAF, data: Encoded, generator: torch.Generator) -> dict[str, float]:
     """Mean log-likelihood of the test rows in nats, in the data's units and in the flow's; for images bits per dimension."""
     import torch
 
-    from flowkern.data import Dequantised
+    from flowkern.data import Dequantised, bits_per_dimension
 
     encoding = data.encoding
-    z = encoding.encode(data.test, generator)
+    z = data.encode(data.test, generator)
     with torch.no_grad():
         log_prob = flow.log_prob(z).double()
-    nats = float((log_prob + encoding.log_det(z)).mean())
+    nats = float((log_prob + data.log_det(z)).mean())
     if not math.isfinite(nats):
         raise CommandError(f"the held-out log-likelihood is {nats}; the checkpoint is written", status=1)
     found = {"test_nats": nats, f"test_nats_{encoding.space}": float(log_prob.mean())}
     if isinstance(encoding, Dequantised):
-        found["test_bits_per_dimension"] = -nats / data.features / math.log(2)
+        found["test_bits_per_dimension"] = bits_per_dimension(nats, data.features)
     return found
 
 
-def _score(results: dict[str, Any], data: Dataset) -> str:
+def _score(results: dict[str, Any], data: Encoded) -> str:
     """The held-out result as a sentence that says in which units it is."""
     space = data.encoding.space
     text = f"held-out log-likelihood: {results['test_nats']:.3f} nats per row in the units of the data"
@@ -178,10 +178,10 @@ def _score(results: dict[str, Any], data: Dataset) -> str:
     return f"{text} ({results[f'test_nats_{space}']:.3f} nats in {space} units)"
 
 
-def _samples(flow: MAF, data: Dataset, generator: torch.Generator) -> torch.Tensor:
+def _samples(flow: MAF, data: Encoded, generator: torch.Generator) -> torch.Tensor:
     """Samples in the units of the data."""
-    samples = data.encoding.decode(flow.sample((SAMPLES,), generator=generator))
-    bad = int((~samples.isfinite()).any(1).sum())
+    samples = data.decode(flow.sample((SAMPLES,), generator=generator))
+    bad = int((~samples.flatten(1).isfinite()).any(1).sum())
     if bad:
         raise CommandError(f"{bad} of {SAMPLES} samples are not finite; the checkpoint and results.json are written", status=1)
     return samples

@@ -34,18 +34,18 @@ def learning_curve(history: Any, space: str) -> bytes:
 
 
 def image_grids(real: Tensor, samples: Tensor, images: Dequantised, rows: int = 8, columns: int = 8) -> bytes:
-    """Real images beside samples (n, pixels), both in the levels of the images."""
+    """Real images beside samples (n, 1, height, width), both in the levels of the images."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
     for axis, title, levels in zip(axes, ("real images", "samples"), (real, samples), strict=True):
-        grid = _grid(levels[: rows * columns].reshape(rows, columns, images.side, images.side), (images.levels - 1) / 2)
-        axis.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=images.levels - 1, interpolation="nearest")
+        grid = _grid(levels[: rows * columns].reshape(rows, columns, *images.event_shape[1:]), (images.data_levels - 1) / 2)
+        axis.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=images.data_levels - 1, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     return _png(figure)
 
 
 def _grid(images: Tensor, grey: float, zoom: int = 8, line: int = 4) -> Tensor:
-    """Images (rows, columns, side, side) beside and below each other, with grey lines around each of them."""
+    """Images (rows, columns, height, width) beside and below each other, with grey lines around each of them."""
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     images = torch.nn.functional.pad(images, (0, line, 0, line), value=grey)  # on the right and below each
     rows, columns, height, width = images.shape

@@ -8,12 +8,38 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from flowkern.cli.errors import CommandError
-from flowkern.data import Dataset
+from flowkern.data import Dataset, Encoding, Rows, encoding
 from flowkern.flows import Flow
 
 PATIENCE = 20  # epochs without a better validation score
+
+
+class Encoded:
+    """A data set in memory with its encoding, as a flow of features sees it."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.name, self.features = data.name, data.event_shape.numel()
+        self.train, self.validation, self.test = (_all(part) for part in (data.train, data.validation, data.test))
+        self.encoding: Encoding = encoding(data)
+
+    def encode(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (n, *event_shape) with noise of the generator, as (n, features)."""
+        return self.encoding.encode(rows, self.encoding.noise(len(rows), generator)).flatten(1)
+
+    def log_det(self, z: Tensor) -> Tensor:
+        """log |dz / dx| of z (n, features) per row."""
+        return self.encoding.log_det(z.unflatten(1, self.encoding.event_shape))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Rows of z (n, features) in the units of the data."""
+        return self.encoding.decode(z.unflatten(1, self.encoding.event_shape))
+
+
+def _all(part: Rows) -> Tensor:
+    return part[torch.arange(len(part))]
 
 
 @dataclass
@@ -28,7 +54,7 @@ class History:
 
 def train(
     flow: Flow,
-    data: Dataset,
+    data: Encoded,
     *,
     epochs: int,
     batch_size: int,
@@ -45,7 +71,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     history = History()
     state = copy.deepcopy(flow.state_dict())
-    validation = data.encoding.encode(data.validation, generator)
+    validation = data.encode(data.validation, generator)
     try:
         for epoch in range(epochs):
             history.train.append(_epoch(flow, data, optimizer, batch_size, generator, history))
@@ -70,14 +96,14 @@ def train(
 
 def _epoch(
     flow: Flow,
-    data: Dataset,
+    data: Encoded,
     optimizer: torch.optim.Optimizer,
     batch_size: int,
     generator: torch.Generator,
     history: History,
 ) -> float:
     total, epoch = 0.0, len(history.train)
-    rows = data.encoding.encode(data.train, generator)[torch.randperm(len(data.train), generator=generator)]
+    rows = data.encode(data.train, generator)[torch.randperm(len(data.train), generator=generator)]
     batches = rows.split(batch_size)
     for i, batch in enumerate(batches):
         optimizer.zero_grad()

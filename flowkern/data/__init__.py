@@ -1,27 +1,32 @@
-"""Data to fit flows to: tables of numbers from files, images with dequantisation noise.
+"""Data to fit models to, by name or from files, and the encodings between their units and those of a model.
 
 >>> import torch
->>> data = digits(seed=0)
->>> data.train.shape, data.validation.shape, data.test.shape
-(torch.Size([1439, 64]), torch.Size([179, 64]), torch.Size([179, 64]))
->>> z = data.encoding.encode(data.test, torch.Generator().manual_seed(0))
->>> bool((data.encoding.decode(z) == data.test).all())
+>>> data = load("digits")
+>>> len(data.train), len(data.validation), len(data.test), data.event_shape
+(1439, 179, 179, torch.Size([1, 8, 8]))
+>>> images = encoding(data)
+>>> rows = data.test[torch.arange(100)]
+>>> z = images.encode(rows, images.noise(100, torch.Generator().manual_seed(0)))
+>>> bool((images.decode(z) == rows).all())
 True
 """
 
-from flowkern.data.dataset import DataError, Dataset, Encoding, split
-from flowkern.data.images import Dequantised, digits
-from flowkern.data.tables import Standardised, Table, read_table, table
+from flowkern.data.dataset import DataError, Dataset, Rows, split
+from flowkern.data.encodings import Binarised, Dequantised, Encoding, Identity, Standardised, bits_per_dimension, encoding
+from flowkern.data.registry import load, names
 
 __all__ = [
+    "Binarised",
     "DataError",
     "Dataset",
     "Dequantised",
     "Encoding",
+    "Identity",
+    "Rows",
     "Standardised",
-    "Table",
-    "digits",
-    "read_table",
+    "bits_per_dimension",
+    "encoding",
+    "load",
+    "names",
     "split",
-    "table",
 ]

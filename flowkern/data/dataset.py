@@ -1,50 +1,90 @@
-"""What every data set has: three parts, and the way between their units and those of a flow."""
+"""What every data set has: three parts, whose rows are read when they are asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+CHUNK = 2**20  # numbers read at once from what may be larger than memory
 
 
 class DataError(ValueError):
     """Data that cannot be used: the message says which, where in it, and why."""
 
 
-class Encoding(Protocol):
-    """Between the units of the data and the numbers that a flow sees."""
+@dataclass
+class Rows:
+    """Rows of a source, in the units of the data.
 
-    space: ClassVar[str]  # what to call the units of the flow
+    Args:
+        source: (n, *event_shape), any real dtype; may lie in a file that is mapped into memory.
+        index: which of them and in which order, (rows,) of int64; ``None`` for all.
+        context: conditions (rows, context features), one for each row.
 
-    def encode(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Rows (n, features) as the flow sees them, float32."""
+    Example:
+        >>> rows = Rows(torch.arange(10.0).reshape(5, 2), index=torch.tensor([4, 0, 2]))
+        >>> len(rows), rows[torch.tensor([0, 1])].tolist()
+        (3, [[8.0, 9.0], [0.0, 1.0]])
+    """
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The flow's samples (n, features) in the units of the data."""
+    source: Tensor
+    index: Tensor | None = None
+    context: Tensor | None = None
 
-    def log_det(self, z: Tensor) -> Tensor:
-        """log |dz / dx| per row (n,), float64: added to a flow's log-density it gives that of the data."""
+    def __len__(self) -> int:
+        return len(self.source if self.index is None else self.index)
 
-    def constants(self) -> dict[str, Any]:
-        """Numbers and tensors that decode needs, for a checkpoint."""
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """A copy of the rows of these numbers (k,), as (k, *event_shape)."""
+        return self.source.index_select(0, rows if self.index is None else self.index[rows])
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one row."""
+        return self.source.shape[1:]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Copies of all rows, about a million numbers at a time, in the order of the source, as a file is read fast."""
+        index = torch.arange(len(self)) if self.index is None else self.index.sort().values
+        for part in index.split(max(1, CHUNK // max(1, self.event_shape.numel()))):
+            yield self.source.index_select(0, part)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of every feature, (*event_shape) of float64; NaN where one is NaN."""
+        ends = [torch.stack(chunk.double().aminmax(dim=0)) for chunk in self.chunks()]
+        return torch.stack([low for low, _ in ends]).amin(0), torch.stack([high for _, high in ends]).amax(0)
 
 
 @dataclass
 class Dataset:
-    """Rows (n, features) in the units of the data, and their encoding."""
+    """Three parts in the units of the data.
+
+    Args:
+        name: what to call it.
+        train, validation, test: the parts, of rows of one shape: (columns,) of a table, (channels, height, width) of images.
+        levels: every value is a whole number from 0 to levels - 1; ``None`` for real numbers.
+        columns: the names of a table's columns, where it has some.
+    """
 
     name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-    encoding: Encoding
+    train: Rows
+    validation: Rows
+    test: Rows
+    levels: int | None = None
+    columns: Sequence[str] | None = None
 
     @property
-    def features(self) -> int:
-        """Columns of a table, pixels of an image."""
-        return self.train.shape[1]
+    def event_shape(self) -> torch.Size:
+        """The shape of one row."""
+        return self.train.event_shape
+
+    @property
+    def images(self) -> bool:
+        """Whether its rows are images."""
+        return len(self.event_shape) == 3
 
 
 def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +94,26 @@ def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         >>> [len(part) for part in split(50, seed=0)]
         [40, 5, 5]
     """
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    held = max(rows // 10, 1)
+    order, held = _order(rows, seed)
     return order[2 * held :], order[held : 2 * held], order[:held]
+
+
+def divide(given: Mapping[str, Tensor], seed: int) -> tuple[Rows, Rows, Rows]:
+    """Training, validation and test; what is not given of them is 10 % of ``train`` each, drawn by the seed.
+
+    Args:
+        given: ``train`` and perhaps ``validation`` and ``test``, each (n, *event_shape).
+        seed: see :func:`split`, whose parts these are where only ``train`` is given.
+    """
+    train = given["train"]
+    parts = {name: Rows(given[name]) for name in ("validation", "test") if name in given}
+    order, held = _order(len(train), seed)
+    for name in ("test", "validation"):
+        if name not in given:
+            parts[name], order = Rows(train, order[:held]), order[held:]
+    return Rows(train, order if len(order) < len(train) else None), parts["validation"], parts["test"]
+
+
+def _order(rows: int, seed: int) -> tuple[Tensor, int]:
+    """An order of the rows, and how many of them a part that is held out takes."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)), max(rows // 10, 1)

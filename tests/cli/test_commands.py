@@ -73,8 +73,7 @@ def test_demo_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert made["model"] == "MAF"
     flow = MAF(**made["arguments"])
     flow.load_state_dict(made["state"])
-    mean, std = made["encoding"]["mean"], made["encoding"]["std"]
-    assert mean.dtype is torch.float64
+    mean, std = (torch.tensor(made["encoding"][name], dtype=torch.float64) for name in ("mean", "std"))
     x = torch.from_numpy(values)[split(300, seed)[2]]
     with torch.no_grad():
         log_prob = flow.log_prob(((x - mean) / std).float()).mean().item()
@@ -103,7 +102,11 @@ def test_demo_on_the_digits_learns_and_draws(tmp_path: Path, capsys: pytest.Capt
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
     samples = torch.load(tmp_path / "samples.pt")
     assert samples.unique().tolist() == list(range(17))
-    assert torch.load(tmp_path / "flow.pt", weights_only=True)["encoding"] == {"levels": 17, "side": 8, "margin": 0.05}
+    assert torch.load(tmp_path / "flow.pt", weights_only=True)["encoding"] == {
+        "levels": 17,
+        "event_shape": [1, 8, 8],
+        "margin": 0.05,
+    }
     assert "bits per dimension" in capsys.readouterr().out
 
 
@@ -139,7 +142,7 @@ def test_nothing_is_timed_against_another_model(monkeypatch: pytest.MonkeyPatch)
     ("name", "message"),
     [
         ("none.csv", "cannot read .*none.csv: No such file"),
-        ("", "expected the name of a file, got ''"),
+        ("", "expected the name of a data set, a file or a folder, got ''"),
         ("extreme.csv", "line 9, column 1: 1e\\+30 is so far from the rest"),
         ("few.csv", "expected at least 20 rows"),
     ],

@@ -54,8 +54,8 @@ def test_ratios_begin_at_one(figures: list[Any]) -> None:
 
 
 def test_every_image_has_its_frame_and_levels(figures: list[Any]) -> None:
-    images = Dequantised(levels=17, side=2)
-    real, samples = torch.full((70, 4), 16.0), torch.arange(280).reshape(70, 4) % 17
+    images = Dequantised(levels=17, event_shape=(1, 2, 2))
+    real, samples = torch.full((70, 1, 2, 2), 16.0), torch.arange(280).reshape(70, 1, 2, 2) % 17
     pictures.image_grids(real, samples, images, rows=2, columns=3)
     left, right = (axis.images[0] for axis in figures[0].axes)
     assert left.get_clim() == right.get_clim() == (0, 16)

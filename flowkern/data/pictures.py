@@ -1,0 +1,74 @@
+"""Images in folders of picture files, read by Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkern._optional import optional
+from flowkern.data.dataset import DataError, Dataset
+from flowkern.data.images import image_dataset
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+WANTED_FOLDER = f"pictures ({', '.join(SUFFIXES)}), in folders train, validation and test or any others"
+PARTS = ("train", "validation", "test")
+MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what Pillow calls pixels, and what they are read as
+
+
+def found(path: Path) -> bool:
+    """Whether there is a folder with a picture somewhere in it."""
+    return path.is_dir() and bool(_files(path))
+
+
+def load(path: Path, seed: int, name: str) -> Dataset:
+    """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts."""
+    folders = {part: path / part for part in PARTS if (path / part).is_dir()}
+    if "train" not in folders:
+        folders = {"train": path}
+    return image_dataset(name, {part: read(folder) for part, folder in folders.items()}, seed)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All pictures in order; names that begin with a dot are the system's own."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+
+
+def read(folder: Path) -> Tensor:
+    """The pictures of a folder and of those in it, in the order of their names: (n, channels, height, width), uint8.
+
+    Raises:
+        DataError: if a picture cannot be read, is neither grey nor RGB, or is not of the first one's size and channels.
+    """
+    files = _files(folder)
+    images = torch.empty(0)
+    for i, file in enumerate(files):
+        image = _picture(file)
+        if i == 0:
+            images = torch.empty((len(files), *image.shape), dtype=torch.uint8)
+        if image.shape != images.shape[1:]:
+            raise DataError(f"{file}: expected {_size(images[0])} like {files[0]}, got {_size(image)}")
+        images[i] = image
+    return images
+
+
+def _size(image: Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{width} x {height} pixels in {'grey' if channels == 1 else 'RGB'}"
+
+
+def _picture(file: Path) -> Tensor:
+    pillow: Any = optional("PIL.Image", "train")
+    try:
+        with pillow.open(file) as opened:
+            mode = opened.mode
+            if mode in MODES:
+                picture = opened.convert(MODES[mode])
+    except Exception as error:  # each of Pillow's formats has its own
+        raise DataError(f"cannot read {file}: {error}") from None
+    if mode not in MODES:
+        raise DataError(f"{file}: expected a grey or RGB picture of 8 bits, got Pillow's mode {mode}")
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(picture.height, picture.width, -1).permute(2, 0, 1)

@@ -1,0 +1,86 @@
+"""What can be loaded: names, files, folders. A kind of data is a module, and its line here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from pathlib import Path
+
+from flowkern.data import cifar, files, idx, named, pictures
+from flowkern.data.dataset import DataError, Dataset
+
+KINDS = (files, idx, cifar, pictures)  # in the order in which a folder is searched for them
+
+
+def names() -> dict[str, str]:
+    """The data sets that have a name, and what each of them is.
+
+    Example:
+        >>> names()["digits"]
+        '1,797 handwritten digits of 8 x 8 pixels with 17 levels'
+    """
+    return dict(named.DESCRIPTIONS)
+
+
+def load(source: str | os.PathLike[str], seed: int = 0) -> Dataset:
+    """A data set by its name, or from a file or a folder.
+
+    Args:
+        source: one of
+
+            - a name, see :func:`names`; a file of that name is ``./digits``;
+            - a table of real numbers (rows, columns): .npy, which is mapped into memory and may be larger; .npz with the arrays
+              ``train``, ``validation`` and ``test``, or with one; text (.csv, .tsv, .txt, .dat), see :mod:`flowkern.data.text`;
+              .parquet, which needs pyarrow;
+            - a folder with tables ``train.*`` and perhaps ``validation.*`` and ``test.*``;
+            - images in an IDX file, or in a folder of them as MNIST and Fashion-MNIST have them;
+            - a folder with CIFAR-10 or CIFAR-100, binary version;
+            - a folder of pictures of one size, grey or RGB; other folders in it are searched too. Where there is one named
+              ``train``, it and ``validation`` and ``test`` are the parts.
+        seed: draws what is held out of the rows for training: 10 % for each other part that is not given, from 0 to 2^64 - 1.
+
+    Returns:
+        The parts, whose rows have shape (columns,) or (channels, height, width). A table whose values are all whole numbers,
+        from 0 to 255 at most, has ``levels`` as images have.
+
+    Raises:
+        DataError: if there is no such thing, if it is damaged, or cannot be used, as
+            :func:`flowkern.data.tables.table_dataset` and :func:`flowkern.data.images.image_dataset` say. The message names the
+            file, the place in it, and what was expected.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     print("length;weight", *(f"{i};{i * i}" for i in range(50)), sep="\\n", file=file, flush=True)
+        ...     data = load(file.name)
+        >>> len(data.train), len(data.validation), len(data.test), data.event_shape, data.columns
+        (40, 5, 5, torch.Size([2]), ['length', 'weight'])
+    """
+    if not os.fspath(source):
+        raise DataError("expected the name of a data set, a file or a folder, got ''")
+    try:
+        return named.load(source, seed) if isinstance(source, str) and source in names() else _from_path(Path(source), seed)
+    except FileNotFoundError as error:
+        missing = f"cannot read {error.filename or source}: {error.strerror}"
+        near = difflib.get_close_matches(str(source), names(), n=3)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"names of data sets are {', '.join(names())}"
+        raise DataError(f"{missing}; {meant}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
+    except ImportError as error:
+        raise DataError(f"{source}: {error}") from None
+
+
+def _from_path(path: Path, seed: int) -> Dataset:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path}: expected a regular file or a folder, got a pipe or a device")
+    for kind in KINDS:
+        if kind.found(path):
+            name = os.fsencode(path.absolute().name).decode(errors="replace")  # a name of any bytes can be printed
+            return kind.load(path, seed, name)
+    if stat.S_ISDIR(mode):
+        wanted = "; ".join(kind.WANTED_FOLDER for kind in KINDS)
+        raise DataError(f"{path}: holds nothing that can be used; looked for {wanted}")
+    raise DataError(f"{path}: expected {files.WANTED_FILE}, {idx.WANTED_FILE}, or a folder")
