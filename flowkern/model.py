@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from flowkern.training import History
 
 
 class Model(nn.Module):
@@ -28,6 +31,7 @@ class Model(nn.Module):
     """
 
     event_shape: torch.Size
+    levels: int | None = None  # a model of whole numbers gives the number of values that each can take
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 
     @property
@@ -76,3 +80,44 @@ class Model(nn.Module):
         if len(parts) not in (1, 2):
             raise ValueError(f"batch: expected x, (x,) or (x, context), got {len(parts)} parts")
         return {"loss": -self(*parts).mean()}  # called as a module, so that hooks run, such as those of fully_shard
+
+    def fit(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        validation: float | Tensor | Sequence[Tensor] = 0.1,
+        *,
+        standardize: bool = True,
+        progress: bool = True,
+        **settings: Any,
+    ) -> History:
+        """Trains in place on rows that are at hand, with early stopping; the weights of the best epoch stay.
+
+        Ctrl-C ends the training, not the program. Nothing is written: for checkpoints, large data and several processes there
+        is ``flowkern train``.
+
+        Args:
+            x: (n, *event_shape), of the parameters' dtype; on any device, the model is trained where it is.
+            context: (n, context features).
+            validation: the fraction of the rows that is set aside, or other rows: x, or (x, context).
+            standardize: gives a flow a :class:`flowkern.nn.Standardize` layer for x first, unless it has one.
+            progress: shows a bar, or lines where no bar can be shown.
+            settings: see :class:`flowkern.training.Settings`.
+
+        Returns:
+            The losses of each epoch, see :class:`flowkern.training.History`.
+
+        Raises:
+            TypeError, ValueError: for an argument that does not fit.
+            TrainingError: for a loss that is not finite; the weights are then the best so far, or those of before.
+
+        Example:
+            >>> import torch, flowkern as fk
+            >>> flow = fk.flows.MAF(2, transforms=2, hidden=(16,))
+            >>> history = flow.fit(50 + 10 * torch.randn(500, 2), epochs=3, progress=False)
+            >>> len(history.train), history.ended
+            (3, 'epochs')
+        """
+        from flowkern.training.fit import fit
+
+        return fit(self, x, context, validation, standardize=standardize, progress=progress, **settings)

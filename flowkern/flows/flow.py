@@ -12,7 +12,7 @@ from flowkern.config import configured
 from flowkern.flows.base import INDEPENDENT, Base, StandardNormal, call_base, check_base, has_rsample, takes_context
 from flowkern.flows.distribution import FlowDistribution
 from flowkern.model import Model
-from flowkern.nn import Compose, Transform
+from flowkern.nn import Compose, Standardize, Transform
 from flowkern.nn.checks import has_hooks
 
 
@@ -172,6 +172,37 @@ class Flow(Model):
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The flow, given a context, as a torch.distributions.Distribution."""
         return FlowDistribution(self, context)
+
+    def standardize(self, x: Tensor) -> None:
+        """Puts a :class:`flowkern.nn.Standardize` layer for the rows of x next to the data, unless one is there.
+
+        Densities and samples are in the units of x from then on. The layer becomes part of ``config``.
+
+        Args:
+            x: (n, *event_shape), n of at least 2; no feature may be constant.
+
+        Raises:
+            TypeError: for a flow whose constructor has no place for the layer.
+
+        Example:
+            >>> import torch, flowkern as fk
+            >>> flow = fk.flows.MAF(2, transforms=1, hidden=(8,))
+            >>> flow.standardize(100 + 10 * torch.randn(50, 2))
+            >>> flow.config["standardize"]
+            Standardize()
+        """
+        first, *_ = layers = self.transform.transforms
+        if isinstance(first, Standardize):
+            return
+        place = next((name for name in ("standardize", "transforms") if name in getattr(self, "config", ())), None)
+        if place is None:
+            raise TypeError(f"{type(self).__name__} takes neither standardize nor transforms: there is no place for the layer")
+        check_float("x", x)
+        if x.shape[1:] != self.event_shape:
+            raise ValueError(f"x: expected shape (n, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
+        layer = Standardize.fit(x)
+        self.transform = Compose([layer, *layers])
+        self.config[place] = layer if place == "standardize" else [layer, *self.config[place]]
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,17 @@ class MADE(Model):
         )
         self.features = self.network.features
         self.event_shape = torch.Size((self.features,))
+        self.levels = self.head.levels
         self._next = 0
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.network.masks > 1:  # a run that is continued goes on with the mask set whose turn it is
+            destination[f"{prefix}next_mask"] = torch.tensor(self._next)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        self._next = int(state_dict.pop(f"{prefix}next_mask", 0))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def conditional(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from flowkern import ops
 from flowkern._checks import whole_number
@@ -19,6 +20,8 @@ class BatchNorm(Unconditional):
     of a row then depends on its batch. ``inverse`` in training uses the statistics of the last ``forward``. In
     evaluation m and v are the running statistics, or those of a whole data set after :meth:`set_statistics` (which
     ``flow.calibrate`` calls for each such layer of a flow, as the paper does before validation).
+
+    With ``synchronised`` set to True, m and v in training are those of the batches of all torch.distributed's processes.
 
     Args:
         features: number of features.
@@ -57,14 +60,12 @@ class BatchNorm(Unconditional):
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
         self._last: tuple[Tensor, Tensor] | None = None
+        self.synchronised = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.running_mean)
         if self.training:
-            rows = x.reshape(-1, self.features)
-            if len(rows) == 0:
-                raise ValueError("x: an empty batch has no statistics to train with")
-            mean, var = rows.mean(0), rows.var(0, unbiased=False)
+            mean, var = self._statistics(x.reshape(-1, self.features))
             self._last = mean.detach(), var.detach()
             if self.momentum is not None:
                 with torch.no_grad():
@@ -74,6 +75,16 @@ class BatchNorm(Unconditional):
             mean, var = self.running_mean, self.running_var
         z = (x - mean) * torch.rsqrt(var + self.eps) * self.log_gamma.exp() + self.beta
         return z, batch_log_det(self._log_det(var), x)
+
+    def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of the batch, of all processes' parts of it where the layer is synchronised."""
+        if len(rows) == 0:
+            raise ValueError("x: an empty batch has no statistics to train with")
+        if not self.synchronised:
+            return rows.mean(0), rows.var(0, unbiased=False)
+        total = all_reduce(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
+        mean = total[:-1] / total[-1]
+        return mean, all_reduce((rows - mean).square().sum(0)) / total[-1].detach()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.running_mean)

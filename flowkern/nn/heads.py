@@ -28,6 +28,7 @@ class Head(nn.Module):
     """
 
     outputs: int
+    levels: int | None = None  # number of values of a feature, where those are whole numbers from 0 on
 
     @configured
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Bernoulli(Head):
     """
 
     outputs = 1
+    levels = 2
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(p[..., 0], x, reduction="none")
@@ -68,7 +70,7 @@ class Categorical(Head):
     @configured
     def __init__(self, categories: int) -> None:
         super().__init__()
-        self.outputs = self.categories = whole_number("categories", categories, 2)
+        self.outputs = self.categories = self.levels = whole_number("categories", categories, 2)
 
     def encode(self, x: Tensor) -> Tensor:
         return x * (2 / (self.categories - 1)) - 1

@@ -1,0 +1,130 @@
+"""The whole configuration of a run: what it is repeated from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowkern._version import __version__
+from flowkern.cli import options as opt
+from flowkern.cli.errors import CommandError
+from flowkern.cli.registry import model_class
+from flowkern.training import Settings
+
+PARTS = ("model_options", "data_options", "training")
+
+
+@dataclass
+class DataOptions:
+    """How data become what a model sees.
+
+    Args:
+        margin: of dequantised images, the papers' lambda: keeps the logit of the first and the last level finite. 1e-6 for
+            MNIST in the papers, 0.05 for colour; none: 0.05.
+    """
+
+    margin: float | None = None
+
+
+@dataclass
+class Configuration:
+    """A run: the model and the data by their names, and every option of both and of the training."""
+
+    model: str
+    data: str
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data_options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> Settings:
+        """The training's."""
+        try:
+            return Settings(**self.training)
+        except ValueError as error:
+            raise CommandError(f"--set {error}") from None
+
+    def json(self) -> str:
+        """As run.json holds it."""
+        return json.dumps({"flowkern": __version__, **asdict(self)}, indent=2) + "\n"
+
+    def check_continues(self, other: Configuration) -> None:
+        """Raises unless this is the configuration of the run that is to be continued."""
+        for name, theirs in asdict(other).items():
+            mine = getattr(self, name)
+            for key in theirs if isinstance(theirs, dict) else [""]:
+                was, now = (theirs[key], mine[key]) if key else (theirs, mine)
+                if was != now:
+                    raise CommandError(f"--resume: the run has {key or name} = {was!r}, not {now!r}; it goes on with its own")
+
+
+def options_of(model: str) -> dict[str, dict[str, opt.Option]]:
+    """The options of a model, of the data, and of the training, by the part of the configuration that they belong to."""
+    return {
+        "model_options": opt.options_of(model_class(model)),
+        "data_options": opt.options_of(DataOptions),
+        "training": opt.options_of(Settings),
+    }
+
+
+def describe(model: str | None) -> str:
+    """The options that --set takes, with their defaults."""
+    if model is None:
+        return f"training, --set:\n{opt.describe(opt.options_of(Settings))}\n\n`flowkern train MODEL --help` shows a model's options\n"
+    titles = {"model_options": model, "data_options": "data", "training": "training"}
+    return "\n".join(f"{titles[part]}, --set:\n{opt.describe(options)}\n" for part, options in options_of(model).items())
+
+
+def configuration(options: argparse.Namespace, base: Configuration | None = None) -> Configuration:
+    """The configuration that a command line asks for, on top of another one or of the defaults."""
+    model = options.model or (base and base.model)
+    data = options.data or (base and base.data)
+    if not model or not data:
+        missing = "--data DATA" if model else "MODEL"
+        raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
+    known = options_of(model)
+    made = Configuration(model, located(data))
+    for part, of_part in known.items():
+        values = getattr(made, part)
+        values.update({name: option.default for name, option in of_part.items()})
+        if base is not None and (part != "model_options" or base.model == model):
+            values.update(getattr(base, part))
+    given = opt.assignments(options.set or [])
+    opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()})
+    for name, text in given.items():
+        part = next(part for part, of_part in known.items() if name in of_part)
+        getattr(made, part)[name] = opt.parse(known[part][name], text)
+    made.settings()
+    return made
+
+
+def located(data: str) -> str:
+    """A file or folder by a name that holds from everywhere; other names are those of data sets."""
+    return os.path.abspath(data) if os.path.exists(data) else data
+
+
+def read(path: str | os.PathLike[str], name: str) -> Configuration:
+    """The configuration in a file; ``name`` is what the user gave it by."""
+    try:
+        with Path(path).open() as file:
+            content = json.loads(file.read(1_000_000))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CommandError(f"{name}: cannot read {os.fspath(path)}: {reason}") from None
+    if not isinstance(content, dict) or not {"model", "data"} <= content.keys():
+        raise CommandError(f"{name}: {os.fspath(path)} is no configuration of a run, such as the run.json in its folder")
+    made = Configuration(content["model"], content["data"])
+    for key in ("model", "data"):
+        if not isinstance(content[key], str):
+            raise CommandError(f"{name}: {os.fspath(path)}: {key}: expected a name, got {content[key]!r}")
+    known = options_of(made.model)
+    for part in PARTS:
+        values = content.get(part, {})
+        if not isinstance(values, dict):
+            raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
+        opt.check_names(values, known[part])
+        getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
+    return made

@@ -1,0 +1,46 @@
+"""Commands in several processes: one of them speaks and writes, and all fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from flowkern.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from flowkern.training import Processes
+
+Result = TypeVar("Result")
+
+
+def checked_device(name: str | None) -> str | None:
+    """The name of a device that is there."""
+    try:
+        kind = "cpu" if name is None else torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise CommandError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''}, got {name!r}")
+    return name
+
+
+def first_does(here: Processes, function: Callable[[], Result]) -> Result | None:
+    """What the function finds in the first process, None in the others; where it fails, all do."""
+    found: Any = None
+    if here.first:
+        try:
+            found = function()
+        except CommandError as error:
+            found = error
+    failed = here.gather(found if isinstance(found, CommandError) else None)[0]
+    if failed is not None:
+        raise failed
+    return found
+
+
+def say(here: Processes, text: str) -> None:
+    """Prints in the first process."""
+    if here.first:
+        print(text, flush=True)

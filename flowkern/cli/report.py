@@ -1,0 +1,44 @@
+"""What commands tell of a trained model: its score in words, and pictures of its samples beside the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowkern.cli import pictures
+from flowkern.training import Score
+
+if TYPE_CHECKING:
+    from flowkern.data import Dataset
+    from flowkern.models import Encoded
+
+SHOWN = 10_000  # rows of a table in a picture
+
+
+def verdict(score: Score, space: str) -> str:
+    """A score as a sentence that says in which units it is."""
+    text = f"log-likelihood of {score.rows:,} rows: {score.nats:.3f} +- {score.error:.3f} nats per row in the units of the data"
+    if score.bits_per_dimension is not None:
+        text += f", {score.bits_per_dimension:.3f} bits per dimension"
+    return text if space == "data" else f"{text} ({score.model_nats:.3f} nats in {space} units)"
+
+
+def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, bytes]:
+    """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
+    if dataset.images:
+        real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
+        return {"samples.png": pictures.image_grids(real, samples, dataset.levels or 256)}
+    columns = column_names(dataset)
+    real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
+    found = {"samples.png": pictures.corner(real, samples, columns)}
+    if len(columns) == 2 and model.model.levels is None:
+        with torch.no_grad():
+            found["density.png"] = pictures.density_map(model.log_prob, real, samples, columns)
+    return found
+
+
+def column_names(dataset: Dataset) -> list[str]:
+    """Those of a table, or numbers where it has none."""
+    return list(dataset.columns or [f"column {i + 1}" for i in range(dataset.event_shape.numel())])

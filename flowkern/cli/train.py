@@ -1,0 +1,266 @@
+"""``flowkern train``: fit any model to any data, alone or in several processes, and continue a run that was ended."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowkern.cli.errors import CommandError, require
+from flowkern.cli.output import OutputFolder, output_folder
+
+if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait for
+    from flowkern.cli.configuration import Configuration
+    from flowkern.data import Dataset, Encoding
+    from flowkern.model import Model
+    from flowkern.models import Encoded
+    from flowkern.training import History, Processes, Score, Training
+
+SAMPLES = 1000  # in pictures, beside the data
+METRICS_EVERY = 5.0  # seconds
+STATUS = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="one of those that `flowkern list` names")
+    parser.add_argument("--data", help="a data set that `flowkern list` names, a file, or a folder of files or images")
+    parser.add_argument("--output", metavar="FOLDER", required=True, help="where the model and all else of the run go")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", help="options, see below")
+    parser.add_argument("--config", metavar="FILE", help="start from the options in the run.json of another run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
+    parser.set_defaults(run=run)
+
+
+def details(options: argparse.Namespace) -> str:
+    """What --help says besides: the options that --set takes, of a model where one is named."""
+    from flowkern.cli.configuration import describe
+
+    return describe(getattr(options, "model", None))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, and writes the model, metrics, pictures and results."""
+    require(("numpy", "matplotlib", "rich"), "train")
+    from flowkern.cli.processes import checked_device, first_does
+    from flowkern.training import processes
+
+    with processes(checked_device(options.device)) as here, ExitStack() as stack:
+        folder = first_does(here, lambda: stack.enter_context(output_folder(options.output)))
+        made = _configuration(options, here)
+        return Run.build(made, folder, here).train(options.resume)
+
+
+def _configuration(options: argparse.Namespace, here: Processes) -> Configuration:
+    """The one to carry out: that of the command line, or of the run in the folder, where it is to be continued."""
+    from flowkern.cli import configuration as conf
+    from flowkern.cli.processes import first_does
+
+    path = Path(options.output) / "run.json"
+
+    def look() -> None:
+        if options.resume and not path.exists():
+            raise CommandError(f"--resume: {options.output!r} holds no run")
+        if path.exists() and not options.resume:
+            raise CommandError(f"--output: {options.output!r} holds another run; --resume continues it, or name another folder")
+
+    first_does(here, look)
+    if options.resume and options.config:
+        raise CommandError("--config: a run that is continued has its own; leave it out with --resume")
+    held = conf.read(path, "--resume") if options.resume else None
+    start = conf.read(options.config, "--config") if options.config else held
+    made = conf.configuration(options, start)
+    if held is not None:
+        made.check_continues(held)
+    _check_same(here, made)
+    return made
+
+
+def _check_same(here: Processes, made: Configuration) -> None:
+    """Raises if a process was started with another configuration than the first one."""
+    texts = here.gather(made.json())
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            lines = zip(texts[0].splitlines(), text.splitlines(), strict=False)
+            first, other = next((a.strip(" ,"), b.strip(" ,")) for a, b in lines if a != b)
+            raise CommandError(f"rank {rank} was started with {other}, rank 0 with {first}")
+
+
+@dataclass
+class Run:
+    """A configuration with all that it names: to be trained once, or to be continued."""
+
+    made: Configuration
+    model: Model
+    dataset: Dataset
+    encoding: Encoding
+    folder: OutputFolder | None  # in the first process
+    path: Path
+    here: Processes
+
+    @classmethod
+    def build(cls, made: Configuration, folder: OutputFolder | None, here: Processes) -> Run:
+        """Loads the data, and makes the model for their shape."""
+        import torch
+
+        from flowkern import data
+        from flowkern.cli.registry import model_class
+
+        seed = made.training["seed"]
+        try:
+            dataset = data.load(made.data, seed)
+            torch.manual_seed(seed)
+            model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
+            encoding = data.encoding(dataset, model.levels, **made.data_options)
+        except data.DataError as error:
+            raise CommandError(f"--data: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise CommandError(f"--set {error}") from None
+        if model.conditional:
+            raise CommandError("--set context: the data hold none; leave it at 0")
+        path = here.gather(folder and folder.path)[0]
+        return cls(made, model, dataset, encoding, folder, path, here)
+
+    def train(self, resume: bool) -> int:
+        """Trains, or goes on, and writes all into the folder. Returns the exit status."""
+        from flowkern.cli.processes import say
+        from flowkern.training import Checkpoints, Progress, Training, TrainingError
+
+        if resume and (self.path / "results.json").exists():
+            say(self.here, f"the run in {self.path}/ has ended; nothing is left to do")
+            return 0
+        if self.folder is not None:
+            self.folder.write("run.json", self.made.json().encode())
+        say(self.here, self._introduction())
+        checkpoints, settings = Checkpoints(self.path, self.here), self.made.settings()
+        rows = self.dataset.train, self.dataset.validation
+        with Progress(settings, self._unit if self.here.first else None) as progress:
+            watch = _Recorder(self.folder, progress) if self.folder is not None else None
+            try:
+                training = Training(self.model, *rows, self.encoding, settings, self.here, checkpoints, watch)
+                newest = checkpoints.newest() if resume else None
+                if newest is not None:
+                    training.resume(newest)
+                history = training.run()
+            except TrainingError as error:
+                raise CommandError(str(error), status=1) from None
+        return self._finish(training, history)
+
+    def _introduction(self) -> str:
+        parts = ", ".join(f"{len(getattr(self.dataset, part)):,} {part}" for part in ("train", "validation", "test"))
+        shape = " x ".join(map(str, self.dataset.event_shape))
+        numbers = sum(p.numel() for p in self.model.parameters())
+        shared = f", {self.here.count} processes" if self.here.count > 1 else ""
+        return f"{self.dataset.name}: {parts} rows of {shape}; {self.made.model}: {numbers:,} parameters on {self.here.device}{shared}"
+
+    @property
+    def _unit(self) -> str:
+        return f"nats per row, {self.encoding.space} units"
+
+    def _finish(self, training: Training, history: History) -> int:
+        """Writes the model; where the run has come to its end, also what it is worth, and pictures."""
+        from flowkern.cli.processes import say
+        from flowkern.training import Checkpoints
+
+        status = STATUS.get(history.ended, 0)
+        if history.best < 0:
+            say(self.here, f"{history.ended} in the first epoch; continue with --resume")
+            return status
+        model = whole(training, self.encoding)
+        if self.folder is not None:
+            _save(model, self.folder)
+            self.folder.write("metrics.csv", history.table().encode())
+        if status:
+            say(self.here, f"{history.ended}: the model of epoch {history.best + 1}, the best, is written; continue with --resume")
+            return status
+        self._judge(model, history)
+        if self.folder is not None:
+            Checkpoints(self.path, self.here).remove()
+        return 0
+
+    def _judge(self, model: Encoded, history: History) -> None:
+        """Scores the test rows, draws samples and pictures."""
+        from flowkern.cli import pictures, report
+        from flowkern.training import sample, score
+
+        test = score(model, self.dataset.test, self.here)
+        samples = sample(model, SAMPLES, self.here, self.made.training["seed"])
+        if self.folder is None:
+            return
+        curve = pictures.learning_curve(history.train, history.validation, history.best, self._unit)
+        for name, picture in {"learning_curve.png": curve, **report.portraits(model, self.dataset, samples)}.items():
+            self.folder.write(name, picture)
+        self.folder.write("results.json", (json.dumps(self._results(history, test), indent=2) + "\n").encode())
+        print(f"best epoch {history.best + 1} of {len(history.train)}, {history.seconds[-1]:.1f} s")
+        print(f"test: {report.verdict(test, self.encoding.space)}")
+        print(f"the model, metrics.csv, pictures and results.json are in {self.path}/")
+
+    def _results(self, history: History, test: Score) -> dict[str, Any]:
+        return {
+            "model": self.made.model,
+            "data": self.dataset.name,
+            "epochs": len(history.train),
+            "best_epoch": history.best + 1,
+            "ended": history.ended,
+            "seconds": round(history.seconds[-1], 2),
+            "validation_loss": history.validation[history.best],
+            "test": asdict(test),
+        }
+
+
+def whole(training: Training, encoding: Encoding) -> Encoded:
+    """The trained model in the data's units, in every process, put together where it was sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    from flowkern.models import Encoded
+
+    model = training.model
+    if training.processes.count > 1 and training.settings.strategy == "fsdp":
+        state = get_model_state_dict(training.bare, options=StateDictOptions(full_state_dict=True))
+        model = type(model)(**model.config).to(training.processes.device)
+        model.load_state_dict({name.removeprefix("model."): t for name, t in state.items()})
+    return Encoded(model.eval(), encoding)
+
+
+def _save(model: Encoded, folder: OutputFolder) -> None:
+    try:
+        model.save_pretrained(folder.path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot write the model: {error}; the checkpoint is kept", status=1) from None
+
+
+class _Recorder:
+    """What watches a run: the progress, metrics.csv now and then, and TensorBoard where it is installed."""
+
+    def __init__(self, folder: OutputFolder, progress: Callable[[History, float], None]) -> None:
+        self.folder, self.progress = folder, progress
+        self.written, self.at = 0, 0.0  # epochs; seconds
+        self.board: Any = None
+
+    def __call__(self, history: History, part: float) -> None:
+        self.progress(history, part)
+        new = range(self.written, len(history.train))
+        if new and (history.ended or time.monotonic() - self.at >= METRICS_EVERY):
+            self.folder.write("metrics.csv", history.table().encode())
+            self._scalars(history, new)
+            self.written, self.at = len(history.train), time.monotonic()
+
+    def _scalars(self, history: History, epochs: range) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
+        for epoch in epochs:
+            self.board.add_scalar("loss/train", history.train[epoch], epoch + 1)
+            self.board.add_scalar("loss/validation", history.validation[epoch], epoch + 1)
+            self.board.add_scalar("learning rate", history.learning_rate[epoch], epoch + 1)
+        self.board.flush()

@@ -1,0 +1,79 @@
+"""What a trained model is worth on rows, and samples of it; both shared by the processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowkern.data import Rows, bits_per_dimension
+from flowkern.models.encoded import Encoded
+from flowkern.training.batches import Batches, seeded
+from flowkern.training.distributed import Processes
+
+CHUNK = 1000  # samples that a seed belongs to
+ROWS = 1000  # evaluated at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean log-likelihood of rows.
+
+    Attributes:
+        rows: their number.
+        nats: the mean per row, in the units of the data; of dequantised images a lower bound.
+        error: the standard error of that mean.
+        model_nats: the mean in the units of the model, in which papers state images.
+        bits_per_dimension: of images of whole numbers, else None.
+    """
+
+    rows: int
+    nats: float
+    error: float
+    model_nats: float
+    bits_per_dimension: float | None
+
+
+@torch.no_grad()
+def log_prob(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Log-densities (n,) of all rows in nats, float64: in the data's units, and log|det dz/dx| which is part of them.
+
+    The noise of an encoding comes from the seed: any number of processes finds the same.
+    """
+    model.eval().to(processes.device)
+    batches = Batches(rows, model.encoding.cpu(), ROWS * processes.count, model.model.event_shape, seed, processes)
+    own: list[Tensor] = []
+    for batch in batches.in_order():
+        z, *context = batch.parts
+        log_det = model.encoding.log_det(z.cpu().reshape(-1, *model.event_shape))
+        both = torch.stack([model.model.log_prob(z, *context).double().cpu() + log_det, log_det])
+        own.append(both if batch.weight else both[:, :0])
+    parts = [part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch]
+    nats, log_dets = torch.cat(parts, 1)
+    return nats, log_dets
+
+
+def score(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> Score:
+    """How probable rows are under a model."""
+    nats, log_det = log_prob(model, rows, processes, seed)
+    mean, n = float(nats.mean()), len(nats)
+    error = float(nats.std()) / math.sqrt(n) if n > 1 else math.nan
+    bits = bits_per_dimension(mean, model.event_shape.numel()) if model.encoding.data_levels is not None else None
+    return Score(n, mean, error, float((nats - log_det).mean()), bits)
+
+
+@torch.no_grad()
+def sample(model: Encoded, n: int, processes: Processes, seed: int = 0) -> Tensor:
+    """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes."""
+    model.eval().to(processes.device)
+    model.encoding.cpu()
+    starts = range(0, n, CHUNK)
+    own = {}
+    for i in range(processes.rank, len(starts), processes.count):
+        generator = torch.Generator(processes.device).manual_seed(seeded(seed, i).initial_seed())
+        z = model.model.sample((min(CHUNK, n - starts[i]),), generator=generator).cpu()
+        own[i] = model.encoding.decode(z.reshape(-1, *model.event_shape))
+    all_chunks = {i: chunk for part in processes.gather(own) for i, chunk in part.items()}
+    return torch.cat([all_chunks[i] for i in range(len(starts))])
