@@ -104,7 +104,8 @@ def _run(options: argparse.Namespace, data: Encoded, folder: OutputFolder) -> in
         raise CommandError("interrupted before the first epoch ended; nothing was trained", status=130)
     results: dict[str, Any] = {"data": data.name, "seed": options.seed, "epochs": len(history.validation)}
     results["training_seconds"] = round(time.perf_counter() - begin, 2)
-    folder.write("learning_curve.png", pictures.learning_curve(history, data.encoding.space))
+    unit = f"nats per row, {data.encoding.space} units"
+    folder.write("learning_curve.png", pictures.learning_curve(history.train, history.validation, history.best, unit))
     results.update(evaluate(flow, data, generator))
     _write(results, folder)
     console.print(f"best epoch {history.best + 1} of {len(history.validation)}, {results['training_seconds']} s")
@@ -112,7 +113,9 @@ def _run(options: argparse.Namespace, data: Encoded, folder: OutputFolder) -> in
     samples = _samples(flow, data, generator)
     folder.write("samples.pt", _saved(samples))
     if isinstance(data.encoding, Dequantised):
-        folder.write("samples.png", pictures.image_grids(data.test, samples, data.encoding))
+        side = data.encoding.side
+        real, drawn = (images.reshape(-1, 1, side, side) for images in (data.test, samples))
+        folder.write("samples.png", pictures.image_grids(real, drawn, data.encoding.levels))
     if history.interrupted:
         console.print(f"interrupted: what was made so far is in {folder.path}/")
         return 130

@@ -1,9 +1,13 @@
-"""Pictures of the demo and of the benchmarks, as the contents of PNG files."""
+"""Pictures of what the commands made, as the contents of PNG files."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,46 +15,291 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkern.data import Dequantised
+from flowkern._optional import optional
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
+DPI = 150
+COLORS = {"data": "C0", "samples": "C1"}
+IMAGES = (8, 8)  # of a grid at most: rows, columns
+CORNER_COLUMNS = 8
+CONTOURS = (0.5, 0.9)  # shares of the rows inside
+POINTS = 5000  # more hide each other
+GRID = 200  # points of a density on each axis
+POWERS = (-3, 4)  # of ten: numbers on an axis outside of these have a common factor
 
 
-def learning_curve(history: Any, space: str) -> bytes:
-    """Training and validation score per epoch, the best epoch marked; ``space`` names the units of the density."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    epochs = np.arange(1, len(history.validation) + 1)
+def learning_curve(train: list[float], validation: list[float], best: int, unit: str) -> bytes:
+    """The loss of each epoch on training and validation rows, the best epoch marked.
+
+    Where losses of a few epochs are so far off that the others would become a flat line, they lie beyond the axis.
+
+    Args:
+        train, validation: losses, finite, as many as epochs: at least one.
+        best: index of the best epoch.
+        unit: of the losses, such as ``"nats per row, standardised units"``.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    epochs = np.arange(1, len(validation) + 1)
     marker = "o" if len(epochs) == 1 else None  # one point makes no line
-    axes.plot(epochs, history.train, marker=marker, label="training")
-    axes.plot(epochs, history.validation, marker=marker, label="validation")
-    axes.axvline(history.best + 1, color="grey", linestyle=":", label=f"best epoch ({history.best + 1})")
-    axes.set(xlabel="epoch", ylabel=f"negative log-likelihood\n(nats per row, {space} units)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axis.plot(epochs, train, marker=marker, color=COLORS["data"], label="training")
+    axis.plot(epochs, validation, marker=marker, color=COLORS["samples"], label="validation")
+    axis.axvline(best + 1, color="grey", linestyle=":", label=f"best epoch ({best + 1})")
+    axis.set(xlabel="epoch", ylabel=f"loss ({unit})")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    losses = np.array([*train, *validation])
+    low, high = _readable(losses, validation[best])
+    beyond = losses[(losses < low) | (losses > high)]
+    if len(beyond):
+        margin = 0.05 * (high - low)
+        axis.set_ylim(low - margin, high + margin)
+        furthest = beyond[np.abs(beyond - validation[best]).argmax()]
+        axis.set_title(f"beyond the axis: {len(beyond)} of {len(losses)} losses, as far as {furthest:.3g}", fontsize="medium")
+    axis.legend()
     return _png(figure)
 
 
-def image_grids(real: Tensor, samples: Tensor, images: Dequantised, rows: int = 8, columns: int = 8) -> bytes:
-    """Real images beside samples (n, 1, height, width), both in the levels of the images."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
-    for axis, title, levels in zip(axes, ("real images", "samples"), (real, samples), strict=True):
-        grid = _grid(levels[: rows * columns].reshape(rows, columns, *images.event_shape[1:]), (images.data_levels - 1) / 2)
-        axis.imshow(grid.numpy(), cmap="gray_r", vmin=0, vmax=images.data_levels - 1, interpolation="nearest")
+def _readable(losses: np.ndarray, best: float) -> tuple[float, float]:
+    """Lowest and highest loss to show: all, or those near the best one where the others are very far away."""
+    far = np.abs(losses - best)
+    reach = 10 * float(np.median(far))
+    if far.max() <= 3 * reach or reach == 0:
+        return losses.min(), losses.max()
+    return max(losses.min(), best - reach), min(losses.max(), best + reach)
+
+
+def image_grids(real: Tensor, samples: Tensor, levels: int) -> bytes:
+    """Real images beside samples, the first 64 of each, a pixel as a square of whole pixels.
+
+    Args:
+        real, samples: images (n, channels, height, width) of one channel, drawn as ink on paper, or of red, green and blue;
+            whole numbers from 0 to ``levels`` - 1.
+        levels: number of values a pixel can have.
+
+    Raises:
+        ValueError: for another number of channels.
+    """
+    channels, height, width = real.shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"real: expected images of 1 or 3 channels, got {channels}")
+    shown = min(max(len(real), len(samples)), math.prod(IMAGES))
+    columns = min(math.ceil(math.sqrt(shown)), IMAGES[1])
+    grids = [_grid(images.cpu(), math.ceil(shown / columns), columns, (levels - 1) / 2) for images in (real, samples)]
+    height, width = grids[0].shape[:2]
+    width = max(width, 130)  # room for a title
+    border, head = 20, 45  # pixels, around the grids and for their titles
+    size = (2 * width + 3 * border, height + border + head)
+    figure = plt.figure(figsize=(size[0] / DPI, size[1] / DPI))
+    for i, (title, grid) in enumerate(zip(("real images", "samples"), grids, strict=True)):
+        left = border + i * (width + border)
+        axis = figure.add_axes((left / size[0], border / size[1], width / size[0], height / size[1]))
+        if channels == 1:
+            axis.imshow(grid[..., 0].numpy(), cmap="gray_r", vmin=0, vmax=levels - 1, interpolation="nearest")
+        else:
+            axis.imshow((grid / (levels - 1)).clamp(0, 1).numpy(), interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     return _png(figure)
 
 
-def _grid(images: Tensor, grey: float, zoom: int = 8, line: int = 4) -> Tensor:
-    """Images (rows, columns, height, width) beside and below each other, with grey lines around each of them."""
+def _grid(images: Tensor, rows: int, columns: int, grey: float) -> Tensor:
+    """Images side by side as one (height, width, channels), with grey lines around each, and grey where there are no more."""
+    images = images[: rows * columns].double()
+    zoom = max(1, 512 // (columns * max(images.shape[2:])))
+    line = min(max(2, zoom // 2), 4)
     images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     images = torch.nn.functional.pad(images, (0, line, 0, line), value=grey)  # on the right and below each
-    rows, columns, height, width = images.shape
-    grid = images.transpose(1, 2).reshape(rows * height, columns * width)
-    return torch.nn.functional.pad(grid, (line, 0, line, 0), value=grey)  # on the left and above all
+    n, channels, height, width = images.shape
+    cells = images.new_full((rows * columns, channels, height, width), grey)
+    cells[:n] = images
+    grid = cells.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    return torch.nn.functional.pad(grid, (0, 0, line, 0, line, 0), value=grey)  # on the left and above all
+
+
+def corner(data: Tensor, samples: Tensor, columns: Sequence[str]) -> bytes:
+    """Every column as a histogram and every pair of columns as contours, samples over data; of a wide table its first columns.
+
+    The legend counts the rows that lie beyond the axes, which leave outliers out. Few rows are points, not contours.
+
+    Args:
+        data, samples: rows (n, columns) in the units of the data; of the data at least one, all finite.
+        columns: their names.
+    """
+    shown = min(len(columns), CORNER_COLUMNS)
+    tables = _tables(data[:, :shown], samples[:, :shown])
+    edges = _edges(tables)
+    panel = max(1.6, 5 / shown)  # inches
+    size = (shown * panel + 1.5, shown * panel + 1.8)
+    figure, axes = plt.subplots(shown, shown, figsize=size, layout="constrained", squeeze=False)
+    for row, column in itertools.product(range(shown), repeat=2):
+        axis = axes[row, column]
+        if row < column:
+            axis.set_axis_off()
+            continue
+        for name, table in tables.items():
+            if row == column:
+                _histogram(axis, table[:, row], edges[row], COLORS[name])
+            else:
+                _contours(axis, table[:, [column, row]], (edges[column], edges[row]), COLORS[name])
+        _scale(axis.xaxis, edges[column], columns[column], panel, shown=row == shown - 1)
+        if row == column:
+            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_locator(MaxNLocator(4) if shown == 1 else NullLocator())
+        else:
+            _scale(axis.yaxis, edges[row], columns[row], panel, shown=column == 0)
+    axes[0, 0].set_ylabel("share of rows")
+    figure.align_labels()
+    lines = [plt.Line2D([], [], color=COLORS[name], label=_count(name, table, edges)) for name, table in tables.items()]
+    notes = ["lines around {:.0%} and {:.0%} of the rows".format(*CONTOURS)] if shown > 1 else []
+    if shown < len(columns):
+        notes.append(f"the first {shown} of {len(columns)} columns")
+    figure.legend(handles=lines, title="\n".join(notes), loc="outside upper center", frameon=False)
+    return _png(figure)
+
+
+def density_map(log_prob: Callable[[Tensor], Tensor], data: Tensor, samples: Tensor, columns: Sequence[str]) -> bytes:
+    """The model's density over two columns, beside the first 5,000 rows of the data and of its samples.
+
+    Args:
+        log_prob: of rows (n, 2), float64, in the units of the data: their log-densities (n,) in nats.
+        data, samples: rows (n, 2) in the units of the data; of the data at least one, all finite.
+        columns: names of the two.
+    """
+    tables = _tables(data[:POINTS], samples[:POINTS])
+    edges = _edges(tables)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
+    grid = [np.linspace(of_column[0], of_column[-1], GRID + 1) for of_column in edges]
+    centres = np.stack(np.meshgrid(*(_middles(line) for line in grid)), -1)
+    density = _density(log_prob, centres.reshape(-1, 2)).reshape(GRID, GRID)
+    # A narrow peak must not leave the rest dark. A normal density is up to four times its lower quartile over the rows.
+    quartile = np.quantile(_density(log_prob, tables["data"]), 0.25)
+    high = min(density.max(), 6 * quartile) or density.max() or 1.0
+    mesh = axes[0].pcolormesh(*grid, density, vmin=0, vmax=high)
+    axes[0].set_title("model", fontsize="medium")
+    bar = figure.colorbar(mesh, ax=axes[0], extend="max" if density.max() > high else "neither")
+    bar.ax.ticklabel_format(axis="y", scilimits=POWERS)
+    _name(bar.ax.yaxis, "density (per unit of each column)", 4)
+    for axis, (name, table) in zip(axes[1:], tables.items(), strict=True):
+        axis.scatter(*table.T, s=np.clip(2000 / max(len(table), 1), 2, 20), linewidths=0, color=COLORS[name])
+        axis.set_title(_count(name, table, edges).replace(" ", "\n", 1), fontsize="medium")
+    for axis in axes:
+        _scale(axis.xaxis, edges[0], columns[0], 3, shown=True)
+        _scale(axis.yaxis, edges[1], columns[1], 3, shown=axis is axes[0])
+    return _png(figure)
+
+
+def _density(log_prob: Callable[[Tensor], Tensor], rows: np.ndarray) -> np.ndarray:
+    """The density of each row, in parts that bound the memory; 0 where it is not a number."""
+    with torch.no_grad():
+        nats = torch.cat([log_prob(part).double().cpu() for part in torch.from_numpy(rows).split(8192)])
+    return nats.clamp(max=700).exp().nan_to_num(0).numpy()  # exp(710) overflows
+
+
+def _tables(data: Tensor, samples: Tensor) -> dict[str, np.ndarray]:
+    """Both as float64, in the order in which they are drawn."""
+    return {"data": data.double().cpu().numpy(), "samples": samples.double().cpu().numpy()}
+
+
+def _edges(tables: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Of each column the edges of its histogram's bars, which the axes begin and end with."""
+    return [_bars(data, samples) for data, samples in zip(tables["data"].T, tables["samples"].T, strict=True)]
+
+
+def _bars(data: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Edges over the bulk of the data, and of the samples where these are not too far away; whole numbers are in the middle."""
+    low, high = _bulk(data)
+    samples = samples[np.isfinite(samples)]
+    if len(samples):
+        near, far = _bulk(samples)
+        low, high = max(min(low, near), 2 * low - high), min(max(high, far), 2 * high - low)
+    bars = int(np.clip(math.sqrt(len(data)), 8, 40))
+    if (data == data.round()).all() and abs(data).max() < 2**50:
+        low, high = round(low), round(high)
+        width = math.ceil((high - low + 1) / bars)
+        return np.arange(low, high + width + 1, width) - 0.5
+    margin = (high - low) / 20 or max(0.5, abs(low) / 1000)
+    return np.linspace(low - margin, high + margin, bars + 1)
+
+
+def _bulk(values: np.ndarray) -> tuple[float, float]:
+    """Least and greatest value, without those among the outermost 2 % (at least one) that are three quartile ranges off."""
+    values = np.sort(values)
+    few = min(max(1, len(values) // 50), (len(values) - 1) // 2)
+    first, third = np.quantile(values, (0.25, 0.75))
+    low = min(first - 3 * (third - first), values[few])
+    high = max(third + 3 * (third - first), values[-1 - few])
+    inside = values[(low <= values) & (values <= high)]
+    return inside[0], inside[-1]
+
+
+def _histogram(axis: Any, values: np.ndarray, edges: np.ndarray, color: str) -> None:
+    """The share of all rows, also of those beyond the axis, in each bar."""
+    axis.stairs(np.histogram(values, edges)[0] / max(len(values), 1), edges, color=color, linewidth=1.5)
+
+
+def _contours(axis: Any, pairs: np.ndarray, edges: Sequence[np.ndarray], color: str) -> None:
+    """Lines of equal smoothed density around shares of all rows, also of those beyond the axes."""
+    rows, pairs = len(pairs), pairs[np.isfinite(pairs).all(1)]
+    if len(pairs) < 100:
+        axis.plot(*pairs.T, "o", color=color, markersize=3, markeredgewidth=0)
+        return
+    # 64 bins between the edges, and 16 beyond each, so that lines go on there.
+    grid = [np.linspace(e[0] - (e[-1] - e[0]) / 4, e[-1] + (e[-1] - e[0]) / 4, 97) for e in edges]
+    counts = np.histogram2d(pairs[:, 0], pairs[:, 1], bins=grid)[0]
+    # Scott's rule, of deviations from quartiles (1.35 apart where they are normal); a mode among several has a seventh of the axis.
+    first, third = np.quantile(pairs, (0.25, 0.75), axis=0)
+    deviations = (third - first) / 1.35 / [line[1] - line[0] for line in grid]
+    widths = np.clip(deviations.clip(max=64 / 7) * len(pairs) ** (-1 / 6), 1, None)
+    density = optional("scipy.ndimage", "train").gaussian_filter(counts, widths)
+    falling = np.sort(density, axis=None)[::-1]
+    inside = falling.cumsum() / rows
+    levels = [falling[inside.searchsorted(share)] for share in CONTOURS if share < inside[-1]]
+    if levels:
+        axis.contour(*map(_middles, grid), density.T, np.unique(levels), colors=color, linewidths=1)
+
+
+def _middles(edges: np.ndarray) -> np.ndarray:
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def _scale(axis: Any, edges: np.ndarray, name: str, inches: float, shown: bool) -> None:
+    """One axis from the first edge to the last, few ticks; where it is shown with their numbers and its name."""
+    axis.axes.set(**{f"{axis.axis_name}lim": (edges[0], edges[-1])})
+    whole = bool((edges % 1 == 0.5).all())  # numbers in the middle of their bars
+    axis.set_major_locator(MaxNLocator(4, integer=whole, min_n_ticks=1))
+    axis.get_major_formatter().set_powerlimits(POWERS)
+    if shown:
+        _name(axis, name, inches)
+        if axis.axis_name == "x" and inches < 3:  # numbers of neighbours would touch
+            axis.set_tick_params(rotation=45)
+    else:
+        axis.set_tick_params(labelleft=False, labelbottom=False)
+        axis.offsetText.set_visible(False)
+
+
+def _name(axis: Any, name: str, inches: float) -> None:
+    """Labels an axis of that length; what matplotlib takes out of all its numbers is part of the label, where it has room."""
+    room = int(9 * inches)  # letters
+    whole = name if len(name) <= 2 * room else f"{name[: 2 * room - 1]}…"
+    lines = textwrap.wrap(whole, room, max_lines=2, placeholder="…")
+    formatter = axis.get_major_formatter()
+    formatter.set_locs(axis.get_majorticklocs())
+    offset = formatter.get_offset()
+    axis.offsetText.set_visible(False)
+    if offset:
+        lines.append(f"({offset})" if offset[0] in "+-\N{MINUS SIGN}" else f"(times {offset})")
+    axis.set_label_text("\n".join(lines), parse_math=False)
+
+
+def _count(name: str, table: np.ndarray, edges: Sequence[np.ndarray]) -> str:
+    """What is drawn, and what is not, as in "data (1,000 rows, 3 beyond the axes)"."""
+    low, high = (np.array([e[end] for e in edges]) for end in (0, -1))
+    beyond = len(table) - int(((low <= table) & (table <= high)).all(1).sum())
+    return f"{name} ({len(table):,} rows" + (f", {beyond:,} beyond the axes)" if beyond else ")")
 
 
 def throughputs(rates: dict[str, dict[str, float]]) -> bytes:
@@ -93,6 +342,8 @@ def _points(axis: Any, values: dict[str, float], label: str, colors: list[str], 
 
 def _png(figure: Any) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a column's name: the picture has a box for it
+        figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
     return file.getvalue()

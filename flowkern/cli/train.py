@@ -178,7 +178,10 @@ class Run:
             _save(model, self.folder)
             self.folder.write("metrics.csv", history.table().encode())
         if status:
-            say(self.here, f"{history.ended}: the model of epoch {history.best + 1}, the best, is written; continue with --resume")
+            say(
+                self.here,
+                f"{history.ended}: the model of epoch {history.best + 1}, the best, is written; continue with --resume",
+            )
             return status
         self._judge(model, history)
         if self.folder is not None:
