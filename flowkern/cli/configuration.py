@@ -73,7 +73,8 @@ def options_of(model: str) -> dict[str, dict[str, opt.Option]]:
 def describe(model: str | None) -> str:
     """The options that --set takes, with their defaults."""
     if model is None:
-        return f"training, --set:\n{opt.describe(opt.options_of(Settings))}\n\n`flowkern train MODEL --help` shows a model's options\n"
+        text = opt.describe(opt.options_of(Settings))
+        return f"training, --set:\n{text}\n\n`flowkern train MODEL --help` shows a model's options\n"
     titles = {"model_options": model, "data_options": "data", "training": "training"}
     return "\n".join(f"{titles[part]}, --set:\n{opt.describe(options)}\n" for part, options in options_of(model).items())
 

@@ -157,8 +157,8 @@ class Run:
         parts = ", ".join(f"{len(getattr(self.dataset, part)):,} {part}" for part in ("train", "validation", "test"))
         shape = " x ".join(map(str, self.dataset.event_shape))
         numbers = sum(p.numel() for p in self.model.parameters())
-        shared = f", {self.here.count} processes" if self.here.count > 1 else ""
-        return f"{self.dataset.name}: {parts} rows of {shape}; {self.made.model}: {numbers:,} parameters on {self.here.device}{shared}"
+        where = f"{self.here.device}" + (f", {self.here.count} processes" if self.here.count > 1 else "")
+        return f"{self.dataset.name}: {parts} rows of {shape}; {self.made.model}: {numbers:,} parameters on {where}"
 
     @property
     def _unit(self) -> str:
