@@ -26,6 +26,7 @@ if not _is_command_line():
     from flowkern import adapters, flows, models, nn, ops, reference
     from flowkern.adapters import accelerate, explain, restore
     from flowkern.backends import backend
+    from flowkern.model import Model
     from flowkern.nn.made import frozen
     from flowkern.plan import AutoregressivePlan
 
@@ -34,13 +35,14 @@ def __getattr__(name: str) -> Any:
     """What was left out above, for code that the command line runs."""
     if name not in __all__:
         raise AttributeError(f"module 'flowkern' has no attribute {name!r}")
-    homes = {"backend": "backends", "frozen": "nn.made", "AutoregressivePlan": "plan"}
+    homes = {"backend": "backends", "frozen": "nn.made", "AutoregressivePlan": "plan", "Model": "model"}
     homes |= dict.fromkeys(("accelerate", "explain", "restore"), "adapters")
     return getattr(import_module(f"flowkern.{homes[name]}"), name) if name in homes else import_module(f"flowkern.{name}")
 
 
 __all__ = [
     "AutoregressivePlan",
+    "Model",
     "__version__",
     "accelerate",
     "adapters",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from flowkern.training import History
+
+AnyModel = TypeVar("AnyModel", bound="Model")
 
 
 class Model(nn.Module):
@@ -121,3 +124,68 @@ class Model(nn.Module):
         from flowkern.training.fit import fit
 
         return fit(self, x, context, validation, standardize=standardize, progress=progress, **settings)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Saves the model: its class and arguments in ``config.json``, its state in ``model.safetensors``.
+
+        :meth:`from_pretrained` builds it again, with the same densities and samples. The format is that of
+        :mod:`flowkern.pretrained`. The state is saved as it is on the CPU, in its own dtypes. Parts that are not flowkern's,
+        such as an ``embedding`` of torch's layers, are saved without their class; whoever loads the model gives them.
+
+        A model in the folder is replaced at once: a save that fails or is interrupted leaves the old one.
+
+        Args:
+            folder: where to save, made where it does not exist.
+
+        Raises:
+            flowkern.pretrained.PretrainedError: for a model that could not be built again, such as one of a class of your
+                own, or one of which a part was exchanged; for a folder that holds files of these names that are not
+                flowkern's.
+            OSError: if the files cannot be written.
+
+        Example:
+            >>> import tempfile, torch, flowkern as fk
+            >>> flow, x = fk.flows.MAF(3, transforms=2, hidden=(8,)).eval(), torch.randn(5, 3)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     flow.save_pretrained(folder)
+            ...     twin = fk.Model.from_pretrained(folder)
+            >>> type(twin).__name__, torch.equal(twin.log_prob(x), flow.log_prob(x))
+            ('MAF', True)
+        """
+        from flowkern.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[AnyModel], source: str | os.PathLike[str], *, revision: str | None = None, **parts: Any
+    ) -> AnyModel:
+        """Loads what :meth:`save_pretrained` saved: a model in evaluation mode, on the CPU, in the dtypes it was saved in.
+
+        Files are data only: nothing in them is run or unpickled, and no more is built than the weights hold.
+
+        Args:
+            source: a folder; or ``"owner/name"``, a model on the Hugging Face hub, if no folder of that name exists and
+                huggingface_hub is installed.
+            revision: of a model on the hub: a branch, a tag or a commit.
+            parts: the parts that the files do not hold, by the names of their arguments, such as ``embedding=net``; of a
+                part inside of another, by both names, ``base_embedding=net``. They take their saved parameters.
+
+        Raises:
+            TypeError: if the model is none of this class (``flowkern.Model`` takes any), or parts are missing or unknown.
+            flowkern.pretrained.PretrainedError: for files that are damaged, do not belong to each other, or were saved by a
+                newer flowkern.
+            OSError: if there is no such folder, or files in it cannot be read.
+
+        Example:
+            >>> import tempfile, torch, flowkern as fk
+            >>> flow = fk.flows.MAF(3, transforms=2, hidden=(8,), context=4, embedding=torch.nn.Linear(2, 4))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     flow.save_pretrained(folder)
+            ...     twin = fk.flows.MAF.from_pretrained(folder, embedding=torch.nn.Linear(2, 4))
+            >>> torch.equal(twin.embedding.weight, flow.embedding.weight)
+            True
+        """
+        from flowkern.pretrained import from_pretrained
+
+        return from_pretrained(cls, source, revision, parts)

@@ -116,11 +116,12 @@ class MADE(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         if skip:
             self.layers.append(nn.Linear(features, features * outputs, bias=False))
-        sets = [self._draw(units, order, degrees if i == 0 else "random", generator) for i in range(masks)]
-        self._split = [len(part) for part in sets[0]]
+        self._split = [features, *units]
         # Positions of the features, then degrees of the units, one row per mask set. A buffer, so that a state dict
-        # brings its orders along.
-        self.register_buffer("degrees", torch.stack([torch.cat(parts) for parts in sets]))
+        # brings its orders along. Made before it is drawn, so that who builds from a file sees its size in time.
+        self.register_buffer("degrees", torch.empty(masks, sum(self._split), dtype=torch.int64, device="cpu"))
+        for i, row in enumerate(self.degrees):
+            row.copy_(torch.cat(self._draw(units, order, degrees if i == 0 else "random", generator)))
         self._newest_hook, self._hooked = -1, False
         self.replan()
 
