@@ -83,7 +83,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # What the demo needs: the package with its kernels, and the library that it is compared with.
 $(VENV)/.demo: $(VENV)/.installed $(SOURCES)
 	@echo "-- the package: the compiler takes some minutes where it has not run yet, nvcc as many more where it is installed"
-	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) -q --no-build-isolation -e '.[demo]' zuko
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) -q --no-build-isolation -e '.[train]' zuko
 	@$(BIN)/flowkern doctor | grep "CPU kernels"
 	@touch $@
 

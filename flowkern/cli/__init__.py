@@ -1,4 +1,4 @@
-"""The command line: ``flowkern doctor``, ``flowkern demo``, ``flowkern bench``."""
+"""The command line: ``flowkern train``, ``sample``, ``evaluate``, ``list``, ``demo``, ``doctor``, ``bench``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from flowkern._version import __version__
 from flowkern.cli.errors import CommandError
 
 COMMANDS = {
+    "train": "fit a model to data; in several processes: torchrun --nproc-per-node 2 -m flowkern.cli train ...",
+    "sample": "draw samples from a trained model",
+    "evaluate": "print how probable data are under a trained model",
+    "list": "print the models and data sets that there are",
+    "demo": "train a model on real data, sample from it, and compare its speed",
     "doctor": "print what can run here, and why the rest cannot",
-    "demo": "train a masked autoregressive flow on real data, sample from it, and compare its speed",
     "bench": "run the benchmarks; write JSON, a table and a chart",
 }
 
@@ -25,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except CommandError as error:
-        print(f"flowkern: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or error.status != 2:  # a mistake of the user's is found by all processes, and told by one
+            print(f"flowkern: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("flowkern: interrupted", file=sys.stderr)
@@ -45,8 +52,22 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     asked = next((a for a in arguments if not a.startswith("-")), None)
     for name, purpose in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=purpose)
+        command = commands.add_parser(name, help=purpose, description=purpose, add_help=False)
+        command.add_argument("-h", "--help", action=_Help, nargs=0, help="show this and exit")
         if name == asked:
-            import_module(f"flowkern.cli.{name}").add_arguments(command)
+            module = import_module(f"flowkern.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(details=getattr(module, "details", None))
     options = parser.parse_args(arguments)
     return options.run(options)
+
+
+class _Help(argparse.Action):
+    """Shows the options of a command, and what its module's ``details`` says of the arguments before --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *others: Any) -> None:
+        parser.print_help()
+        details = parser.get_default("details")
+        if details is not None:
+            print("\n" + details(namespace))
+        parser.exit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Configuration:
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    columns: list[str] | None = None  # names of a table's, once it was read
 
     def settings(self) -> Settings:
         """The training's."""
@@ -53,8 +55,8 @@ class Configuration:
 
     def check_continues(self, other: Configuration) -> None:
         """Raises unless this is the configuration of the run that is to be continued."""
-        for name, theirs in asdict(other).items():
-            mine = getattr(self, name)
+        for name in ("model", "data", *PARTS):
+            mine, theirs = getattr(self, name), getattr(other, name)
             for key in theirs if isinstance(theirs, dict) else [""]:
                 was, now = (theirs[key], mine[key]) if key else (theirs, mine)
                 if was != now:
@@ -86,13 +88,10 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
     if not model or not data:
         missing = "--data DATA" if model else "MODEL"
         raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
-    known = options_of(model)
-    made = Configuration(model, located(data))
-    for part, of_part in known.items():
-        values = getattr(made, part)
-        values.update({name: option.default for name, option in of_part.items()})
-        if base is not None and (part != "model_options" or base.model == model):
-            values.update(getattr(base, part))
+    parts = {} if base is None else {part: getattr(base, part) for part in PARTS}
+    if base is not None and base.model != model:
+        del parts["model_options"]
+    made, known = whole(model, located(data), parts), options_of(model)
     given = opt.assignments(options.set or [])
     opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()})
     for name, text in given.items():
@@ -100,6 +99,13 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
         getattr(made, part)[name] = opt.parse(known[part][name], text)
     made.settings()
     return made
+
+
+def whole(model: str, data: str, given: Mapping[str, Mapping[str, Any]]) -> Configuration:
+    """A configuration with all options: those that are given by part, and the defaults of the others."""
+    known = options_of(model)
+    parts = {part: {name: o.default for name, o in known[part].items()} | dict(given.get(part, {})) for part in PARTS}
+    return Configuration(model, data, **parts)
 
 
 def located(data: str) -> str:
@@ -128,4 +134,5 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
         opt.check_names(values, known[part])
         getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
+    made.columns = content.get("columns")
     return made

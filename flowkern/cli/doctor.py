@@ -17,11 +17,11 @@ from flowkern.cuda import code
 from flowkern.operators import OPERATORS
 
 _MENDS = {
-    "numpy": "pip install 'flowkern[demo]'",
+    "numpy": "pip install 'flowkern[train]'",
     "zuko": "pip install 'flowkern[peers]'",
-    "matplotlib": "pip install 'flowkern[demo]'",
-    "rich": "pip install 'flowkern[demo]'",
-    "scikit-learn": "pip install 'flowkern[demo]'",
+    "matplotlib": "pip install 'flowkern[train]'",
+    "rich": "pip install 'flowkern[train]'",
+    "scikit-learn": "pip install 'flowkern[train]'",
     "pytest-benchmark": "pip install 'flowkern[bench]'",
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowkern.backends import backend
 from flowkern.cli.errors import CommandError
 from flowkern.flows import MAF
+from flowkern.model import Model
 from flowkern.nn import MaskedAutoregressive
 
 
@@ -26,8 +27,10 @@ def median_seconds(function: Callable[[], Any], budget: float = 1.0, most: int =
     return sorted(times)[len(times) // 2]
 
 
-def zuko_obstacle(flow: MAF) -> str | None:
+def zuko_obstacle(flow: Model) -> str | None:
     """Why there is no such model in zuko here, or ``None``."""
+    if not isinstance(flow, MAF):
+        return f"it has no {type(flow).__name__} to compare with"
     if flow.features == 1:
         return "its MAF of one feature has no networks"
     try:
@@ -37,7 +40,7 @@ def zuko_obstacle(flow: MAF) -> str | None:
     return None
 
 
-def zuko_twin(flow: MAF) -> Any:
+def zuko_twin(flow: Model) -> Any:
     """zuko's MAF with the same parameters, or ``None`` where :func:`zuko_obstacle` has a reason.
 
     The flow must have been made with ``scale="soft_clipped_exp"`` and ``placement="scale_shift"``, zuko's univariate
@@ -46,6 +49,8 @@ def zuko_twin(flow: MAF) -> Any:
     if zuko_obstacle(flow) is not None:
         return None
     import zuko
+
+    assert isinstance(flow, MAF)
 
     layers = [t for t in flow.transform.transforms if isinstance(t, MaskedAutoregressive)]
     hidden = [layer.out_features for layer in layers[0].network.layers[:-1]]
@@ -59,13 +64,13 @@ def zuko_twin(flow: MAF) -> Any:
     return twin
 
 
-def check_twin(flow: MAF, twin: Any, x: Tensor) -> None:
+def check_twin(flow: Model, twin: Any, x: Tensor) -> None:
     """Raises unless both give the same densities: nothing is timed before that."""
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(x), twin().log_prob(x), rtol=1e-3, atol=1e-2)
 
 
-def throughputs(flow: MAF, x: Tensor, samples: int) -> dict[str, dict[str, float]]:
+def throughputs(flow: Model, x: Tensor, samples: int = 1000) -> dict[str, dict[str, float]]:
     """Rows per second in a training step on the rows x, and in sampling, for every implementation that is here."""
     twin = zuko_twin(flow)
     if twin is not None:

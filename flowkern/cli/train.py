@@ -25,6 +25,17 @@ if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait 
 SAMPLES = 1000  # in pictures, beside the data
 METRICS_EVERY = 5.0  # seconds
 STATUS = {"SIGINT": 130, "SIGTERM": 143}
+FILES = (
+    "run.json",
+    "metrics.csv",
+    "model.safetensors",
+    "config.json",
+    "learning_curve.png",
+    "samples.png",
+    "density.png",
+    "throughput.png",
+    "results.json",
+)  # what a run may leave, besides checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +136,7 @@ class Run:
             raise CommandError(f"--set {error}") from None
         if model.conditional:
             raise CommandError("--set context: the data hold none; leave it at 0")
+        made.columns = None if dataset.columns is None else list(dataset.columns)
         path = here.gather(folder and folder.path)[0]
         return cls(made, model, dataset, encoding, folder, path, here)
 
@@ -191,9 +203,9 @@ class Run:
     def _judge(self, model: Encoded, history: History) -> None:
         """Scores the test rows, draws samples and pictures."""
         from flowkern.cli import pictures, report
-        from flowkern.training import sample, score
+        from flowkern.training import evaluate, sample
 
-        test = score(model, self.dataset.test, self.here)
+        test, _ = evaluate(model, self.dataset.test, self.here)
         samples = sample(model, SAMPLES, self.here, self.made.training["seed"])
         if self.folder is None:
             return

@@ -4,7 +4,7 @@ from flowkern.training.batches import Batches
 from flowkern.training.checkpoints import Checkpoints
 from flowkern.training.distributed import Processes, processes
 from flowkern.training.errors import TrainingError
-from flowkern.training.evaluation import Score, log_prob, sample, score
+from flowkern.training.evaluation import Score, evaluate, sample
 from flowkern.training.history import History
 from flowkern.training.loop import Training
 from flowkern.training.progress import Progress
@@ -20,8 +20,7 @@ __all__ = [
     "Settings",
     "Training",
     "TrainingError",
-    "log_prob",
+    "evaluate",
     "processes",
     "sample",
-    "score",
 ]

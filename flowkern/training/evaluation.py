@@ -37,8 +37,8 @@ class Score:
 
 
 @torch.no_grad()
-def log_prob(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Log-densities (n,) of all rows in nats, float64: in the data's units, and log|det dz/dx| which is part of them.
+def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> tuple[Score, Tensor]:
+    """How probable rows are under a model: the score of all, and the log-density (n,) of each in nats, float64.
 
     The noise of an encoding comes from the seed: any number of processes finds the same.
     """
@@ -50,18 +50,11 @@ def log_prob(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
         log_det = model.encoding.log_det(z.cpu().reshape(-1, *model.event_shape))
         both = torch.stack([model.model.log_prob(z, *context).double().cpu() + log_det, log_det])
         own.append(both if batch.weight else both[:, :0])
-    parts = [part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch]
-    nats, log_dets = torch.cat(parts, 1)
-    return nats, log_dets
-
-
-def score(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> Score:
-    """How probable rows are under a model."""
-    nats, log_det = log_prob(model, rows, processes, seed)
+    nats, log_det = torch.cat([part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch], 1)
     mean, n = float(nats.mean()), len(nats)
-    error = float(nats.std()) / math.sqrt(n) if n > 1 else math.nan
+    error = float(nats.std()) / math.sqrt(n) if n > 1 else math.inf
     bits = bits_per_dimension(mean, model.event_shape.numel()) if model.encoding.data_levels is not None else None
-    return Score(n, mean, error, float((nats - log_det).mean()), bits)
+    return Score(n, mean, error, float((nats - log_det).mean()), bits), nats
 
 
 @torch.no_grad()

@@ -1,0 +1,69 @@
+"""``flowkern evaluate``: how probable data are under a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowkern.cli.errors import CommandError, require
+
+if TYPE_CHECKING:
+    from flowkern.data import Rows
+    from flowkern.models import Encoded
+
+PARTS = ("test", "validation", "train")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
+    parser.add_argument("folder", metavar="FOLDER", help="of a run of `flowkern train`, or of a model that was saved")
+    parser.add_argument("--data", help="whose rows to evaluate (the run's own)")
+    parser.add_argument("--part", choices=PARTS, help="of the run's own data (test); of other data all rows are evaluated")
+    parser.add_argument("--output", metavar="FILE", help="write the log-density of each row: .csv, .npy or .parquet")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that images are given (0)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the mean log-likelihood, and writes that of each row where asked."""
+    require(("numpy",), "train")
+    from flowkern.cli import tables
+    from flowkern.cli.processes import checked_device, first_does, say
+    from flowkern.cli.report import verdict
+    from flowkern.cli.trained import model_from
+    from flowkern.training import evaluate, processes
+
+    if options.output:
+        tables.check(options.output)
+    with processes(checked_device(options.device)) as here:
+        model = model_from(options.folder)
+        name, rows = _rows(options, model)
+        score, nats = evaluate(model, rows, here, options.seed)
+        say(here, f"{name}: {verdict(score, model.encoding.space)}")
+        if options.output:
+            first_does(here, lambda: tables.write(options.output, nats[:, None], ["log_prob"]))
+            say(here, f"the log-density of each row is in {options.output}")
+    return 0
+
+
+def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
+    """What to call the rows, and the rows."""
+    from flowkern.cli.trained import all_rows, dataset_of, run_of
+
+    if options.data:
+        if options.part:
+            raise CommandError("--part: only of the run's own data, whose parts are known; leave out --data")
+        name, rows = Path(options.data).name, all_rows(options.data)
+    else:
+        made = run_of(options.folder)
+        if made is None:
+            raise CommandError(f"--data: expected some, since {options.folder} is of no run that has its own")
+        part = options.part or "test"
+        dataset = dataset_of(made.data, made.training["seed"])
+        name, rows = f"{dataset.name}, {part} part", getattr(dataset, part)
+    if rows.event_shape != model.event_shape:
+        shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))
+        raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
+    return name, rows

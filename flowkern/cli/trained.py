@@ -1,0 +1,44 @@
+"""Trained models from folders, as `flowkern evaluate` and `flowkern sample` take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowkern.cli import configuration as conf
+from flowkern.cli.errors import CommandError
+from flowkern.data import DataError, Dataset, Identity, Rows, load, rows
+from flowkern.model import Model
+from flowkern.models import Encoded
+
+
+def model_from(folder: str) -> Encoded:
+    """The model of a run, or any other that was saved, in the units of its data."""
+    try:
+        model = Model.from_pretrained(folder)
+    except (OSError, TypeError, ValueError) as error:
+        raise CommandError(f"FOLDER: {error}") from None
+    if isinstance(model, Encoded):
+        return model
+    return Encoded(model, Identity(model.event_shape, model.levels))
+
+
+def run_of(folder: str) -> conf.Configuration | None:
+    """The configuration of the run that made the model, where it is one."""
+    path = Path(folder) / "run.json"
+    return conf.read(path, "FOLDER") if path.exists() else None
+
+
+def all_rows(source: str) -> Rows:
+    """All rows of --data, in their own order."""
+    try:
+        return rows(source)
+    except DataError as error:
+        raise CommandError(f"--data: {error}") from None
+
+
+def dataset_of(source: str, seed: int) -> Dataset:
+    """The data set of --data."""
+    try:
+        return load(source, seed)
+    except DataError as error:
+        raise CommandError(f"--data: {error}") from None
