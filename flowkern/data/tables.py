@@ -10,12 +10,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flowkern.data.dataset import DataError, Dataset, Rows, divide
+from flowkern.data.dataset import CHUNK, DataError, Dataset, Rows, divide
 from flowkern.data.encodings import Standardised, constant_column
 
 LEAST_ROWS = 20
 MOST_LEVELS = 256
-SAMPLE, QUANTILES = 100_000, 1000  # rows, and values of each column among them, at which its precision is checked
+QUANTILES = 1000  # of a column, at which its precision is checked
 
 
 @dataclass
@@ -115,8 +115,8 @@ def _check_precision(table: Table) -> None:
     Quantiles, since a large table has more values than float32 has numbers, and may. Heavy tails alone pass: most of a
     column must have become one number, as beside a single 1e30. By the deviation of all rows, so that no seed decides.
     """
-    rows = Rows(table.values)
-    sample = rows[_spread(len(rows), SAMPLE)].double().sort(0).values
+    rows = Rows(table.values)  # of large ones a sample
+    sample = rows[_spread(len(rows), max(QUANTILES, CHUNK // rows.event_shape.numel()))].double().sort(0).values
     before = sample[_spread(len(sample), QUANTILES)]
     after = Standardised.fit(rows).encode(before)
     steps = before.diff(dim=0) != 0
