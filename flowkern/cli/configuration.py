@@ -66,7 +66,8 @@ class Configuration:
 def options_of(model: str) -> dict[str, dict[str, opt.Option]]:
     """The options of a model, of the data, and of the training, by the part of the configuration that they belong to."""
     return {
-        "model_options": opt.options_of(model_class(model)),
+        # What has no default is the shape of the data.
+        "model_options": {n: o for n, o in opt.options_of(model_class(model)).items() if o.default is not opt.REQUIRED},
         "data_options": opt.options_of(DataOptions),
         "training": opt.options_of(Settings),
     }
