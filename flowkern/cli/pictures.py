@@ -41,6 +41,9 @@ def learning_curve(train: list[float], validation: list[float], best: int, unit:
         train, validation: losses, finite, as many as epochs: at least one.
         best: index of the best epoch.
         unit: of the losses, such as ``"nats per row, standardised units"``.
+
+    Example:
+        >>> png = learning_curve([5.0, 3.0, 2.5], [5.1, 3.2, 3.3], best=1, unit="nats per row, standardised units")
     """
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     epochs = np.arange(1, len(validation) + 1)
@@ -81,6 +84,9 @@ def image_grids(real: Tensor, samples: Tensor, levels: int) -> bytes:
 
     Raises:
         ValueError: for another number of channels.
+
+    Example:
+        >>> png = image_grids(torch.randint(17, (70, 1, 8, 8)), torch.randint(17, (64, 1, 8, 8)), levels=17)
     """
     channels, height, width = real.shape[1:]
     if channels not in (1, 3):
@@ -128,6 +134,9 @@ def corner(data: Tensor, samples: Tensor, columns: Sequence[str]) -> bytes:
     Args:
         data, samples: rows (n, columns) in the units of the data; of the data at least one, all finite.
         columns: their names.
+
+    Example:
+        >>> png = corner(torch.randn(500, 3), torch.randn(1000, 3), ["width", "height", "mass"])
     """
     shown = min(len(columns), CORNER_COLUMNS)
     tables = _tables(data[:, :shown], samples[:, :shown])
@@ -168,6 +177,10 @@ def density_map(log_prob: Callable[[Tensor], Tensor], data: Tensor, samples: Ten
         log_prob: of rows (n, 2), float64, in the units of the data: their log-densities (n,) in nats.
         data, samples: rows (n, 2) in the units of the data; of the data at least one, all finite.
         columns: names of the two.
+
+    Example:
+        >>> normal = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        >>> png = density_map(normal.log_prob, torch.randn(500, 2), normal.sample((500,)), ["width", "height"])
     """
     tables = _tables(data[:POINTS], samples[:POINTS])
     edges = _edges(tables)
@@ -250,7 +263,8 @@ def _contours(axis: Any, pairs: np.ndarray, edges: Sequence[np.ndarray], color: 
     # 64 bins between the edges, and 16 beyond each, so that lines go on there.
     grid = [np.linspace(e[0] - (e[-1] - e[0]) / 4, e[-1] + (e[-1] - e[0]) / 4, 97) for e in edges]
     counts = np.histogram2d(pairs[:, 0], pairs[:, 1], bins=grid)[0]
-    # Scott's rule, of deviations from quartiles (1.35 apart where they are normal); a mode among several has a seventh of the axis.
+    # Scott's rule. Between the quartiles of a normal column are 1.35 of its standard deviations; where there are several
+    # modes, none is wider than if seven of its own filled the axis.
     first, third = np.quantile(pairs, (0.25, 0.75), axis=0)
     deviations = (third - first) / 1.35 / [line[1] - line[0] for line in grid]
     widths = np.clip(deviations.clip(max=64 / 7) * len(pairs) ** (-1 / 6), 1, None)

@@ -20,8 +20,10 @@ class IAF(Flow):
 
     Args:
         gated: the gated step x = s z + (1 - s) m of the paper, see :class:`flowkern.nn.InverseAutoregressive`.
-        features, transforms, hidden, context, activation, order, batch_norm, base, embedding, standardize, scale,
-            placement, constants, map, degrees, residual, skip, generator: as in :class:`flowkern.flows.MAF`.
+        scale, placement, constants, map: another univariate map than the one that ``gated`` names, see
+            :mod:`flowkern.univariate`.
+        features, transforms, hidden, context, activation, order, batch_norm, base, embedding, standardize, degrees,
+            residual, skip, generator: as in :class:`flowkern.flows.MAF`.
 
     Example:
         >>> import torch, flowkern as fk
