@@ -41,6 +41,7 @@ class Configuration:
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] | None = None  # names of a table's, once it was read
+    command: str = "train"  # which made the run: a demo may be overwritten
 
     def settings(self) -> Settings:
         """The training's."""
@@ -102,11 +103,14 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
     return made
 
 
-def whole(model: str, data: str, given: Mapping[str, Mapping[str, Any]]) -> Configuration:
+def whole(model: str, data: str, given: Mapping[str, Any], command: str = "train") -> Configuration:
     """A configuration with all options: those that are given by part, and the defaults of the others."""
     known = options_of(model)
-    parts = {part: {name: o.default for name, o in known[part].items()} | dict(given.get(part, {})) for part in PARTS}
-    return Configuration(model, data, **parts)
+    made = Configuration(model, data, command=command)
+    for part in PARTS:
+        defaults = {name: option.default for name, option in known[part].items()}
+        setattr(made, part, {**defaults, **given.get(part, {})})
+    return made
 
 
 def located(data: str) -> str:
@@ -135,5 +139,5 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
         opt.check_names(values, known[part])
         getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
-    made.columns = content.get("columns")
+    made.columns, made.command = content.get("columns"), content.get("command", "train")
     return made

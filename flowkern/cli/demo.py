@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from flowkern.cli.errors import require
-from flowkern.cli.output import output_folder
+from flowkern.cli.errors import CommandError, require
+from flowkern.cli.output import OutputFolder, output_folder
 
 if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait for
     from flowkern.cli.configuration import Configuration
@@ -48,21 +48,32 @@ def _seed(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Trains as `flowkern train` does, into a folder that it clears first; then times the model."""
     require(("numpy", "matplotlib", "rich"), "train")
-    from flowkern.cli.train import FILES, Run
+    from flowkern.cli.train import Run, clear
     from flowkern.training import Processes
 
     with output_folder(options.output) as folder:
+        _check_replaceable(folder)
         made = Run.build(_configuration(options), folder, Processes())
-        folder.clear(FILES)
+        clear(folder)
         status = made.train(resume=False)
         return status or _time(made)
 
 
+def _check_replaceable(folder: OutputFolder) -> None:
+    """A demo's folder may be used again, that of a run may not."""
+    from flowkern.cli.configuration import read
+
+    path = folder.path / "run.json"
+    if path.exists() and read(path, "--output").command != "demo":
+        raise CommandError(f"--output: {str(folder.path)!r} holds a run of `flowkern train`; name another folder")
+
+
 def _configuration(options: argparse.Namespace) -> Configuration:
-    from flowkern.cli.configuration import whole
+    from flowkern.cli.configuration import located, whole
 
     training = {**TRAINING, "epochs": options.epochs, "seed": options.seed}
-    return whole(options.model, options.data, {"model_options": MODELS[options.model], "training": training})
+    given = {"model_options": MODELS[options.model], "training": training}
+    return whole(options.model, located(options.data), given, command="demo")
 
 
 def _time(made: Run) -> int:

@@ -7,7 +7,7 @@ import itertools
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -74,32 +74,32 @@ def _readable(losses: np.ndarray, best: float) -> tuple[float, float]:
     return max(losses.min(), best - reach), min(losses.max(), best + reach)
 
 
-def image_grids(real: Tensor, samples: Tensor, levels: int) -> bytes:
-    """Real images beside samples, the first 64 of each, a pixel as a square of whole pixels.
+def image_grids(images: Mapping[str, Tensor], levels: int) -> bytes:
+    """Images side by side, by their title the first 64 of each, a pixel as a square of whole pixels.
 
     Args:
-        real, samples: images (n, channels, height, width) of one channel, drawn as ink on paper, or of red, green and blue;
-            whole numbers from 0 to ``levels`` - 1.
+        images: (n, channels, height, width), all of one shape, of one channel, drawn as ink on paper, or of red, green and
+            blue; whole numbers from 0 to ``levels`` - 1.
         levels: number of values a pixel can have.
 
     Raises:
         ValueError: for another number of channels.
 
     Example:
-        >>> png = image_grids(torch.randint(17, (70, 1, 8, 8)), torch.randint(17, (64, 1, 8, 8)), levels=17)
+        >>> png = image_grids({"samples": torch.randint(17, (64, 1, 8, 8))}, levels=17)
     """
-    channels, height, width = real.shape[1:]
+    channels = next(iter(images.values())).shape[1]
     if channels not in (1, 3):
-        raise ValueError(f"real: expected images of 1 or 3 channels, got {channels}")
-    shown = min(max(len(real), len(samples)), math.prod(IMAGES))
+        raise ValueError(f"images: expected 1 or 3 channels, got {channels}")
+    shown = min(max(map(len, images.values())), math.prod(IMAGES))
     columns = min(math.ceil(math.sqrt(shown)), IMAGES[1])
-    grids = [_grid(images.cpu(), math.ceil(shown / columns), columns, (levels - 1) / 2) for images in (real, samples)]
+    grids = [_grid(some.cpu(), math.ceil(shown / columns), columns, (levels - 1) / 2) for some in images.values()]
     height, width = grids[0].shape[:2]
     width = max(width, 130)  # room for a title
     border, head = 20, 45  # pixels, around the grids and for their titles
-    size = (2 * width + 3 * border, height + border + head)
+    size = (len(grids) * (width + border) + border, height + border + head)
     figure = plt.figure(figsize=(size[0] / DPI, size[1] / DPI))
-    for i, (title, grid) in enumerate(zip(("real images", "samples"), grids, strict=True)):
+    for i, (title, grid) in enumerate(zip(images, grids, strict=True)):
         left = border + i * (width + border)
         axis = figure.add_axes((left / size[0], border / size[1], width / size[0], height / size[1]))
         if channels == 1:

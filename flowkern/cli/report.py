@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkern.cli import pictures
+from flowkern.cli.errors import CommandError
 from flowkern.training import Score
 
 if TYPE_CHECKING:
@@ -25,11 +26,18 @@ def verdict(score: Score, space: str) -> str:
     return text if space == "data" else f"{text} ({score.model_nats:.3f} nats in {space} units)"
 
 
+def check_finite(samples: Tensor, left: str) -> None:
+    """Raises for samples that are not finite; ``left``: what there is all the same."""
+    bad = int((~samples.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise CommandError(f"{bad} of {len(samples)} samples are not finite; {left}", status=1)
+
+
 def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
     if dataset.images:
         real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
-        return {"samples.png": pictures.image_grids(real, samples, dataset.levels or 256)}
+        return {"samples.png": pictures.image_grids({"real images": real, "samples": samples}, dataset.levels or 256)}
     columns = column_names(dataset)
     real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
     found = {"samples.png": pictures.corner(real, samples, columns)}

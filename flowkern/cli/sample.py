@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     require(("numpy",), "train")
     from flowkern.cli import tables
     from flowkern.cli.processes import checked_device, first_does, say
+    from flowkern.cli.report import check_finite
     from flowkern.cli.trained import model_from, run_of
     from flowkern.training import processes, sample
 
@@ -44,11 +45,9 @@ def run(options: argparse.Namespace) -> int:
         output = options.output or str(Path(options.folder) / ("samples.npy" if images else "samples.csv"))
         tables.check(output)
         samples = sample(model, options.n, here, options.seed)
-        bad = int((~samples.isfinite()).flatten(1).any(1).sum())
-        if bad:
-            raise CommandError(f"{bad} of {options.n} samples are not finite; nothing was written", status=1)
+        check_finite(samples, "nothing was written")
         made = run_of(options.folder)
-        first_does(here, lambda: tables.write(output, samples, made and made.columns))
+        first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
         say(here, f"{options.n:,} samples are in {output}")
         if images:
             picture = str(Path(output).with_suffix(".png"))
@@ -62,6 +61,6 @@ def _picture(model: Encoded, samples: Tensor, path: str) -> None:
     from flowkern.cli import pictures
 
     try:
-        Path(path).write_bytes(pictures.image_grid(samples[:PICTURED], model.encoding.data_levels or 256))
+        Path(path).write_bytes(pictures.image_grids({"samples": samples}, model.encoding.data_levels or 256))
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror or error}", status=1) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from collections.abc import Sequence
@@ -52,9 +53,12 @@ def _content(suffix: str, rows: Tensor, columns: Sequence[str] | None) -> bytes:
     flat = values.reshape(len(values), -1)
     names = list(columns or [f"x{i}" for i in range(flat.shape[1])])
     if suffix == ".csv":
-        quoted = [f'"{name.replace(chr(34), 2 * chr(34))}"' if set(name) & set(',"\n\r') else name for name in names]
-        np.savetxt(file, flat, delimiter=",", header=",".join(quoted), comments="", fmt="%.9g")
-        return file.getvalue()
+        whole = bool((flat == flat.round()).all())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(flat.astype(np.int64 if whole else np.float64).tolist())  # with all digits
+        return text.getvalue().encode()
     arrow, parquet = optional("pyarrow", "train"), optional("pyarrow.parquet", "train")
     parquet.write_table(arrow.table(dict(zip(names, flat.T, strict=True))), file)
     return file.getvalue()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,7 +24,7 @@ if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait 
     from flowkern.models import Encoded
     from flowkern.training import History, Processes, Score, Training
 
-SAMPLES = 1000  # in pictures, beside the data
+SAMPLES = 1000
 METRICS_EVERY = 5.0  # seconds
 STATUS = {"SIGINT": 130, "SIGTERM": 143}
 FILES = (
@@ -31,11 +33,13 @@ FILES = (
     "model.safetensors",
     "config.json",
     "learning_curve.png",
+    "samples.csv",
+    "samples.npy",
     "samples.png",
     "density.png",
     "throughput.png",
     "results.json",
-)  # what a run may leave, besides checkpoints
+)  # what a run may leave, besides checkpoints and TensorBoard's folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +177,10 @@ class Run:
         return f"{self.dataset.name}: {parts} rows of {shape}; {self.made.model}: {numbers:,} parameters on {where}"
 
     @property
+    def _continue(self) -> str:
+        return f"continue with: flowkern train --resume --output {self.path}"
+
+    @property
     def _unit(self) -> str:
         return f"nats per row, {self.encoding.space} units"
 
@@ -183,7 +191,7 @@ class Run:
 
         status = STATUS.get(history.ended, 0)
         if history.best < 0:
-            say(self.here, f"{history.ended} in the first epoch; continue with --resume")
+            say(self.here, f"{history.ended} in the first epoch; {self._continue}")
             return status
         model = whole(training, self.encoding)
         if self.folder is not None:
@@ -192,7 +200,7 @@ class Run:
         if status:
             say(
                 self.here,
-                f"{history.ended}: the model of epoch {history.best + 1}, the best, is written; continue with --resume",
+                f"{history.ended}: the model of epoch {history.best + 1}, the best, is written; {self._continue}",
             )
             return status
         self._judge(model, history)
@@ -202,7 +210,7 @@ class Run:
 
     def _judge(self, model: Encoded, history: History) -> None:
         """Scores the test rows, draws samples and pictures."""
-        from flowkern.cli import pictures, report
+        from flowkern.cli import pictures, report, tables
         from flowkern.training import evaluate, sample
 
         test, _ = evaluate(model, self.dataset.test, self.here)
@@ -210,12 +218,17 @@ class Run:
         if self.folder is None:
             return
         curve = pictures.learning_curve(history.train, history.validation, history.best, self._unit)
-        for name, picture in {"learning_curve.png": curve, **report.portraits(model, self.dataset, samples)}.items():
+        self.folder.write("learning_curve.png", curve)
+        if not math.isfinite(test.nats):
+            raise CommandError(f"the log-likelihood of the test rows is {test.nats}; the model is written", status=1)
+        report.check_finite(samples, "the model is written")
+        tables.write(str(self.path / f"samples.{'npy' if self.dataset.images else 'csv'}"), samples, self.made.columns)
+        for name, picture in report.portraits(model, self.dataset, samples).items():
             self.folder.write(name, picture)
         self.folder.write("results.json", (json.dumps(self._results(history, test), indent=2) + "\n").encode())
         print(f"best epoch {history.best + 1} of {len(history.train)}, {history.seconds[-1]:.1f} s")
         print(f"test: {report.verdict(test, self.encoding.space)}")
-        print(f"the model, metrics.csv, pictures and results.json are in {self.path}/")
+        print(f"the model, samples, pictures, metrics.csv and results.json are in {self.path}/")
 
     def _results(self, history: History, test: Score) -> dict[str, Any]:
         return {
@@ -228,6 +241,15 @@ class Run:
             "validation_loss": history.validation[history.best],
             "test": asdict(test),
         }
+
+
+def clear(folder: OutputFolder) -> None:
+    """Removes what an earlier run has left in a folder."""
+    from flowkern.training import Checkpoints, Processes
+
+    folder.clear(FILES)
+    shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+    Checkpoints(folder.path, Processes()).remove()
 
 
 def whole(training: Training, encoding: Encoding) -> Encoded:

@@ -97,7 +97,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Removes all."""
         with suppress(OSError):
-            for path in self.folder.glob("checkpoint-*"):
+            for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint.part")):
                 shutil.rmtree(path)
 
 

@@ -22,9 +22,9 @@ import torch
 
 import flowkern as fk
 from flowkern.cli import bench, main, timing
-from flowkern.cli.demo import FILES
 from flowkern.cli.errors import CommandError
 from flowkern.cli.output import output_folder
+from flowkern.cli.train import FILES, clear
 from flowkern.data import split
 from flowkern.flows import MAF
 
@@ -69,44 +69,40 @@ def test_demo_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert results["epochs"] == 2
     assert {"plain PyTorch", "flowkern"} <= results["rows_per_second"].keys()
 
-    made = torch.load(output / "flow.pt", weights_only=True)
-    assert made["model"] == "MAF"
-    flow = MAF(**made["arguments"])
-    flow.load_state_dict(made["state"])
-    mean, std = (torch.tensor(made["encoding"][name], dtype=torch.float64) for name in ("mean", "std"))
+    model = fk.Model.from_pretrained(output)
     x = torch.from_numpy(values)[split(300, seed)[2]]
     with torch.no_grad():
-        log_prob = flow.log_prob(((x - mean) / std).float()).mean().item()
-    assert results["test_nats_standardised"] == pytest.approx(log_prob, rel=1e-5)
-    assert results["test_nats"] == pytest.approx(log_prob - std.log().sum().item(), rel=1e-5)
+        log_prob = model.log_prob(x).mean().item()
+        std = model.encoding.std.log().sum().item()
+    assert results["test"]["nats"] == pytest.approx(log_prob, rel=1e-6)
+    assert results["test"]["model_nats"] == pytest.approx(log_prob + std, rel=1e-6)
     out = capsys.readouterr().out
-    assert "[b] [red].TXT: 240 training, 30 validation, 30 test rows" in out
-    assert f"held-out log-likelihood: {results['test_nats']:.3f} nats per row in the units of the data" in out
-    assert f"({results['test_nats_standardised']:.3f} nats in standardised units)" in out
+    assert "[b] [red].TXT: 240 train, 30 validation, 30 test rows of 3" in out
+    assert f"log-likelihood of 30 rows: {log_prob:.3f} +- " in out
+    assert f"({log_prob + std:.3f} nats in standardised units)" in out
 
-    samples = torch.load(output / "samples.pt", weights_only=True)
+    samples = np.loadtxt(output / "samples.csv", delimiter=",", skiprows=1)
     assert samples.shape == (1000, 3)
-    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=30)
-    assert len(samples[:, 1].unique()) > 990
-    for name in ("learning_curve.png", "throughput.png"):
+    np.testing.assert_allclose(samples.mean(0), values.mean(0), rtol=0, atol=30)
+    assert len(np.unique(samples[:, 1])) > 990
+    for name in ("learning_curve.png", "throughput.png", "samples.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
-    assert not (output / "samples.png").exists()
 
 
 def test_demo_on_the_digits_learns_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--epochs", "3", "--output", str(tmp_path)]) == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):  # over itself
+        assert main(["demo", "--epochs", "3", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert 1 < results["test_bits_per_dimension"] < 5
-    assert results["test_nats"] == pytest.approx(-64 * math.log(2) * results["test_bits_per_dimension"])
-    assert results["test_nats_logit"] != results["test_nats"]
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
-    samples = torch.load(tmp_path / "samples.pt")
-    assert samples.unique().tolist() == list(range(17))
-    assert torch.load(tmp_path / "flow.pt", weights_only=True)["encoding"] == {
-        "levels": 17,
-        "event_shape": [1, 8, 8],
-        "margin": 0.05,
-    }
+    test = results["test"]
+    assert 1 < test["bits_per_dimension"] < 5
+    assert test["nats"] == pytest.approx(-64 * math.log(2) * test["bits_per_dimension"])
+    assert test["model_nats"] != test["nats"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left - {"tensorboard"} == {*FILES, "notes.txt"} - {"samples.csv", "density.png"}
+    samples = np.load(tmp_path / "samples.npy")
+    assert samples.shape == (1000, 1, 8, 8)
+    assert np.unique(samples).tolist() == list(range(17))
     assert "bits per dimension" in capsys.readouterr().out
 
 
@@ -114,8 +110,26 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     data = table(tmp_path / "rows.npy")
     for name in ("first", "second"):
         assert demo(data, tmp_path / name) == 0
-    first, second = (torch.load(tmp_path / name / "samples.pt") for name in ("first", "second"))
-    assert torch.equal(first, second)
+    first, second = ((tmp_path / name / "samples.csv").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.parametrize("model", ["iaf", "made"])
+def test_demo_of_another_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["demo", model, "--epochs", "1", "--data", str(table(tmp_path / "rows.npy")), "--output", str(tmp_path / "o")])
+        == 0
+    )
+    assert f"it has no {model.upper()} to compare with" in capsys.readouterr().out
+
+
+def test_demo_leaves_the_run_of_train_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = table(tmp_path / "rows.npy"), tmp_path / "out"
+    assert main(["train", "maf", "--data", str(data), "--output", str(output), "--set", "epochs=1", "hidden=8"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert demo(data, output) == 2
+    assert "holds a run of `flowkern train`; name another folder" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
 
 
 def test_one_column_has_no_twin_in_zuko(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,13 +169,13 @@ def test_bad_data_is_named_before_any_work(
     Path("few.csv").write_text("1,2\n3,4\n")
     Path("extreme.csv").write_text("a,b\n" + "".join(f"{i if i != 7 else 1e30},{i % 5}\n" for i in range(30)))
     Path("out").mkdir()
-    Path("out/flow.pt").write_text("earlier")
+    Path("out/results.json").write_text("earlier")
     assert main(["demo", "--data", name, "--output", "out"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("flowkern: error: --data: ")
     assert re.search(message, error), error
     assert error.count("\n") == 1
-    assert [path.name for path in Path("out").iterdir()] == ["flow.pt"]
+    assert [path.name for path in Path("out").iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/folder", ""])
@@ -197,9 +211,9 @@ def test_bad_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo"]) == 2
-    assert "pip install 'flowkern[demo]'" in capsys.readouterr().err
+    assert "pip install 'flowkern[train]'" in capsys.readouterr().err
 
 
 def test_a_benchmark_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,37 +255,38 @@ def poison(monkeypatch: pytest.MonkeyPatch, method: str, call: int, value: float
 
 
 # A table of 300 rows: two batches and one validation per epoch, of two epochs; then the test rows.
+MODEL = {"config.json", "model.safetensors", "metrics.csv"}
+CHECKPOINT = {"checkpoint-0000000000", "run.json"}
+
+
 @pytest.mark.parametrize(
     ("method", "call", "message", "left"),
     [
-        ("log_prob", 1, r"the loss is nan at step 1 \(epoch 1, batch 1 of 2\)$", set()),
-        (
-            "log_prob",
-            5,
-            r"the loss is nan at step 4 \(epoch 2, batch 2 of 2\); the checkpoint is of the best epoch",
-            {"flow.pt"},
-        ),
-        ("log_prob", 3, r"the validation loss is nan after epoch 1$", set()),
-        ("log_prob", 7, r"the held-out log-likelihood is nan", {"flow.pt", "learning_curve.png"}),
-        ("sample", 1, r"1000 of 1000 samples are not finite", {"flow.pt", "learning_curve.png", "results.json"}),
+        ("log_prob", 1, r"the loss is nan at step 1 \(epoch 1, batch 1 of 2\); .*checkpoint-0+ is kept", set()),
+        ("log_prob", 5, r"the loss is nan at step 4 \(epoch 2, batch 2 of 2\); .*checkpoint-0+ is kept", {"metrics.csv"}),
+        ("log_prob", 3, r"the validation loss is nan after step 2 \(epoch 1\); .*checkpoint-0+ is kept", set()),
+        ("log_prob", 7, r"the log-likelihood of the test rows is nan; the model is written", {*MODEL, "learning_curve.png"}),
+        ("sample", 1, r"1000 of 1000 samples are not finite; the model is written", {*MODEL, "learning_curve.png"}),
     ],
 )
 def test_numbers_that_are_not_finite_end_the_run(
     method: str, call: int, message: str, left: set[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """In a folder with an earlier run's files and one of the user's, of which only that one stays."""
+    """In a folder with an earlier demo's files and one of the user's, of which only that one stays."""
     output = tmp_path / "out"
     output.mkdir()
-    for name in (*FILES, ".flow.pt.part", "notes.txt"):
+    for name in (*FILES, ".results.json.part", "notes.txt"):
         (output / name).write_text("earlier")
+    (output / "run.json").write_text('{"model": "maf", "data": "digits", "command": "demo"}')
     poison(monkeypatch, method, call, math.nan)
     assert demo(table(tmp_path / "rows.csv"), output, "--epochs", "2") == 1
     assert re.search(message, capsys.readouterr().err, re.MULTILINE)
-    assert {path.name for path in output.iterdir()} == left | {"notes.txt"}
-    assert all((output / name).read_bytes() != b"earlier" for name in left)
-    if "flow.pt" in left:
-        state = torch.load(output / "flow.pt")["state"]
+    assert {path.name for path in output.iterdir()} - {"tensorboard"} == left | CHECKPOINT | {"notes.txt"}
+    for name in left:
+        assert (output / name).read_bytes() != b"earlier"
+    if "config.json" in left:
+        state = fk.Model.from_pretrained(output).state_dict()
         assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
 
@@ -289,11 +304,13 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def test_a_disk_without_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found before the work."""
     data = table(tmp_path / "rows.npy")
-    with file_size_limit(1000):
+    with file_size_limit(3000):
         assert demo(data, tmp_path / "out") == 1
-    assert capsys.readouterr().err == f"flowkern: error: cannot write {tmp_path / 'out' / 'flow.pt'}: File too large\n"
-    assert list((tmp_path / "out").iterdir()) == []
+    written = tmp_path / "out" / "checkpoint-0000000000"
+    assert capsys.readouterr().err == f"flowkern: error: cannot write {written}: File too large\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
 
 
 def test_results_that_cannot_be_written(
@@ -303,7 +320,7 @@ def test_results_that_cannot_be_written(
     replace = os.replace
 
     def refuse(part: Path, path: Path) -> None:
-        if path.name == "results.json":
+        if Path(path).name == "results.json":
             raise OSError(28, "No space left on device")
         replace(part, path)
 
@@ -312,7 +329,9 @@ def test_results_that_cannot_be_written(
     monkeypatch.setattr(os, "replace", refuse)
     assert demo(table(tmp_path / "rows.npy"), tmp_path / "out") == 1
     assert capsys.readouterr().err.endswith("results.json: No space left on device\n")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"flow.pt", "learning_curve.png"}
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "results.json" not in left
+    assert left >= {*MODEL, *CHECKPOINT, "samples.csv", "samples.png"}
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -339,32 +358,30 @@ def wait(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 def test_ctrl_c_leaves_what_was_made(tmp_path: Path) -> None:
     process = start("flowkern", "demo", "--epochs", "100000", "--output", str(tmp_path))
-    wait((tmp_path / "flow.pt").exists, process)
-    time.sleep(0.5)
+    wait((tmp_path / "metrics.csv").exists, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    assert "interrupted" in output
+    assert "SIGINT: the model of epoch" in output
     assert "Traceback" not in output
-    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"throughput.png"}
+    assert {path.name for path in tmp_path.iterdir()} >= MODEL
+    assert fk.Model.from_pretrained(tmp_path).sample((3,)).shape == (3, 1, 8, 8)
 
 
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And a run that was killed keeps nobody out."""
     data, output = table(tmp_path / "rows.npy", rows=60_000), tmp_path / "out"
     process = start("flowkern.cli", "demo", "--data", str(data), "--epochs", "100000", "--output", str(output))
-    wait((output / "flow.pt").exists, process)
+    wait((output / "checkpoint-0000000000").exists, process)
     assert demo(data, output) == 2
     expected = f"flowkern: error: --output: process {process.pid} is writing to {str(output)!r}; wait for it or name another\n"
     assert capsys.readouterr().err == expected
-    process.terminate()
+    process.kill()
     text, _ = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGTERM
     assert "Traceback" not in text
-    assert {path.name for path in output.iterdir()} <= {"flow.pt", ".flow.pt.part", ".lock"}
     with output_folder(str(output)) as folder:
         assert (output / ".lock").read_text() == str(os.getpid())
-        folder.clear(FILES)
+        clear(folder)
     assert list(output.iterdir()) == []
 
 

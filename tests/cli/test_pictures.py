@@ -83,7 +83,7 @@ def assert_nothing_overlaps(figure: Any) -> None:
 
 def test_every_image_has_its_frame_and_levels(figures: list[Any]) -> None:
     real, samples = torch.full((70, 1, 2, 2), 16.0), torch.arange(280).reshape(70, 1, 2, 2) % 17
-    pictures.image_grids(real, samples, levels=17)
+    pictures.image_grids({"real images": real, "samples": samples}, levels=17)
     left, right = (axis.images[0] for axis in figures[0].axes)
     assert left.get_clim() == right.get_clim() == (0, 16)
     cell = 2 * 32 + 4
@@ -104,7 +104,7 @@ def test_every_image_has_its_frame_and_levels(figures: list[Any]) -> None:
 def test_a_file_has_the_pixels_of_the_images(channels: int, height: int, width: int, real: int, samples: int) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randint(256, (n, channels, height, width), generator=generator) for n in (real, samples)]
-    file = image(pictures.image_grids(*drawn, levels=256))
+    file = image(pictures.image_grids(dict(zip(("real", "samples"), drawn, strict=True)), levels=256))
     expected = drawn[0][0].expand(3, -1, -1).permute(1, 2, 0) / 255
     expected = 1 - expected if channels == 1 else expected  # ink
     columns = min(math.ceil(math.sqrt(real)), 8)
@@ -116,7 +116,7 @@ def test_a_file_has_the_pixels_of_the_images(channels: int, height: int, width: 
 
 
 def test_where_there_are_fewer_images_is_grey(figures: list[Any]) -> None:
-    pictures.image_grids(torch.ones(5, 1, 4, 4), torch.ones(2, 1, 4, 4), levels=2)
+    pictures.image_grids({"real images": torch.ones(5, 1, 4, 4), "samples": torch.ones(2, 1, 4, 4)}, levels=2)
     real, samples = (torch.as_tensor(axis.images[0].get_array()) for axis in figures[0].axes)
     assert real.shape == samples.shape
     cell = (real.shape[1] - 4) // 3
@@ -125,8 +125,8 @@ def test_where_there_are_fewer_images_is_grey(figures: list[Any]) -> None:
 
 
 def test_images_have_one_channel_or_three() -> None:
-    with pytest.raises(ValueError, match="real: expected images of 1 or 3 channels, got 2"):
-        pictures.image_grids(torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4), levels=2)
+    with pytest.raises(ValueError, match="images: expected 1 or 3 channels, got 2"):
+        pictures.image_grids({"real images": torch.ones(1, 2, 4, 4), "samples": torch.ones(1, 2, 4, 4)}, levels=2)
 
 
 # -- the learning curve -----------------------------------------------------------------------------------------------
