@@ -25,13 +25,13 @@ def _pickled(folder: Path) -> bool:
     return (folder / "data_batch_1").is_file() or all((folder / name).is_file() for name in ("train", "meta"))
 
 
-def load(path: Path, seed: int, name: str) -> Dataset:
+def load(path: Path, seed: int) -> Dataset:
     """The images of a folder, with those for the test where they are there."""
     for train, test, labels in VERSIONS:
         files = {"train": sorted(path.glob(train)), "test": sorted(path.glob(test))}
         if files["train"]:
             parts = {part: torch.cat([read(file, labels) for file in files[part]]) for part in files if files[part]}
-            return image_dataset(name, parts, seed)
+            return image_dataset(path, parts, seed)
     raise DataError(f"{path}: holds CIFAR's version for Python, pickles that could run anything; take the binary version")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -92,6 +94,11 @@ class Dataset:
     def images(self) -> bool:
         """Whether its rows are images."""
         return len(self.event_shape) == 3
+
+
+def printable(source: str | Path) -> str:
+    """What to call the data of a path: the name of the file or the folder, of which any bytes can be printed."""
+    return os.fsencode(Path(source).absolute().name).decode(errors="replace")
 
 
 def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,9 +26,9 @@ def found(path: Path) -> bool:
     return bool(_parts(path)["train"]) if path.is_dir() else path.suffix.lower() in READERS
 
 
-def load(path: Path, seed: int, name: str) -> Dataset:
+def load(path: Path, seed: int) -> Dataset:
     """The data set of a table, or of a folder of tables."""
-    return table_dataset(name, _read_folder(path) if path.is_dir() else read(path), seed)
+    return table_dataset(path, _read_folder(path) if path.is_dir() else read(path), seed)
 
 
 def read(path: Path) -> dict[str, Table]:
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Table]:
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
     return {part: [path for path in files if path.stem.lower() == part] for part in arrays.PARTS}
 
 

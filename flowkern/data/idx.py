@@ -27,14 +27,15 @@ def found(path: Path) -> bool:
     return "train" in _parts(path) if path.is_dir() else NAME.fullmatch(path.name.lower()) is not None
 
 
-def load(path: Path, seed: int, name: str) -> Dataset:
+def load(path: Path, seed: int) -> Dataset:
     """The images of one file, or of a folder with those for training and for the test."""
     files = _parts(path) if path.is_dir() else {"train": path}
-    return image_dataset(name, {part: read(file) for part, file in files.items()}, seed)
+    return image_dataset(path, {part: read(file) for part, file in files.items()}, seed)
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    names = {match[1]: path for path in sorted(folder.iterdir()) if (match := NAME.fullmatch(path.name.lower()))}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    names = {match[1]: path for path in files if (match := NAME.fullmatch(path.name.lower()))}
     return {part: names[name] for part, name in PARTS.items() if name in names}
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
-from flowkern.data.dataset import DataError, Dataset, divide
+from flowkern.data.dataset import DataError, Dataset, divide, printable
 from flowkern.data.tables import LEAST_ROWS
 
 
-def image_dataset(name: str, parts: Mapping[str, Tensor], seed: int, levels: int = 256) -> Dataset:
+def image_dataset(source: str | Path, parts: Mapping[str, Tensor], seed: int, levels: int = 256) -> Dataset:
     """The data set of images (n, channels, height, width), uint8.
 
     Args:
-        name: what to call it.
+        source: a name, or where they are from.
         parts: ``train`` and perhaps ``validation`` and ``test``.
         seed: draws the parts that are not given.
         levels: pixels are from 0 to levels - 1.
@@ -26,7 +27,7 @@ def image_dataset(name: str, parts: Mapping[str, Tensor], seed: int, levels: int
     for part, images in parts.items():
         least = LEAST_ROWS if part == "train" else 1
         if len(images) < least or not shape[1] * shape[2]:
-            raise DataError(f"{name}: expected at least {least} images for {part}, got {len(images)} of shape {shape}")
+            raise DataError(f"{source}: expected at least {least} images for {part}, got {len(images)} of shape {shape}")
         if images.shape[1:] != shape:
-            raise DataError(f"{name}: images for {part} have shape {tuple(images.shape[1:])}, those for training {shape}")
-    return Dataset(name, *divide(parts, seed), levels=levels)
+            raise DataError(f"{source}: images for {part} have shape {tuple(images.shape[1:])}, those for training {shape}")
+    return Dataset(printable(source), *divide(parts, seed), levels=levels)

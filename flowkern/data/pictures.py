@@ -23,12 +23,12 @@ def found(path: Path) -> bool:
     return path.is_dir() and bool(_files(path))
 
 
-def load(path: Path, seed: int, name: str) -> Dataset:
+def load(path: Path, seed: int) -> Dataset:
     """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts."""
     folders = {part: path / part for part in PARTS if (path / part).is_dir()}
     if "train" not in folders:
         folders = {"train": path}
-    return image_dataset(name, {part: read(folder) for part, folder in folders.items()}, seed)
+    return image_dataset(path, {part: read(folder) for part, folder in folders.items()}, seed)
 
 
 def _files(folder: Path) -> list[Path]:

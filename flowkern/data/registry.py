@@ -63,7 +63,7 @@ def load(source: str | os.PathLike[str], seed: int = 0) -> Dataset:
         return named.load(source, seed) if isinstance(source, str) and source in names() else _from_path(Path(source), seed)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
-        near = difflib.get_close_matches(str(source), names(), n=3)
+        near = difflib.get_close_matches(str(source), names(), cutoff=0.7)
         meant = f"did you mean {' or '.join(near)}?" if near else f"names of data sets are {', '.join(names())}"
         raise DataError(f"{missing}; {meant}") from None
     except OSError as error:
@@ -78,8 +78,7 @@ def _from_path(path: Path, seed: int) -> Dataset:
         raise DataError(f"{path}: expected a regular file or a folder, got a pipe or a device")
     for kind in KINDS:
         if kind.found(path):
-            name = os.fsencode(path.absolute().name).decode(errors="replace")  # a name of any bytes can be printed
-            return kind.load(path, seed, name)
+            return kind.load(path, seed)
     if stat.S_ISDIR(mode):
         wanted = "; ".join(kind.WANTED_FOLDER for kind in KINDS)
         raise DataError(f"{path}: holds nothing that can be used; looked for {wanted}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from flowkern.data.dataset import CHUNK, DataError, Dataset, Rows, divide
+from flowkern.data.dataset import CHUNK, DataError, Dataset, Rows, divide, printable
 from flowkern.data.encodings import Standardised, constant_column
 
 LEAST_ROWS = 20
@@ -57,11 +58,11 @@ class Table:
         return *first, count
 
 
-def table_dataset(name: str, tables: Mapping[str, Table], seed: int) -> Dataset:
+def table_dataset(source: str | Path, tables: Mapping[str, Table], seed: int) -> Dataset:
     """The data set of a table, or of one for each part.
 
     Args:
-        name: what to call it.
+        source: a name, or where they are from.
         tables: ``train`` and perhaps ``validation`` and ``test``.
         seed: draws the parts that are not given.
 
@@ -81,7 +82,7 @@ def table_dataset(name: str, tables: Mapping[str, Table], seed: int) -> Dataset:
             raise DataError(f"{tables['train'].name}: {constant}")
         _check_precision(tables["train"])
         _check_range(list(tables.values()), Standardised.fit(train))
-    return Dataset(name, train, validation, test, levels=levels, columns=tables["train"].columns)
+    return Dataset(printable(source), train, validation, test, levels=levels, columns=tables["train"].columns)
 
 
 def _check_shape(table: Table, train: Table, least: int) -> None:

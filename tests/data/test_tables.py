@@ -142,12 +142,14 @@ def test_arrays_that_are_refused(case: str, tmp_path: Path) -> None:
 def test_an_array_shorter_than_it_says_and_one_longer_than_the_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.zeros((30, 2)))
     content = (tmp_path / "t.npy").read_bytes()
-    for changed in (content[:-8], content.replace(b"(30, 2)", b"(99999999999999, 2)")):
-        with pytest.raises(DataError, match="cannot read"):
+    claims = content.replace(b"(30, 2), }" + b" " * 14, b"(99999999999999, 2), }  ")
+    assert len(claims) == len(content)
+    for changed, fault in ((content[:-8], "buffer is"), (claims, "buffer is"), (content.replace(b"2)", b"2("), "EOF")):
+        with pytest.raises(DataError, match=r"cannot read .*t.npy: "):
             load(written(tmp_path, "t.npy", changed))
         with zipfile.ZipFile(tmp_path / "t.npz", "w") as file:
             file.writestr("a.npy", changed)
-        with pytest.raises(DataError, match=r"cannot read .*t.npz: train: buffer is smaller"):
+        with pytest.raises(DataError, match=rf"cannot read .*t.npz: train: .*{fault}"):
             load(tmp_path / "t.npz")
 
 
