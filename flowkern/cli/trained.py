@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from flowkern.cli import configuration as conf
 from flowkern.cli.errors import CommandError
-from flowkern.data import DataError, Dataset, Identity, Rows, load, rows
+from flowkern.data import DataError, Dataset, Identity, Rows, load
 from flowkern.model import Model
 from flowkern.models import Encoded
 
@@ -30,13 +32,12 @@ def run_of(folder: str) -> conf.Configuration | None:
 
 def all_rows(source: str) -> Rows:
     """All rows of --data, in their own order."""
-    try:
-        return rows(source)
-    except DataError as error:
-        raise CommandError(f"--data: {error}") from None
+    found = dataset_of(source, None)
+    parts = [part for part in (found.train, found.validation, found.test) if len(part)]
+    return parts[0] if len(parts) == 1 else Rows(torch.cat([part.source for part in parts]))
 
 
-def dataset_of(source: str, seed: int) -> Dataset:
+def dataset_of(source: str, seed: int | None) -> Dataset:
     """The data set of --data."""
     try:
         return load(source, seed)

@@ -25,7 +25,7 @@ def _pickled(folder: Path) -> bool:
     return (folder / "data_batch_1").is_file() or all((folder / name).is_file() for name in ("train", "meta"))
 
 
-def load(path: Path, seed: int) -> Dataset:
+def load(path: Path, seed: int | None) -> Dataset:
     """The images of a folder, with those for the test where they are there."""
     for train, test, labels in VERSIONS:
         files = {"train": sorted(path.glob(train)), "test": sorted(path.glob(test))}

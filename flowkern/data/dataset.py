@@ -112,15 +112,17 @@ def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return order[2 * held :], order[held : 2 * held], order[:held]
 
 
-def divide(given: Mapping[str, Tensor], seed: int) -> tuple[Rows, Rows, Rows]:
+def divide(given: Mapping[str, Tensor], seed: int | None) -> tuple[Rows, Rows, Rows]:
     """Training, validation and test; what is not given of them is 10 % of ``train`` each, drawn by the seed.
 
     Args:
         given: ``train`` and perhaps ``validation`` and ``test``, each (n, *event_shape).
-        seed: see :func:`split`, whose parts these are where only ``train`` is given.
+        seed: see :func:`split`, whose parts these are where only ``train`` is given; ``None`` leaves other parts empty.
     """
     train = given["train"]
     parts = {name: Rows(given[name]) for name in ("validation", "test") if name in given}
+    if seed is None:
+        return Rows(train), *(parts.get(name, Rows(train[:0])) for name in ("validation", "test"))  # type: ignore[return-value]
     order, held = _order(len(train), seed)
     for name in ("test", "validation"):
         if name not in given:

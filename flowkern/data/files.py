@@ -26,7 +26,7 @@ def found(path: Path) -> bool:
     return bool(_parts(path)["train"]) if path.is_dir() else path.suffix.lower() in READERS
 
 
-def load(path: Path, seed: int) -> Dataset:
+def load(path: Path, seed: int | None) -> Dataset:
     """The data set of a table, or of a folder of tables."""
     return table_dataset(path, _read_folder(path) if path.is_dir() else read(path), seed)
 

@@ -27,7 +27,7 @@ def found(path: Path) -> bool:
     return "train" in _parts(path) if path.is_dir() else NAME.fullmatch(path.name.lower()) is not None
 
 
-def load(path: Path, seed: int) -> Dataset:
+def load(path: Path, seed: int | None) -> Dataset:
     """The images of one file, or of a folder with those for training and for the test."""
     files = _parts(path) if path.is_dir() else {"train": path}
     return image_dataset(path, {part: read(file) for part, file in files.items()}, seed)

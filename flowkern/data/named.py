@@ -23,7 +23,7 @@ DESCRIPTIONS = {
 }
 
 
-def load(name: str, seed: int) -> Dataset:
+def load(name: str, seed: int | None) -> Dataset:
     """The data set of a name; all are scikit-learn's."""
     sklearn = optional("sklearn.datasets", "train")
     if name == "digits":
@@ -36,5 +36,5 @@ def load(name: str, seed: int) -> Dataset:
     return _table(name, torch.from_numpy(found.data), [str(column) for column in found.feature_names], seed)
 
 
-def _table(name: str, values: Tensor, columns: Sequence[str], seed: int) -> Dataset:
+def _table(name: str, values: Tensor, columns: Sequence[str], seed: int | None) -> Dataset:
     return table_dataset(name, {"train": Table(name, values, columns)}, seed)

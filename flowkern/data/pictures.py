@@ -23,7 +23,7 @@ def found(path: Path) -> bool:
     return path.is_dir() and bool(_files(path))
 
 
-def load(path: Path, seed: int) -> Dataset:
+def load(path: Path, seed: int | None) -> Dataset:
     """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts."""
     folders = {part: path / part for part in PARTS if (path / part).is_dir()}
     if "train" not in folders:

@@ -23,7 +23,7 @@ def names() -> dict[str, str]:
     return dict(named.DESCRIPTIONS)
 
 
-def load(source: str | os.PathLike[str], seed: int = 0) -> Dataset:
+def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
     """A data set by its name, or from a file or a folder.
 
     Args:
@@ -39,6 +39,8 @@ def load(source: str | os.PathLike[str], seed: int = 0) -> Dataset:
             - a folder of pictures of one size, grey or RGB; other folders in it are searched too. Where there is one named
               ``train``, it and ``validation`` and ``test`` are the parts.
         seed: draws what is held out of the rows for training: 10 % for each other part that is not given, from 0 to 2^64 - 1.
+            ``None`` for rows that are not to be trained on: nothing is held out, all are in their own order, and it does not
+            matter how few they are, or whether a column is constant.
 
     Returns:
         The parts, whose rows have shape (columns,) or (channels, height, width). A table whose values are all whole numbers,
@@ -72,7 +74,7 @@ def load(source: str | os.PathLike[str], seed: int = 0) -> Dataset:
         raise DataError(f"{source}: {error}") from None
 
 
-def _from_path(path: Path, seed: int) -> Dataset:
+def _from_path(path: Path, seed: int | None) -> Dataset:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise DataError(f"{path}: expected a regular file or a folder, got a pipe or a device")

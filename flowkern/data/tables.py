@@ -58,13 +58,13 @@ class Table:
         return *first, count
 
 
-def table_dataset(source: str | Path, tables: Mapping[str, Table], seed: int) -> Dataset:
+def table_dataset(source: str | Path, tables: Mapping[str, Table], seed: int | None) -> Dataset:
     """The data set of a table, or of one for each part.
 
     Args:
         source: a name, or where they are from.
         tables: ``train`` and perhaps ``validation`` and ``test``.
-        seed: draws the parts that are not given.
+        seed: draws the parts that are not given; ``None`` for rows that are not to be trained on, of which less is asked.
 
     Raises:
         DataError: if there are fewer than 20 rows for training or none in another part, if numbers of columns differ or a value
@@ -72,11 +72,11 @@ def table_dataset(source: str | Path, tables: Mapping[str, Table], seed: int) ->
             others of its column that float32 does not tell those apart any more.
     """
     for part, table in tables.items():
-        _check_shape(table, tables["train"], LEAST_ROWS if part == "train" else 1)
+        _check_shape(table, tables["train"], LEAST_ROWS if part == "train" and seed is not None else 1)
         _check_finite(table)
     train, validation, test = divide({part: table.values for part, table in tables.items()}, seed)
     levels = _levels(list(tables.values()))
-    if levels is None:
+    if levels is None and seed is not None:
         constant = constant_column(train)
         if constant is not None:
             raise DataError(f"{tables['train'].name}: {constant}")
