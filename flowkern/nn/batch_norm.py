@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from flowkern import ops
 from flowkern._checks import whole_number
 from flowkern.config import configured
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, at each of them; so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
 
 
 class BatchNorm(Unconditional):
@@ -82,9 +98,9 @@ class BatchNorm(Unconditional):
             raise ValueError("x: an empty batch has no statistics to train with")
         if not self.synchronised:
             return rows.mean(0), rows.var(0, unbiased=False)
-        total = all_reduce(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
+        total = _Sum.apply(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))]))
         mean = total[:-1] / total[-1]
-        return mean, all_reduce((rows - mean).square().sum(0)) / total[-1].detach()
+        return mean, _Sum.apply((rows - mean).square().sum(0)) / total[-1].detach()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.running_mean)

@@ -76,8 +76,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def synchronise_batch_norm(model: nn.Module) -> None:
-    """Lets each batch-norm layer of a model take the statistics of the whole batch, over all processes, in training."""
+def synchronise_batch_norm(model: nn.Module, synchronised: bool) -> None:
+    """Whether each batch-norm layer of a model takes the statistics of the whole batch, over all processes, in training."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            module.synchronised = True
+            module.synchronised = synchronised

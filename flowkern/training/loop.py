@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -91,7 +92,7 @@ class Training:
         self.average: AveragedModel | None = None
         if settings.average:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
-        self.calibrates = settings.strategy == "ddp" and any(isinstance(m, BatchNorm) for m in model.modules())
+        self.calibrates = any(isinstance(m, BatchNorm) for m in model.modules())
         self.history = History()
         self.best = _copied(self.bare)
         self.step = self.batch = 0  # steps taken in all; batches of this epoch
@@ -106,14 +107,19 @@ class Training:
         """The loss, shared by the processes as the strategy says."""
         if self.processes.count == 1:
             return self.bare
-        synchronise_batch_norm(self.model)
+        synchronise_batch_norm(self.model, True)
         kind = self.processes.device.type
         if self.settings.strategy == "fsdp":
             fully_shard(self.bare, mesh=init_device_mesh(kind, (self.processes.count,)))
             return self.bare
         devices = [self.processes.device] if kind == "cuda" else None
         # Buffers are the same everywhere: what changes them is synchronised.
-        return DistributedDataParallel(self.bare, device_ids=devices, broadcast_buffers=False)
+        name = (
+            "forward_sync_buffers"
+            if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+            else "broadcast_buffers"
+        )
+        return DistributedDataParallel(self.bare, device_ids=devices, **{name: False})
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class Training:
             raise
         if self.history.best >= 0:
             self.bare.load_state_dict(self.best)
-        self.model.eval()
+        synchronise_batch_norm(self.model.eval(), False)
         return self.history
 
     def _epoch(self) -> None:
@@ -289,13 +295,22 @@ class Training:
         """The mean loss of the validation rows, over all processes."""
         loss = self._validated().eval()
         if self.calibrates:
-            index = torch.randperm(len(self.train.rows), generator=seeded(self.settings.seed, -2))[:CALIBRATED]
-            loss.model.calibrate(*self.train.chosen(index))
+            self._calibrate(loss)
         total = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         with self._autocast():
             for batch in self.validation.in_order():
                 total += loss(batch.parts).double() * (batch.weight * batch.rows)
         return float(self.processes.mean(total)) / len(self.validation.rows)
+
+    def _calibrate(self, loss: Any) -> None:
+        """Takes batch norm's statistics from training rows: the running ones lag behind the weights."""
+        index = torch.randperm(len(self.train.rows), generator=seeded(self.settings.seed, -2))[:CALIBRATED]
+        sharded = isinstance(loss, FSDPModule)
+        if sharded:
+            loss.unshard()
+        loss.model.calibrate(*self.train.chosen(index))
+        if sharded:
+            loss.reshard()
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
