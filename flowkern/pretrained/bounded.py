@@ -34,7 +34,7 @@ _SIZED = {
 
 def largest_size(tensors: Mapping[str, Tensor]) -> int:
     """Elements of the largest tensor, and what may be asked for anyway."""
-    return max(SMALL, *(t.numel() for t in tensors.values())) if tensors else SMALL
+    return max([SMALL, *(t.numel() for t in tensors.values())])
 
 
 @contextmanager
