@@ -32,7 +32,7 @@ if not _is_command_line():
 
 
 def __getattr__(name: str) -> Any:
-    """What was left out above, for code that the command line runs."""
+    """What was left out above: all of it for code that the command line runs, and what few programs need."""
     if name not in __all__:
         raise AttributeError(f"module 'flowkern' has no attribute {name!r}")
     homes = {"backend": "backends", "frozen": "nn.made", "AutoregressivePlan": "plan", "Model": "model"}
@@ -53,6 +53,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "pretrained",
     "reference",
     "restore",
 ]

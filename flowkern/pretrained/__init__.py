@@ -128,7 +128,7 @@ def _build(entries: dict[str, Any], tensors: Mapping[str, Tensor], given: Mappin
 
 def _misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     yield from (f"{name} is missing" for name in expected if name not in tensors)
-    yield from (f"{name} is unknown" for name in tensors if name not in expected)
+    yield from (f"{name} is unknown" for name in sorted(tensors) if name not in expected)
     for name, want in expected.items():
         have = tensors.get(name, want)
         if have.shape != want.shape:

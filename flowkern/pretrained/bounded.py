@@ -1,10 +1,13 @@
 """Building what a file describes, and never more than the file holds.
 
-A config of a few bytes can ask for any number of tensors of any size. So the layers are built under two watches. A tensor of
-a given size is made only if a tensor in the file is as large; a parameter is accepted only if the file holds one of its shape
-that no parameter before it has taken. What else a layer makes, its plans above all, it makes of its parameters and of
-whole numbers, which are bounded too. Every layer therefore makes its parameters, and by a function with a size, before
-anything that grows faster than its arguments.
+A config of a few bytes can ask for any number of tensors of any size. So the layers are built under watch:
+
+- a tensor of a given size is made only if one in the file is as large;
+- a parameter is accepted only if the file holds one of its shape that no parameter before it has taken;
+- a buffer is accepted only if the file holds one of its shape, or it is a vector no longer than what the file holds.
+
+What else a layer makes, its plans above all, it makes of these, and of whole numbers, which are bounded too. So a layer
+registers its parameters and buffers before it makes anything that grows faster than its arguments.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from flowkern.pretrained.errors import PretrainedError
@@ -31,31 +34,39 @@ _SIZED = {
 
 def largest_size(tensors: Mapping[str, Tensor]) -> int:
     """Elements of the largest tensor, and what may be asked for anyway."""
-    return max(SMALL, *(t.numel() for t in tensors.values())) if tensors else SMALL
+    return max([SMALL, *(t.numel() for t in tensors.values())])
 
 
 @contextmanager
 def bounded(tensors: Mapping[str, Tensor], source: str) -> Iterator[None]:
     """Inside, this thread builds on the CPU, no more than ``tensors``, and leaves torch's random numbers as they are."""
-    left = Counter(tuple(t.shape) for t in tensors.values())
+    held = Counter(t.shape for t in tensors.values())
+    left, longest = held.copy(), max((t.numel() for t in tensors.values()), default=0)
     thread = get_ident()
 
-    def accept(module: torch.nn.Module, name: str, parameter: Any) -> None:
-        if get_ident() != thread or not isinstance(parameter, Tensor):
-            return
-        shape = tuple(parameter.shape)
-        if not left[shape]:
-            raise PretrainedError(
-                f"{source}: {type(module).__name__} asks for a parameter {name} of shape {shape}, which the weights do not hold"
-            )
-        left[shape] -= 1
+    def check(fits: bool, module: nn.Module, name: str, t: Tensor) -> None:
+        if not fits:
+            raise PretrainedError(f"{source}: {type(module).__name__}: {name} of shape {tuple(t.shape)} is not in the weights")
 
-    hook = register_module_parameter_registration_hook(accept)
+    def take_parameter(module: nn.Module, name: str, t: Any) -> None:
+        if isinstance(t, Tensor) and get_ident() == thread:
+            check(left[t.shape] > 0, module, name, t)
+            left[t.shape] -= 1
+
+    def take_buffer(module: nn.Module, name: str, t: Any) -> None:
+        if isinstance(t, Tensor) and get_ident() == thread:
+            check(t.shape in held or (t.dim() < 2 and t.numel() <= longest), module, name, t)
+
+    hooks = [
+        register_module_parameter_registration_hook(take_parameter),
+        register_module_buffer_registration_hook(take_buffer),
+    ]
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]), _NoLarger(largest_size(tensors), source):
             yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 class _NoLarger(TorchFunctionMode):
