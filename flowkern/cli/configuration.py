@@ -137,7 +137,10 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
         values = content.get(part, {})
         if not isinstance(values, dict):
             raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
-        opt.check_names(values, known[part])
-        getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
+        try:
+            opt.check_names(values, known[part])
+            getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
+        except CommandError as error:
+            raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
     made.columns, made.command = content.get("columns"), content.get("command", "train")
     return made

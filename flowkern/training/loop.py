@@ -114,11 +114,8 @@ class Training:
             return self.bare
         devices = [self.processes.device] if kind == "cuda" else None
         # Buffers are the same everywhere: what changes them is synchronised.
-        name = (
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-            else "broadcast_buffers"
-        )
+        known = signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
         return DistributedDataParallel(self.bare, device_ids=devices, **{name: False})
 
     # -- the loop ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,257 @@
+"""``flowkern train``, ``sample``, ``evaluate`` and ``list``: what they ask for, what they say, what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flowkern as fk
+from flowkern.cli import main
+from flowkern.cli.configuration import DataOptions, options_of
+from flowkern.cli.options import options_of as options_of_class
+from flowkern.cli.registry import models
+from flowkern.training import Settings
+
+QUICK = ["hidden=8", "transforms=1", "epochs=1"]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    values = np.random.default_rng(0).normal(size=(200, 2))
+    np.savetxt(tmp_path / "rows.csv", values, delimiter=",", header="a,b", comments="")
+    return tmp_path / "rows.csv"
+
+
+@pytest.fixture
+def run(table: Path, tmp_path: Path) -> Path:
+    assert main(["train", "maf", "--data", str(table), "--output", str(tmp_path / "run"), "--set", *QUICK]) == 0
+    return tmp_path / "run"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
+    """The one line that a command says."""
+    capsys.readouterr()
+    assert main(arguments) == status
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1, err
+    assert err.startswith("flowkern: error: ")
+    return err.removeprefix("flowkern: error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mafs"], "MODEL: 'mafs' is none, did you mean maf?; there are "),
+        (["maf", "--data", "digit"], "--data: cannot read digit: No such file or directory; did you mean digits?"),
+        (["maf"], "expected --data DATA, or --config"),
+        ([], "expected MODEL, or --config"),
+        (["maf", "--set", "hiden=8"], "hiden"),
+        (["maf", "--set", "hidden=x"], "hidden=x: expected"),
+        (["maf", "--set", "hidden=0"], "--set hidden: expected positive widths, got (0,)"),
+        (["maf", "--set", "epochs=1.5"], "epochs=1.5: expected a whole number"),
+        (["maf", "--set", "epochs=0"], "--set epochs: expected a whole number of at least 1, got 0"),
+        (["maf", "--set", "epochs"], "epochs"),
+        (["maf", "--set", "epochs=1", "epochs=2"], "epochs"),
+        (["maf", "--set", "schedule=linear"], "schedule=linear: expected"),
+        (["maf", "--set", "scale=abs"], "--set scale: expected one of"),
+        (["maf", "--set", "context=3"], "--set context: the data hold none; leave it at 0"),
+        (["maf", "--set", "margin=0.1"], "--data: margin: only images"),
+        (["made", "--set", "head=categorical", "categories=5"], "--data: rows.csv: has real numbers, the model takes whole"),
+        (["maf", "--config", "missing.json"], "--config: cannot read missing.json: No such file"),
+        (["maf", "--config", "rows.csv"], "--config: cannot read rows.csv: "),
+        (["maf", "--config", "other.json"], "--config: other.json is no configuration of a run"),
+        (["maf", "--config", "typed.json"], "--config: typed.json: epochs: expected a whole number, got 'many'"),
+        (["maf", "--device", "gpu"], "--device: expected cpu"),
+        (["maf", "--resume"], "--resume: 'out' holds no run"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_line_before_any_work(
+    arguments: list[str], message: str, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(table.parent)
+    Path("other.json").write_text("[]")
+    Path("typed.json").write_text('{"model": "maf", "data": "digits", "training": {"epochs": "many"}}')
+    given = [] if "--data" in arguments or arguments in (["maf"], []) else ["--data", "rows.csv"]
+    assert message in refused(capsys, "train", *arguments, *given, "--output", "out")
+    assert not Path("out/run.json").exists()
+    assert not list(Path("out").glob("*"))
+
+
+def test_a_folder_that_holds_a_run(run: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    text = refused(capsys, "train", "maf", "--data", str(table), "--output", str(run))
+    assert "holds another run; --resume continues it, or name another folder" in text
+    text = refused(capsys, "train", "--resume", "--output", str(run), "--set", "epochs=7")
+    assert text == "--resume: the run has epochs = 1, not 7; it goes on with its own"
+    text = refused(capsys, "train", "made", "--resume", "--output", str(run))
+    assert text == "--resume: the run has model = 'maf', not 'made'; it goes on with its own"
+    assert main(["train", "--resume", "--output", str(run)]) == 0
+    assert "has ended; nothing is left to do" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either
+    else:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        text = refused(capsys, "train", "maf", "--data", str(table), "--output", str(tmp_path / "closed" / "run"))
+    assert text.startswith("--output: cannot write to ")
+
+
+def test_the_folder_of_a_run(run: Path, table: Path) -> None:
+    made = json.loads((run / "run.json").read_text())
+    assert made["model"] == "maf"
+    assert made["data"] == str(table)
+    assert made["columns"] == ["a", "b"]
+    assert made["model_options"]["hidden"] == [8]
+    assert made["training"]["epochs"] == 1
+    assert made["training"].keys() == set(Settings.__dataclass_fields__)
+    names = {path.name for path in run.iterdir()}
+    kept = {"config.json", "model.safetensors", "run.json", "metrics.csv", "results.json", "learning_curve.png"}
+    assert names - {"tensorboard"} == kept | {"samples.csv", "samples.png", "density.png"}
+
+
+def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that no run made, too."""
+    fk.flows.MAF(2, 1, (8,)).save_pretrained(tmp_path / "flow")
+    assert main(["sample", str(tmp_path / "flow"), "-n", "5", "--output", str(tmp_path / "drawn.npy")]) == 0
+    assert np.load(tmp_path / "drawn.npy").shape == (5, 2)
+    assert main(["evaluate", str(tmp_path / "flow"), "--data", str(table)]) == 0
+    assert "rows.csv: log-likelihood of 200 rows: " in capsys.readouterr().out
+    text = refused(capsys, "evaluate", str(tmp_path / "flow"))
+    assert "--data: expected some" in text
+
+
+def test_samples_repeat_by_seed_and_do_not_depend_on_their_number(run: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for name, n, seed in (("a", 3, 0), ("b", 1500, 0), ("c", 1500, 1), ("d", 1500, 0)):
+        file = tmp_path / f"{name}.npy"
+        assert main(["sample", str(run), "-n", str(n), "--seed", str(seed), "--output", str(file)]) == 0
+        drawn[name] = np.load(file)
+    assert np.array_equal(drawn["b"], drawn["d"])
+    assert not np.array_equal(drawn["b"], drawn["c"])
+
+
+def test_few_rows_and_a_constant_column_can_be_evaluated(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text("a,b\n0,1\n0.5,1\n")
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "few.csv"), "--output", str(tmp_path / "p.csv")]) == 0
+    header, *values = (tmp_path / "p.csv").read_text().splitlines()
+    assert header == "log_prob"
+    expected = fk.Model.from_pretrained(run).log_prob(torch.tensor([[0.0, 1.0], [0.5, 1.0]]))
+    assert [float(v) for v in values] == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_images_are_drawn(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert (
+        main(["train", "made", "--data", "digits", "--output", str(output), "--set", "head=bernoulli", "hidden=8", "epochs=1"])
+        == 0
+    )
+    assert main(["sample", str(output), "-n", "70"]) == 0
+    assert np.load(output / "samples.npy").shape == (70, 1, 8, 8)
+    assert (output / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "missing"], "FOLDER: missing: no such folder"),
+        (["sample", "."], "FOLDER: "),
+        (["sample", "run", "-n", "0"], "-n: expected a whole number of at least 1, got 0"),
+        (["sample", "run", "--output", "x.xyz"], "--output: expected a name that ends in .csv, .npy or .parquet, got 'x.xyz'"),
+        (["sample", "run", "--output", "no/x.npy"], "--output: there is no folder 'no'"),
+        (["evaluate", "run", "--data", "digits"], "--data: digits: the model takes rows of 2, got rows of 1 x 8 x 8"),
+        (["evaluate", "run", "--data", "rows.csv", "--part", "test"], "--part: only of the run's own data"),
+        (["evaluate", "run", "--data", "bad.csv"], "--data: bad.csv: line 2, column 2 is no number: 'x'"),
+    ],
+)
+def test_mistakes_with_a_trained_model(
+    arguments: list[str], message: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    Path("bad.csv").write_text("a,b\n1,x\n")
+    assert message in refused(capsys, *arguments)
+
+
+def test_options_of_models_data_and_training_have_different_names() -> None:
+    for name in models():
+        parts = list(options_of(name).values())
+        assert sum(map(len, parts)) == len(set().union(*parts))
+        assert all(option.help for options in parts for option in options.values())
+    for kind in (Settings, DataOptions):
+        assert options_of_class(kind)
+
+
+def test_list_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in [*models(), "digits", "moons"])
+    assert main(["list", "made"]) == 0
+    text = capsys.readouterr().out
+    assert "head=gaussian" in text
+    assert "learning_rate=0.001" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "made", "--help"])
+    assert stop.value.code == 0
+    assert "head=gaussian" in capsys.readouterr().out
+    assert "did you mean made" in refused(capsys, "list", "mede")
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flowkern.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest-xdist's workers ignore it
+    )
+
+
+def wait(condition: Callable[[], Any], process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not condition() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert condition(), process.communicate()[0]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_run_that_is_killed_goes_on(number: signal.Signals, status: int, table: Path, tmp_path: Path) -> None:
+    """And ends with the very files of an unbroken one."""
+    options = [
+        "--data",
+        str(table),
+        "--set",
+        "hidden=8",
+        "transforms=1",
+        "epochs=400",
+        "patience=0",
+        "checkpoint_minutes=0.005",
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["train", "maf", *options, "--output", str(whole)]) == 0
+    process = start("train", "maf", *options, "--output", str(broken))
+    wait(lambda: any(int(path.name[11:]) > 0 for path in broken.glob("checkpoint-*")), process)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == status, text
+    assert "Traceback" not in text
+    if number != signal.SIGKILL:
+        assert f"continue with: flowkern train --resume --output {broken}" in text
+    assert not (broken / "results.json").exists()
+    assert main(["train", "--resume", "--output", str(broken)]) == 0
+    first, second = ([row.rsplit(",", 1)[0] for row in (p / "metrics.csv").read_text().splitlines()] for p in (whole, broken))
+    assert first == second
+    for name in ("samples.csv", "model.safetensors"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
