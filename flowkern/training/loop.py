@@ -116,7 +116,8 @@ class Training:
         # Buffers are the same everywhere: what changes them is synchronised.
         known = signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
-        return DistributedDataParallel(self.bare, device_ids=devices, **{name: False})
+        options: dict[str, Any] = {name: False}
+        return DistributedDataParallel(self.bare, device_ids=devices, **options)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
