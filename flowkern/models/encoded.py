@@ -29,7 +29,7 @@ class Encoded(Model):
     Example:
         >>> import torch, flowkern as fk
         >>> x = 1e6 + 100 * torch.randn(500, 2, dtype=torch.float64)
-        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), fk.data.Standardised.fit(x))
+        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), fk.data.Standardised.fit(fk.data.Rows(x)))
         >>> model.log_prob(x).shape, bool((model.sample((5,)) > 9e5).all())
         (torch.Size([500]), True)
     """
@@ -57,7 +57,8 @@ class Encoded(Model):
         batch = x.shape[: x.dim() - len(self.event_shape)]
         z = self.encoding.encode(x.reshape(-1, *self.event_shape))
         log_det = self.encoding.log_det(z).reshape(batch)
-        return z.reshape(*batch, *self.model.event_shape), log_det
+        like = next(self.model.parameters(), z)
+        return z.reshape(*batch, *self.model.event_shape).to(like), log_det
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats per row in the data's units, float64, with the batch's shape."""
@@ -79,6 +80,8 @@ class Encoded(Model):
         return x.reshape(*batch, *self.event_shape)
 
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-        """The model's own loss of the encoded batch, in its units."""
+        """The model's own terms of the encoded batch; ``"loss"`` is taken to the data's units, as ``log_prob`` is."""
         x, *context = (batch,) if isinstance(batch, Tensor) else batch
-        return self.model.loss((self.encode(x)[0], *context))
+        z, log_det = self.encode(x)
+        terms = self.model.loss((z, *context))
+        return {**terms, "loss": terms["loss"].double() - log_det.mean()}

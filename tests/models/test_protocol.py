@@ -16,8 +16,9 @@ from torch.distributions import Independent, Normal
 import flowkern as fk
 from flowkern import nn as fnn
 from flowkern.config import configured
+from flowkern.data import Standardised
 from flowkern.flows import IAF, MAF, Flow
-from flowkern.models import MADE, Model
+from flowkern.models import MADE, Encoded, Model
 from flowkern.univariate import Affine
 
 IMAGE = (1, 4, 4)
@@ -43,13 +44,14 @@ def models() -> dict[str, Model]:
         "MADE, context": MADE(4, "categorical", iter([8, 8]), context=2, categories=3),
         "Flow": Flow(iter([fnn.Reverse(4), fnn.MaskedAutoregressive(4, (8,)), fnn.BatchNorm(4), fnn.AdditiveCoupling(4)])),
         "Flow, modules": Flow(nn.ModuleList([fnn.InverseAutoregressive(4, (8,))]), base=MAF(4, 1, (8,))),
+        "Encoded": Encoded(MAF(4, 1, (8,), context=2), Standardised([1.0, 2, 3, 4], [4.0, 3, 2, 1])),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
         "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
     }  # fmt: skip
 
 
 NAMES = pytest.mark.parametrize("name", models())
-CONTEXTS = {"MAF, all": 2, "MADE, context": 2}  # numbers of features
+CONTEXTS = {"MAF, all": 2, "MADE, context": 2, "Encoded": 2}  # numbers of features
 
 
 def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:
