@@ -29,8 +29,22 @@ assert "flowkern.flows" in names
 
 
 def test_torch_alone_is_enough() -> None:
-    """As in an environment that holds nothing else: there torch has no NumPy to bridge to. Also where assertions are off."""
-    others = ("numpy", "triton", "zuko", "nflows", "normflows", "pyro", "sbi", "matplotlib", "rich", "sklearn", "cuda")
+    """With safetensors, as in an environment that holds nothing else: there torch has no NumPy. Also where assertions are off."""
+    others = (
+        "numpy",
+        "triton",
+        "zuko",
+        "nflows",
+        "normflows",
+        "pyro",
+        "sbi",
+        "matplotlib",
+        "rich",
+        "sklearn",
+        "scipy",
+        "PIL",
+        "cuda",
+    )
     text = python(
         f"""
 import sys, warnings
@@ -43,6 +57,12 @@ x = flow.sample((3,), context)
 flow.log_prob(x, context).sum().backward()
 if any(p.grad is None for p in flow.parameters()):
     raise SystemExit("no gradient")
+import tempfile
+if len(flow.fit(torch.randn(50, 4), torch.randn(50, 2), epochs=2).train) != 2:
+    raise SystemExit("not trained")
+with tempfile.TemporaryDirectory() as folder:
+    flow.save_pretrained(folder)
+    fk.Model.from_pretrained(folder).log_prob(x, context)
 from flowkern.cli import main
 raise SystemExit(main(["doctor"]))
 """,

@@ -22,6 +22,9 @@ _MENDS = {
     "matplotlib": "pip install 'flowkern[train]'",
     "rich": "pip install 'flowkern[train]'",
     "scikit-learn": "pip install 'flowkern[train]'",
+    "scipy": "pip install 'flowkern[train]'",
+    "pillow": "pip install 'flowkern[train]'",
+    "pyarrow": "pip install 'flowkern[parquet]'",
     "pytest-benchmark": "pip install 'flowkern[bench]'",
 }
 
