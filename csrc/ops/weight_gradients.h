@@ -63,10 +63,11 @@ class WeightGradients {
     }
   }
 
-  // Runs `tile(group, index)` for all tiles, group by group.
+  // Runs `tile(group, index)` for all tiles of a batch, group by group.
   template <class Tile>
-  void run(int64_t tiles, int64_t work, const Tile& tile) {
+  void run(int64_t batch, int64_t work, const Tile& tile) {
     const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
+    const int64_t tiles = (batch + rows_ - 1) / rows_;
     const int64_t deltas = delta_rows_ * rows_, inputs = panel_count_ * rows_ * rows_;  // of one tile
     const int64_t bytes = (deltas + inputs) * static_cast<int64_t>(sizeof(T));
     const int64_t group = std::clamp<int64_t>(
@@ -76,7 +77,7 @@ class WeightGradients {
     std::vector<T*> found(shapes_.size());
     std::vector<WeightGradient<T>> products;
     for (const Network& n : networks_)
-      products.push_back({n.plan, memory + n.row * rows_, deltas, nullptr, n.mask, 0, true, sums + n.sums,
+      products.push_back({n.plan, memory + n.row * rows_, deltas, nullptr, n.mask, 0, 0, true, sums + n.sums,
                           found.data() + n.first, found.data() + n.first + n.plan.linears()});
     const auto allocate = [&] {  // takes as long as a tile of a small network
       for (size_t i = results.size(); i < shapes_.size(); ++i) {
@@ -91,7 +92,7 @@ class WeightGradients {
       parallel(count, work * rows_ * count, [&](int64_t i) { tile(now, first + i); }, allocate);
       if (!wanted_) continue;
       for (size_t i = 0; i < products.size(); ++i) {
-        products[i].tiles = count;
+        products[i].tiles = count, products[i].rows = std::min(count * rows_, batch - first * rows_);
         products[i].first = first == 0;
         products[i].activations = activations + networks_[i].panel * count * rows_ * rows_;
       }
