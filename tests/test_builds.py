@@ -12,10 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from building import ROOT, build_extension, run
 
-import flowkern
-
-ROOT = Path(flowkern.__file__).parents[1]
 TESTS = ROOT / "tests"
 KERNEL_TESTS = [str(TESTS / "ops")]
 # A selection that meets every kernel at every kind of size, for builds that are slow or many.
@@ -24,21 +22,6 @@ SELECTION = (
     "or no_rows or strides or beyond_the_batch"
 )
 SELECTED = ["-m", "not gpu", "-k", SELECTION]
-
-
-def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
-    """Runs a command and returns what it printed; fails with its output."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("FLOWKERN_BUILD")}, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}"
-    return done.stdout
 
 
 @pytest.mark.slow
@@ -70,24 +53,8 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
         pytest.skip("needs g++")
     package = tmp_path / "flowkern"
     shutil.copytree(ROOT / "flowkern", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    import pybind11
-    import torch
-
-    from flowkern import _library
-
-    used = _library._C.instruction_set()
-    lib = Path(torch.__file__).parent
-    tools = Path(sys.executable).parent
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    configure = [
-        "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTORCH_INCLUDE={lib / 'include'}", f"-DTORCH_LIB={lib / 'lib'}",
-        f"-DTORCH_VERSION={torch.__version__}", "-DFLOWKERN_VERSION=0", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
-        "-DFLOWKERN_SANITIZERS=address,undefined", "-DFLOWKERN_POISON=ON", "-DCMAKE_CXX_COMPILER=g++",
-        f"-DFLOWKERN_ISAS={'' if used == 'baseline' else used}",  # the others would be compiled and not run
-    ]  # fmt: skip
-    run(configure, PATH=path)
-    run(["cmake", "--build", str(tmp_path / "build")], PATH=path)
+    options = ["-DFLOWKERN_SANITIZERS=address,undefined", "-DFLOWKERN_POISON=ON", "-DCMAKE_CXX_COMPILER=g++"]
+    build_extension(ROOT, tmp_path, *options)
     runtime = [run(["g++", f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     environment = {
         "LD_PRELOAD": " ".join(runtime),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +32,27 @@ def test_a_flow_by_hand() -> None:
     back, inverse_log_det = reference.autoregressive_inverse(z, WEIGHTS, BIASES, MASKS)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(inverse_log_det, torch.tensor([1.6]))
+
+
+@pytest.mark.parametrize("normal", [None, "output", "input"])
+def test_a_chain_by_hand(normal: str | None) -> None:
+    # (1.5, 7) -> (7, 1.5) -> (-3, 10) -> (2, 5.5) -> as above with h = relu(2 * 2 + 1)
+    x = torch.tensor([[1.5, 7.0]])
+    shift, scale = torch.tensor([1.0, -1.0]), torch.tensor([-2.0, 0.25])
+    steps = [
+        partial(reference.permutation, order=(1, 0)),
+        partial(reference.elementwise, shift=shift, scale=scale, inverse=True),
+        partial(reference.elementwise, shift=torch.tensor([-1.0, 0.5]), scale=torch.tensor([-1.0, 0.5])),
+        partial(reference.autoregressive, weights=WEIGHTS, biases=BIASES, masks=MASKS),
+    ]
+    z, total = reference.autoregressive_chain(x, steps, normal)
+    expected = torch.tensor([[1.9 * math.exp(-0.2), (5.5 - 2.8) * math.exp(-1.65)]])
+    log_det = -math.log(2 * 0.25) + math.log(0.5) - 0.2 - 1.65
+    log_normal = {None: 0.0, "output": -0.5 * float(expected.square().sum()), "input": -0.5 * (1.5**2 + 7**2)}[normal]
+    sign = -1 if normal == "input" else 1
+    constant = 0 if normal is None else -math.log(2 * math.pi)
+    torch.testing.assert_close(z, expected)
+    torch.testing.assert_close(total, torch.tensor([log_normal + constant + sign * log_det]))
 
 
 def test_activations_by_hand() -> None:
@@ -72,8 +94,6 @@ def test_jacobian_and_log_det(function, masks: str) -> None:  # type: ignore[no-
 
 def test_one_sweep_in_plain_torch_is_the_oracle() -> None:
     """The fall-back of the inverse, with everything that a network can have."""
-    from functools import partial
-
     from flowkern.ops.autoregressive_inverse import _sweep_inverse
 
     for options in ({}, {"masks": "dag"}, {"hidden": (9, 9, 9), "residual": True}, {"skip": True}, {"hidden": ()}):

@@ -197,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> autoregressive_chain_backward(
         else
           weights.add(s.plan(), s.mask());
       }
-      weights.run(tiles, v.work(), [&](const auto& group, int64_t i) {
+      weights.run(batch, v.work(), [&](const auto& group, int64_t i) {
         ChainBackward<T> own = in;
         own.deltas = group.deltas, own.activations = group.activations, own.delta_rows = group.delta_rows;
         own.rows = group.rows, own.panels = group.panels, own.first_tile = group.first, own.tiles = group.count;

@@ -78,7 +78,7 @@ Gradients masked_mlp_backward(Tensor g, Tensor x, std::optional<Tensor> context,
     const Matrix<T> to_context{wants_context ? data<T>(g_context) : nullptr, v.context(), 1};
     WeightGradients<T> weights(parameters);
     weights.add(v, const_data<uint8_t>(mask));
-    weights.run(tiles, v.packed_size(), [&](const auto& group, int64_t i) {
+    weights.run(batch, v.packed_size(), [&](const auto& group, int64_t i) {
       const int64_t tile = i - group.first, kept = v.saved_rows() * rows;
       const NetworkBackward<T> in{
           const_data<T>(saved) + i * kept, group.deltas + tile * kept, group.activations, tile, group.count,

@@ -84,18 +84,25 @@ Matrix<const T> matrix(const Tensor& t) {
 constexpr int64_t kParallelWork = int64_t{1} << 20;
 
 // Runs f(i) for i in [0, n), which takes `work` multiply-adds or so in all; threads take the next index as they become
-// free. Each index writes its own results, so they do not depend on the number of threads.
-template <class F>
-void parallel(int64_t n, int64_t work, const F& f) {
+// free. Each index writes its own results, so they do not depend on the number of threads. One thread, the calling one
+// where torch's threads are OpenMP's, runs `before` first, which no index may wait for.
+template <class F, class Before>
+void parallel(int64_t n, int64_t work, const F& f, const Before& before) {
   const int64_t threads = n > 1 && work >= kParallelWork ? std::min<int64_t>(n, torch::stable::get_num_threads()) : 1;
   if (threads <= 1) {
+    before();
     for (int64_t i = 0; i < n; ++i) f(i);
     return;
   }
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    if (thread == 0) before();
     for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) f(i);
   });
+}
+template <class F>
+void parallel(int64_t n, int64_t work, const F& f) {
+  parallel(n, work, f, [] {});
 }
 
 // Asks for pages of 2 MB: a training step has a third of the page faults then (docs/measured.md).

@@ -40,51 +40,59 @@ class WeightGradients {
   void add(const PlanView& plan, const uint8_t* mask) {
     const int64_t row = begin_step(plan.saved_rows());
     if (!wanted_) return;
-    Network net{plan, mask, row, panel_count_, sums_, {}, {}};
+    add_items(plan);
+    networks_.push_back({plan, mask, row, panel_count_, sums_, shapes_.size()});
     for (int l = 0; l < plan.linears(); ++l) {
       const LinearView m = plan.linear(l);
-      const std::vector<int64_t> sizes{m.original_rows(), m.original_columns()};
       // Rows that no output can see are not in the plan.
-      results.push_back(m.rows() < m.original_rows() ? zeros<T>(sizes) : empty<T>(sizes));
-      net.weights.push_back(data<T>(results.back()));
+      shapes_.push_back({{m.original_rows(), m.original_columns()}, m.rows() < m.original_rows()});
     }
     for (int l = 0; l < plan.linears(); ++l)
-      if (plan.linear(l).bias_index() >= 0) net.biases.push_back(add_vector(plan.linear(l).original_rows()));
-    add_items(plan);
+      if (plan.linear(l).bias_index() >= 0) shapes_.push_back({{plan.linear(l).original_rows()}, true});
     panel_count_ += panel_offset(plan, plan.hidden(), rows_);
     sums_ += sums_offset(plan, plan.linears(), rows_);
-    networks_.push_back(std::move(net));
   }
 
   // The next step, elementwise: `features` shifts and as many scales.
   void add_elementwise(int64_t features) {
     const int64_t row = begin_step(2 * features);
     if (!wanted_) return;
-    for (int64_t i = 0; i < 2; ++i) vectors_.push_back({row + i * features, features, add_vector(features)});
+    for (int64_t i = 0; i < 2; ++i) {
+      vectors_.push_back({row + i * features, features, shapes_.size()});
+      shapes_.push_back({{features}, true});
+    }
   }
 
-  // Runs `tile(group, index)` for all tiles, group by group.
+  // Runs `tile(group, index)` for all tiles of a batch, group by group.
   template <class Tile>
-  void run(int64_t tiles, int64_t work, const Tile& tile) {
+  void run(int64_t batch, int64_t work, const Tile& tile) {
     const MaskedNetworkKernels<T>& k = masked_network_kernels<T>();
+    const int64_t tiles = (batch + rows_ - 1) / rows_;
     const int64_t deltas = delta_rows_ * rows_, inputs = panel_count_ * rows_ * rows_;  // of one tile
     const int64_t bytes = (deltas + inputs) * static_cast<int64_t>(sizeof(T));
     const int64_t group = std::clamp<int64_t>(
         std::max(kBackwardRows / rows_, kBackwardBytes / std::max<int64_t>(bytes, 1)), 1, std::max<int64_t>(tiles, 1));
     T* memory = static_cast<T*>(scratch((group * (deltas + inputs) + sums_) * sizeof(T), 1));
     T *activations = memory + group * deltas, *sums = activations + group * inputs;
+    std::vector<T*> found(shapes_.size());
     std::vector<WeightGradient<T>> products;
     for (const Network& n : networks_)
-      products.push_back({n.plan, memory + n.row * rows_, deltas, nullptr, n.mask, 0, true, sums + n.sums,
-                          n.weights.data(), n.biases.data()});
+      products.push_back({n.plan, memory + n.row * rows_, deltas, nullptr, n.mask, 0, 0, true, sums + n.sums,
+                          found.data() + n.first, found.data() + n.first + n.plan.linears()});
+    const auto allocate = [&] {  // takes as long as a tile of a small network
+      for (size_t i = results.size(); i < shapes_.size(); ++i) {
+        results.push_back(shapes_[i].cleared ? zeros<T>(shapes_[i].sizes) : empty<T>(shapes_[i].sizes));
+        found[i] = data<T>(results[i]);
+      }
+    };
     for (int64_t first = 0; first == 0 || first < tiles; first += group) {  // once for an empty batch: zeros
       const int64_t count = std::min(group, tiles - first);
       const Group now{memory, wanted_ ? activations : nullptr, first_rows_.data(), panels_.data(), delta_rows_, first,
                       count};
-      parallel(count, work * rows_ * count, [&](int64_t i) { tile(now, first + i); });
+      parallel(count, work * rows_ * count, [&](int64_t i) { tile(now, first + i); }, allocate);
       if (!wanted_) continue;
       for (size_t i = 0; i < products.size(); ++i) {
-        products[i].tiles = count;
+        products[i].tiles = count, products[i].rows = std::min(count * rows_, batch - first * rows_);
         products[i].first = first == 0;
         products[i].activations = activations + networks_[i].panel * count * rows_ * rows_;
       }
@@ -92,9 +100,9 @@ class WeightGradients {
         const Item& m = items_[i];
         k.weight_gradient(products[m.network], m.linear, m.panel, m.begin, m.end);
       });
-      for (const Vector& v : vectors_) k.add_row_sums(memory + v.row * rows_, deltas, count, v.size, v.sums);
+      for (const Vector& v : vectors_) k.add_row_sums(memory + v.row * rows_, deltas, count, v.size, found[v.result]);
     }
-    parallel(static_cast<int64_t>(items_.size()), work * rows_, [&](int64_t i) {
+    parallel(static_cast<int64_t>(items_.size()), 2 * work * rows_, [&](int64_t i) {
       const Item& m = items_[i];
       if (m.panel == 0) k.unpack(products[m.network], m.linear, m.begin, m.end);
     });
@@ -107,7 +115,11 @@ class WeightGradients {
     PlanView plan;
     const uint8_t* mask;
     int64_t row, panel, sums;
-    std::vector<T*> weights, biases;
+    size_t first;  // of its results
+  };
+  struct Shape {
+    std::vector<int64_t> sizes;
+    bool cleared;
   };
   // Chunks [begin, end) of one linear map against the inputs of one panel: what a thread takes at a time.
   struct Item {
@@ -117,7 +129,7 @@ class WeightGradients {
   };
   struct Vector {
     int64_t row, size;
-    T* sums;
+    size_t result;
   };
 
   int64_t begin_step(int64_t rows) {
@@ -125,10 +137,6 @@ class WeightGradients {
     panels_.push_back(panel_count_);
     delta_rows_ += rows;
     return first_rows_.back();
-  }
-  T* add_vector(int64_t size) {
-    results.push_back(zeros<T>({size}));
-    return data<T>(results.back());
   }
   void add_items(const PlanView& plan) {
     constexpr int64_t kChunks = 4;
@@ -146,6 +154,7 @@ class WeightGradients {
   bool wanted_;
   int64_t rows_, delta_rows_ = 0, panel_count_ = 0, sums_ = 0;
   std::vector<int64_t> first_rows_, panels_;
+  std::vector<Shape> shapes_;  // of the results
   std::vector<Network> networks_;
   std::vector<Item> items_;
   std::vector<Vector> vectors_;

@@ -18,7 +18,7 @@ from flowkern._checks import check_generator, check_tensor, permutation, whole_n
 from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn.checks import blame, has_hooks
-from flowkern.ops.pack import can_pack
+from flowkern.ops.pack import PackedFrom, can_pack
 from flowkern.plan import AutoregressivePlan
 
 ORDERS = ("natural", "reverse", "random")
@@ -82,7 +82,6 @@ class MADE(nn.Module):
 
     degrees: Tensor
     _packed: list[Tensor | None]
-    _frozen: list[tuple[str, dict[str, Any], str, Tensor, int]]
 
     @configured
     def __init__(
@@ -209,7 +208,7 @@ class MADE(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a frozen network is not frozen, and has its hooks looked at anew.
-        return {**self.__dict__, "_packed": [None] * self.masks, "_frozen": [], "_newest_hook": -1}
+        return {**self.__dict__, "_packed": [None] * self.masks, "_packed_from": PackedFrom(), "_newest_hook": -1}
 
     @property
     def order(self) -> Tensor:
@@ -224,7 +223,7 @@ class MADE(nn.Module):
             plan, packed = self.plans[mask], self._packed[mask]
         except (IndexError, TypeError):
             raise ValueError(f"mask: expected a whole number below {self.masks}, got {mask!r}") from None
-        if packed is not None and not torch.compiler.is_compiling() and self._changed():
+        if packed is not None and not torch.compiler.is_compiling() and self._packed_from.changed():
             packed = None
         return {"weights": weights, "biases": biases, "plan": plan, "packed": packed}
 
@@ -271,30 +270,12 @@ class MADE(nn.Module):
             with torch.no_grad():
                 sets = [self.arguments(i) for i in range(self.masks)]
                 self._packed = [ops.pack(a["plan"], a["weights"], a["biases"]) for a in sets]
-            prefix = name + "." if name else ""
-            self._frozen = [
-                (prefix + f"{path}.{key}", module._parameters, key, parameter, parameter._version)
-                for path, module in self.named_modules()
-                for key, parameter in module._parameters.items()
-                if parameter is not None and not parameter.is_inference()  # which count no changes
-            ]
+            self._packed_from = PackedFrom((path, module._parameters) for path, module in self.named_modules(prefix=name))
 
     def thaw(self) -> None:
         """Packs on every call again."""
         self._packed = [None] * self.masks
-        self._frozen = []
-
-    def _changed(self) -> bool:
-        """Whether a parameter is no longer the one that was packed."""
-        for name, owner, key, parameter, before in self._frozen:
-            if owner.get(key) is not parameter or parameter._version != before:
-                warnings.warn(
-                    f"flowkern.frozen: {name} has changed inside the block; its network packs its weights on every call",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return True
-        return False
+        self._packed_from = PackedFrom()
 
     def extra_repr(self) -> str:
         return f"features={self.features}, outputs={self.outputs}, context={self.context}, activation={self.activation!r}"

@@ -59,25 +59,11 @@ def _run(
     context: Tensor | None,
     packed: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Runs a checked call; what the context contributes is computed outside of kernels that do not know contexts."""
-    if context is None or kernels.on_cpu:
-        return _run_inside(call, kernels, x, weights, biases, addends, context, packed)
-    weights, biases, addends = outside(call.plan, weights, biases, addends, context)
-    value, *log_det = _run_inside(call.outside, kernels, x, weights, biases, addends, None, None)
-    return value, *(term + (context - context).detach().sum(-1) for term in log_det)
-
-
-def _run_inside(
-    call: Call,
-    kernels: Kernels,
-    x: Tensor,
-    weights: Tensors,
-    biases: Tensors,
-    addends: Tensors,
-    context: Tensor | None,
-    packed: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Compute dtype, two dimensions, autograd only where something needs it."""
+    """Runs a checked call in the kernels' dtype on two dimensions, with autograd only where something needs it."""
+    if context is not None and not kernels.on_cpu:  # such kernels know no contexts
+        weights, biases, addends = outside(call.plan, weights, biases, addends, context)
+        value, *log_det = _run(call.outside, kernels, x, weights, biases, addends, None, None)
+        return value, *(term + (context - context).detach().sum(-1) for term in log_det)
     if kernels.plain:
         outputs = (call.oracle if kernels == ORACLE else call.plain)(x, weights, biases, addends)
         return outputs if isinstance(outputs, tuple) else (outputs,)

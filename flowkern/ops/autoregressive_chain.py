@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowkern import reference
 from flowkern._checks import HALF, autocasts, check_features, check_float, check_like, check_tensor
 from flowkern._library import MAPS
 from flowkern.backends import Kernels, has_triton_map, kernels_for
@@ -21,6 +22,7 @@ from flowkern.ops._network_checks import check_network, check_packed
 from flowkern.ops.autoregressive import autoregressive, forward_call
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse, inverse_call
 from flowkern.ops.normal_log_prob import normal_log_prob
+from flowkern.reference.autoregressive_chain import Transform
 
 
 class NetworkStep(NamedTuple):
@@ -92,11 +94,11 @@ def autoregressive_chain(
     kernels = kernels_for(x, "autoregressive_chain")
     lowered = autocasts(x)
     if kernels.plain or torch.compiler.is_compiling() or (kernels.on_cpu and (lowered or x.dtype in HALF)):
-        return _one_by_one(x, steps, context, normal)
+        return _one_by_one(kernels, x, steps, context, normal)
     try:
         call, tensors, addends, packed = _gather(x, steps, context, normal)
         if call is None or not call.serves(kernels, lowered or x.dtype in HALF):
-            return _one_by_one(x, steps, context, normal)
+            return _one_by_one(kernels, x, steps, context, normal)
         if any(map(_is_meta, tensors)) or any(map(_is_meta, packed)):
             raise RuntimeError("tensors without values would reach the operator's fake, not its kernel")
         if not kernels.on_cpu:
@@ -255,15 +257,21 @@ class ChainCall:
     def in_plain_pytorch(self, x: Tensor, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiable as often as one likes."""
         given, addends = iter(tensors[: self.parameters]), iter(tensors[self.parameters :])
-        noise, total = x, x.new_zeros(x.shape[:-1])
+        steps: list[Transform] = []
         for part in self.parts:
             if isinstance(part, Call):
                 own = [next(given) for _ in range(part.parameters)] + [next(addends) for _ in part.plan.addend_widths]
-                x, log_det = part.in_plain_pytorch(x, context if part.plan.context else None, *own)
+                steps.append(_with(part.in_plain_pytorch, context if part.plan.context else None, *own))
+            elif isinstance(part, Permute):
+                steps.append(partial(reference.permutation, order=part.order))
             else:
-                x, log_det = _simple(x, part, *([next(given), next(given)] if isinstance(part, Elementwise) else []))
-            total = total + log_det
-        return x, _with_normal(noise, x, total, self.normal)
+                steps.append(_with(reference.elementwise, next(given), next(given), part.inverse))
+        return reference.autoregressive_chain(x, steps, self.normal)
+
+
+def _with(function: Callable[..., Any], *given: Any) -> Transform:
+    """A step as a function of its input alone."""
+    return lambda x: function(x, *given)
 
 
 def _gather(
@@ -325,32 +333,24 @@ def _make(steps: Sequence[Step], normal: str | None) -> ChainCall:
     return ChainCall(parts, normal)
 
 
-def _one_by_one(x: Tensor, steps: Sequence[Step], context: Tensor | None, normal: str | None) -> tuple[Tensor, Tensor]:
-    noise, total = x, x.new_zeros(x.shape[:-1])
-    for step in steps:
-        if isinstance(step, NetworkStep):
-            operator = autoregressive_inverse if step.inverse else autoregressive
-            own = context if step.arguments["plan"].context else None
-            x, log_det = operator(x, **step.arguments, context=own)
-        else:
-            tensors = (step.shift, step.scale) if isinstance(step, ElementwiseStep) else ()
-            x, log_det = _simple(x, step, *tensors)
-        total = total + log_det
-    return x, _with_normal(noise, x, total, normal)
+def _one_by_one(
+    kernels: Kernels, x: Tensor, steps: Sequence[Step], context: Tensor | None, normal: str | None
+) -> tuple[Tensor, Tensor]:
+    transforms = [_alone(step, context) for step in steps]
+    if kernels.plain or normal is None:
+        return reference.autoregressive_chain(x, transforms, normal)
+    value, log_det = reference.autoregressive_chain(x, transforms)
+    return value, normal_log_prob(x, -log_det) if normal == "input" else normal_log_prob(value, log_det)  # rounded once
 
 
-def _simple(x: Tensor, step: Any, shift: Tensor | None = None, scale: Tensor | None = None) -> tuple[Tensor, Any]:
-    """A step that is no network, in plain PyTorch, and its log-determinant."""
-    if shift is None or scale is None:
-        return x[..., list(step.order)], 0
-    log_det = scale.abs().log().sum()
-    return ((x - shift) / scale, -log_det) if step.inverse else (x * scale + shift, log_det)
-
-
-def _with_normal(x: Tensor, z: Tensor, log_det: Tensor, normal: str | None) -> Tensor:
-    if normal == "output":
-        return normal_log_prob(z, log_det)
-    return log_det if normal is None else normal_log_prob(x, -log_det)
+def _alone(step: Step, context: Tensor | None) -> Transform:
+    """A step as a function of its input alone, by the operator that it is."""
+    if isinstance(step, PermutationStep):
+        return partial(reference.permutation, order=step.order)
+    if isinstance(step, ElementwiseStep):
+        return partial(reference.elementwise, shift=step.shift, scale=step.scale, inverse=step.inverse)
+    operator = autoregressive_inverse if step.inverse else autoregressive
+    return partial(operator, **step.arguments, context=context if step.arguments["plan"].context else None)
 
 
 def _explain(x: Tensor, steps: Sequence[Step], context: Tensor | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,3 +40,36 @@ def pack(plan: AutoregressivePlan, weights: Sequence[Tensor], biases: Sequence[T
     if reason is not None:
         raise RuntimeError(f"pack: {reason}")
     return torch.ops.flowkern.pack(weights, biases, plan.meta, plan.mask_bytes, plan.packed_size)
+
+
+class PackedFrom:
+    """The tensors of modules that packed weights were made from, and whether they still are what they were.
+
+    Args:
+        owners: (name, tensors by name) for the parameters or the buffers of each module.
+    """
+
+    def __init__(self, owners: Iterable[tuple[str, Mapping[str, Tensor | None]]] = ()) -> None:
+        self._seen = [
+            (f"{name}.{key}", tensors, key, tensor, tensor._version)
+            for name, tensors in owners
+            for key, tensor in tensors.items()
+            if tensor is not None and not tensor.is_inference()  # which count no changes
+        ]
+
+    def changed(self) -> bool:
+        """Whether one of them is another tensor now, or was written to; warns of it."""
+        for name, tensors, key, tensor, version in self._seen:
+            if tensors.get(key) is not tensor or tensor._version != version:
+                warn_of_change(name)
+                return True
+        return False
+
+
+def warn_of_change(what: str) -> None:
+    """Packed weights are no longer used, since this has changed."""
+    warnings.warn(
+        f"flowkern.frozen: {what} has changed inside the block; its network packs its weights on every call",
+        RuntimeWarning,
+        stacklevel=4,
+    )

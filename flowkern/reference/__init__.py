@@ -2,7 +2,7 @@
 
 from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
-from flowkern.reference.autoregressive_chain import autoregressive_chain
+from flowkern.reference.autoregressive_chain import autoregressive_chain, elementwise, permutation
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.coupling import coupling
 from flowkern.reference.iaf_step import iaf_step
@@ -17,8 +17,10 @@ __all__ = [
     "autoregressive_chain",
     "autoregressive_inverse",
     "coupling",
+    "elementwise",
     "iaf_step",
     "log_det",
     "masked_mlp",
     "normal_log_prob",
+    "permutation",
 ]

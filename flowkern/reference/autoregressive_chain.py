@@ -1,20 +1,36 @@
-"""Oracle of ``autoregressive_chain``."""
+"""Oracle of ``autoregressive_chain``, and of those of its steps that are no operators."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from flowkern.reference.autoregressive import autoregressive
-from flowkern.reference.autoregressive_inverse import autoregressive_inverse
+from flowkern.reference.normal_log_prob import normal_log_prob
+
+Transform = Callable[[Tensor], tuple[Tensor, Tensor]]  # a step, as a function of its input alone
 
 
-def autoregressive_chain(x: Tensor, steps: Sequence[tuple[bool, dict[str, Any]]]) -> tuple[Tensor, Tensor]:
-    """(z, log_det) of the steps (inverse, keyword arguments of the oracle of that direction), one after another."""
-    total = x.new_zeros(x.shape[:-1])
-    for inverse, arguments in steps:
-        x, log_det = (autoregressive_inverse if inverse else autoregressive)(x, **arguments)
-        total = total + log_det
-    return x, total
+def permutation(x: Tensor, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(v, log_det) with v_i = x_order[i]."""
+    return x[..., list(order)], x.new_zeros(())
+
+
+def elementwise(x: Tensor, shift: Tensor, scale: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """(v, log_det) with v = x scale + shift, or its inverse (x - shift) / scale."""
+    log_det = scale.abs().log().sum()
+    return ((x - shift) / scale, -log_det) if inverse else (x * scale + shift, log_det)
+
+
+def autoregressive_chain(x: Tensor, steps: Sequence[Transform], normal: str | None = None) -> tuple[Tensor, Tensor]:
+    """The output of the last step, and log_det or the log-density, as `flowkern.ops.autoregressive_chain` defines them.
+
+    Steps are `permutation`, `elementwise` and transforms, with all but x given.
+    """
+    value, log_det = x, x.new_zeros(x.shape[:-1])
+    for step in steps:
+        value, term = step(value)
+        log_det = log_det + term
+    if normal is None:
+        return value, log_det
+    return value, normal_log_prob(x, -log_det) if normal == "input" else normal_log_prob(value, log_det)

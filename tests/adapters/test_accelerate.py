@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,35 @@ def test_sbi_posteriors(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert_same(samples[0], samples[1])
     assert_same(posterior.log_prob(samples[0], x=x), twin.log_prob(samples[0], x=x))
     assert status(posterior).count("accelerated") == 5
+
+
+@pytest.mark.parametrize("model", ["maf", "zuko_maf"])
+def test_an_sbi_posterior_is_trained_to_the_same_losses(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five epochs of ten steps by sbi's own loop, from one seed."""
+    pytest.importorskip("sbi")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
+    from sbi.inference import NPE
+    from sbi.neural_nets import posterior_nn
+
+    networks: list[torch.nn.Module] = []
+
+    def course(change: Callable[[Any], Any]) -> torch.Tensor:
+        def build(*data: Any) -> Any:
+            networks.append(change(posterior_nn(model, hidden_features=20)(*data)))
+            return networks[-1]
+
+        torch.manual_seed(0)
+        theta = torch.randn(560, 3)
+        inference = NPE(density_estimator=build, show_progress_bars=False)
+        inference.append_simulations(theta, torch.cat([theta.sin(), theta], 1) + 0.3 * torch.randn(560, 6))
+        inference.train(training_batch_size=50, max_num_epochs=4, learning_rate=1e-3)
+        return torch.tensor(inference.summary["validation_loss"])
+
+    accelerated, own = course(fk.accelerate), course(lambda network: network)
+    assert [status(network).count("accelerated") for network in networks] == [5, 0]
+    assert len(own) == 5
+    assert own[-1] < own[0]
+    torch.testing.assert_close(accelerated, own, rtol=1e-6, atol=1e-6)
 
 
 # -- left alone -------------------------------------------------------------------------------------------------------

@@ -64,20 +64,6 @@ def test_every_shape_of_the_batch_gives_the_same_bits(layers: Any) -> None:
             assert torch.equal(total, log_det.reshape(shape))
 
 
-def test_the_oracle_is_the_composition() -> None:
-    example = CASE.draw(5, 0, layers=CHAINS["addends"])
-    arguments = arguments_of(example)
-    steps = []
-    for inverse, given in arguments["steps"]:
-        plan = given["plan"]
-        named = {"weights": given["weights"], "biases": given["biases"], "masks": plan.masks, **plan.terms(given["addends"])}
-        map = {"scale": "exp", "placement": "standardize", "constants": ()}
-        steps.append((inverse, {**named, **map, **plan.structure, **plan.head}))
-    with torch.no_grad():
-        expected = fk.ops.autoregressive_chain(**arguments)
-    torch.testing.assert_close(fk.reference.autoregressive_chain(arguments["x"], steps), expected)
-
-
 def test_half_precision_goes_step_by_step() -> None:
     arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS["both"]), torch.bfloat16)
     with torch.no_grad():

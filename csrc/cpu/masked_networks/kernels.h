@@ -79,11 +79,11 @@ struct WeightGradient {
   int64_t deltas_stride;  // from tile to tile
   const T* activations;
   const uint8_t* mask;
-  int64_t tiles;
-  bool first;         // of the groups of tiles that a batch is cut into
-  T* sums;            // over the groups, in sorted order: [rows][sums_width] of every linear map
-  T* const* weights;  // result: dense gradients in the original layout
-  T* const* biases;   // result, added to
+  int64_t tiles, rows;  // rows of the batch in these tiles: lanes beyond them have no cotangents
+  bool first;           // of the groups of tiles that a batch is cut into
+  T* sums;              // over the groups, in sorted order: [rows][sums_width] of every linear map
+  T* const* weights;    // result: dense gradients in the original layout
+  T* const* biases;     // result, added to
 };
 
 // A tile is a group of rows processed together, one row per

@@ -254,7 +254,8 @@ class TileGradient {
                         in_.saved + (c.row() + u0) * R, in_.deltas + (c.row() + u0) * R, (u1 - u0) * R);
   }
 
-  // Panels of R inputs of a linear map as [row][R inputs], the order in which weight_gradient reads them.
+  // Panels of R inputs of a linear map as [row][R inputs], the order in which weight_gradient reads them. Rows beyond
+  // the batch, which it does not read, may be left out.
   void transpose_inputs(int node) const {
     constexpr int W = kLanes<T>;
     const int64_t n = plan_.start(node, plan_.levels());
@@ -270,7 +271,7 @@ class TileGradient {
         from = spare_;
       }
       for (int i = 0; i < R; i += W)
-        for (int j = 0; j < R; j += W) {
+        for (int j = 0; j < rows_.count; j += W) {
           Vec<T> v[W];
           for (int u = 0; u < W; ++u) v[u] = i + u < units ? load<Vec<T>>(from + (i + u) * R + j) : Vec<T>{};
           transpose<T>(v);

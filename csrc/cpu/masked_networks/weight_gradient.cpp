@@ -25,7 +25,8 @@ FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const
         }
     for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
       for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
-    for (int r = 0; r < R; ++r, inputs += R) {
+    const int64_t rows = g.rows - tile * R < R ? g.rows - tile * R : R;
+    for (int64_t r = 0; r < rows; ++r, inputs += R) {
       Vec<T> a[V];
       for (int h = 0; h < V; ++h) a[h] = load<Vec<T>>(inputs + h * W);
       for (int i = 0; i < N; ++i)
