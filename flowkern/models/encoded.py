@@ -29,7 +29,8 @@ class Encoded(Model):
     Example:
         >>> import torch, flowkern as fk
         >>> x = 1e6 + 100 * torch.randn(500, 2, dtype=torch.float64)
-        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), fk.data.Standardised.fit(x))
+        >>> scale = fk.data.Standardised.fit(fk.data.Rows(x))
+        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), scale)
         >>> model.log_prob(x).shape, bool((model.sample((5,)) > 9e5).all())
         (torch.Size([500]), True)
     """
