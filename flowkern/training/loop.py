@@ -376,9 +376,10 @@ class Training:
 
     def _optimizer_state(self) -> Any:
         state = get_optimizer_state_dict(self.bare, self.optimizer)
-        if self.step == 0:  # torch made it by a step of no length, which is none
+        if self.step == 0:  # torch made it by a step of no length, which counts, and which weight decay leaves its mark on
             for of_parameter in self.optimizer.state.values():
-                of_parameter["step"].zero_()
+                for t in of_parameter.values():
+                    t.zero_()
         return state
 
     def _random_state(self) -> dict[str, Tensor]:

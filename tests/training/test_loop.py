@@ -88,10 +88,19 @@ def test_a_broken_run_goes_on_with_the_very_losses(kind: str, at: tuple[int, flo
         assert torch.equal(t, other), name
 
 
-def test_runs_repeat_and_do_not_depend_on_checkpoints(tmp_path: Path) -> None:
-    first, second = training("maf").run(), training("maf", tmp_path, checkpoint_minutes=0).run()
-    assert first.train == second.train
-    assert first.validation == second.validation
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_runs_repeat_and_do_not_depend_on_checkpoints(optimizer: str, tmp_path: Path) -> None:
+    settings = {"optimizer": optimizer, "weight_decay": 0.1, "checkpoint_minutes": 0}
+    run = training("maf", tmp_path, **settings)
+    run.save()
+    begun = training("maf", tmp_path, **settings)  # from the checkpoint of the first step, which has none of the optimiser's
+    newest = Checkpoints(tmp_path, HERE).newest()
+    assert newest is not None
+    begun.resume(newest)
+    first, *others = (each.run() for each in (training("maf", **settings), run, begun))
+    for other in others:
+        assert other.train == first.train
+        assert other.validation == first.validation
 
 
 def test_losses_are_those_of_a_loop_by_hand() -> None:
