@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 import flowkern as fk
 from flowkern.data import Dequantised, Encoding, Rows, Standardised
@@ -101,6 +102,13 @@ def test_runs_repeat_and_do_not_depend_on_checkpoints(optimizer: str, tmp_path: 
     for other in others:
         assert other.train == first.train
         assert other.validation == first.validation
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_torch_finds_what_a_state_dict_names(kind: str) -> None:
+    """Which it looks up to put a sharded model together."""
+    model = MODELS[kind]()
+    assert get_model_state_dict(model).keys() == model.state_dict().keys()
 
 
 def test_losses_are_those_of_a_loop_by_hand() -> None:
