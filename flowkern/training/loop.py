@@ -183,7 +183,8 @@ class Training:
     def _backward(self, batch: Batch) -> Tensor:
         """The loss of a batch, weighted among the processes; its gradient is added to the parameters'."""
         rows = len(batch.parts[0])
-        count = min(self.settings.accumulate, rows)
+        # As many parts in every process, also where one has a row less: each part is a step of all of them.
+        count = min(self.settings.accumulate, max(1, batch.rows // self.processes.count))
         if count == 1:
             return self._backward_part(batch.parts, batch.weight)
         losses = []
