@@ -71,9 +71,12 @@ class StopAt:
 @pytest.mark.parametrize("settings", [{}, {"average": 0.9, "accumulate": 3}], ids=["plain", "average, parts"])
 @pytest.mark.parametrize("at", [(0, 0.3), (2, 0.5), (3, 0.0)], ids=["first epoch", "inside", "between"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_broken_run_goes_on_with_the_very_losses(kind: str, at: tuple[int, float], settings: Any, tmp_path: Path) -> None:
+def test_a_broken_run_goes_on_with_the_very_losses(
+    kind: str, at: tuple[int, float], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = training(kind, **settings)
     expected = whole.run()
+    monkeypatch.setattr("flowkern.training.loop.LOOK", 0)  # after every step, however long that takes here
     broken = training(kind, tmp_path, StopAt(*at), **settings)
     assert broken.run().ended == "SIGTERM"
     torch.rand(3)  # whatever happens between
@@ -102,6 +105,21 @@ def test_runs_repeat_and_do_not_depend_on_checkpoints(optimizer: str, tmp_path: 
     for other in others:
         assert other.train == first.train
         assert other.validation == first.validation
+
+
+def test_one_checkpoint_is_kept_and_what_is_not_the_runs_own(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-0000000003-copy").mkdir()
+    run = training("maf", tmp_path)
+    run.save()
+    run.save()  # of the same step
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-0000000000", "checkpoint-0000000003-copy"}
+    run.step = 2
+    run.save()
+    newest = Checkpoints(tmp_path, HERE).newest()
+    assert newest == tmp_path / "checkpoint-0000000002"
+    assert {path.name for path in tmp_path.iterdir()} == {newest.name, "checkpoint-0000000003-copy"}
+    Checkpoints(tmp_path, HERE).remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000000003-copy"]
 
 
 @pytest.mark.parametrize("kind", MODELS)
