@@ -100,12 +100,12 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
 
 def _check_same(here: Processes, made: Configuration) -> None:
     """Raises if a process was started with another configuration than the first one."""
-    texts = here.gather(made.json())
-    for rank, text in enumerate(texts):
-        if text != texts[0]:
-            lines = zip(texts[0].splitlines(), text.splitlines(), strict=False)
-            first, other = next((a.strip(" ,"), b.strip(" ,")) for a, b in lines if a != b)
-            raise CommandError(f"rank {rank} was started with {other}, rank 0 with {first}")
+    all_made = here.gather(made)
+    for rank, other in enumerate(all_made):
+        found = other.difference(all_made[0])
+        if found is not None:
+            key, theirs, first = found
+            raise CommandError(f"rank {rank} was started with {key} = {theirs!r}, rank 0 with {first!r}")
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 
 import flowkern as fk
 from flowkern.cli import main
-from flowkern.cli.configuration import DataOptions, options_of
+from flowkern.cli.configuration import DataOptions, options_of, read
 from flowkern.cli.options import options_of as options_of_class
 from flowkern.cli.registry import models
 from flowkern.training import Settings
@@ -121,6 +121,12 @@ def test_the_folder_of_a_run(run: Path, table: Path) -> None:
     names = {path.name for path in run.iterdir()}
     kept = {"config.json", "model.safetensors", "run.json", "metrics.csv", "results.json", "learning_curve.png"}
     assert names - {"tensorboard"} == kept | {"samples.csv", "samples.png", "density.png"}
+
+
+def test_a_configuration_may_leave_options_out(run: Path, table: Path) -> None:
+    (run / "run.json").write_text(json.dumps({"model": "maf", "data": str(table)}))
+    assert main(["evaluate", str(run)]) == 0
+    assert options_of("maf")["training"]["epochs"].default == read(run / "run.json", "--config").training["epochs"]
 
 
 def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,11 +127,11 @@ def test_a_rank_with_another_configuration_is_told(tmp_path: Path) -> None:
     for rank in range(2):
         environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        arguments = ["train", *MODEL, "--output", str(tmp_path / "run"), "--set", f"epochs={rank + 1}"]
+        arguments = ["train", *MODEL, "--output", str(tmp_path / "run"), "--set", f"hidden=8,{rank + 1}"]
         command = [sys.executable, "-m", "flowkern.cli", *arguments]
         found.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     (first, text), (second, other) = map(finish, found)
     assert (first, second) == (2, 2)
-    assert text == 'flowkern: error: rank 1 was started with "epochs": 2, rank 0 with "epochs": 1\n'
+    assert text == "flowkern: error: rank 1 was started with hidden = (8, 2), rank 0 with (8, 1)\n"
     assert other == ""
     assert not (tmp_path / "run" / "run.json").exists()
