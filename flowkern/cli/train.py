@@ -85,6 +85,9 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
             raise CommandError(f"--resume: {options.output!r} holds no run")
         if path.exists() and not options.resume:
             raise CommandError(f"--output: {options.output!r} holds another run; --resume continues it, or name another folder")
+        taken = next((name for name in FILES if (path.parent / name).exists()), None)
+        if taken and not options.resume:
+            raise CommandError(f"--output: {options.output!r} holds {taken}, which the run would replace; name another folder")
 
     first_does(here, look)
     if options.resume and options.config:
@@ -146,14 +149,13 @@ class Run:
 
     def train(self, resume: bool) -> int:
         """Trains, or goes on, and writes all into the folder. Returns the exit status."""
-        from flowkern.cli.processes import say
+        from flowkern.cli.processes import first_does, say
         from flowkern.training import Checkpoints, Progress, Training, TrainingError
 
         if resume and (self.path / "results.json").exists():
             say(self.here, f"the run in {self.path}/ has ended; nothing is left to do")
             return 0
-        if self.folder is not None:
-            self.folder.write("run.json", self.made.json().encode())
+        first_does(self.here, lambda: self._write("run.json", self.made.json()))
         say(self.here, self._introduction())
         checkpoints, settings = Checkpoints(self.path, self.here), self.made.settings()
         rows = self.dataset.train, self.dataset.validation
@@ -186,7 +188,7 @@ class Run:
 
     def _finish(self, training: Training, history: History) -> int:
         """Writes the model; where the run has come to its end, also what it is worth, and pictures."""
-        from flowkern.cli.processes import say
+        from flowkern.cli.processes import first_does, say
         from flowkern.training import Checkpoints
 
         status = STATUS.get(history.ended, 0)
@@ -194,9 +196,8 @@ class Run:
             say(self.here, f"{history.ended} in the first epoch; {self._continue}")
             return status
         model = whole(training, self.encoding)
-        if self.folder is not None:
-            _save(model, self.folder)
-            self.folder.write("metrics.csv", history.table().encode())
+        first_does(self.here, lambda: self._save(model))
+        first_does(self.here, lambda: self._write("metrics.csv", history.table()))
         if status:
             say(
                 self.here,
@@ -207,6 +208,16 @@ class Run:
         if self.folder is not None:
             Checkpoints(self.path, self.here).remove()
         return 0
+
+    def _write(self, name: str, text: str) -> None:
+        assert self.folder is not None
+        self.folder.write(name, text.encode())
+
+    def _save(self, model: Encoded) -> None:
+        try:
+            model.save_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot write the model: {error}; the checkpoint is kept", status=1) from None
 
     def _judge(self, model: Encoded, history: History) -> None:
         """Scores the test rows, draws samples and pictures."""
@@ -264,13 +275,6 @@ def whole(training: Training, encoding: Encoding) -> Encoded:
         model = type(model)(**model.config).to(training.processes.device)
         model.load_state_dict({name.removeprefix("model."): t for name, t in state.items()})
     return Encoded(model.eval(), encoding)
-
-
-def _save(model: Encoded, folder: OutputFolder) -> None:
-    try:
-        model.save_pretrained(folder.path)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot write the model: {error}; the checkpoint is kept", status=1) from None
 
 
 class _Recorder:

@@ -101,6 +101,16 @@ def test_a_folder_that_holds_a_run(run: Path, table: Path, capsys: pytest.Captur
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "samples.csv"])
+def test_a_folder_that_holds_something_else(name: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before the work, not when the model is to be written."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    text = refused(capsys, "train", "maf", "--data", str(table), "--output", str(tmp_path / "mine"))
+    assert f"holds {name}, which the run would replace; name another folder" in text
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+
+
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() == 0:
         text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either
