@@ -44,7 +44,7 @@ class Encoded(Model):
                 f"got {tuple(encoding.event_shape)}"
             )
         self.model, self.encoding = model, encoding
-        self.event_shape = encoding.event_shape
+        self.event_shape, self.levels = encoding.event_shape, encoding.data_levels
 
     @property
     def conditional(self) -> bool:

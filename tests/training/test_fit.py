@@ -78,6 +78,13 @@ def test_doubles() -> None:
     assert made.log_prob(rows().double()).dtype is torch.float64
 
 
+def test_a_model_of_levels_takes_whole_numbers_of_any_dtype() -> None:
+    images = torch.randint(17, (100, 1, 2, 1), dtype=torch.uint8)
+    made = fk.models.Encoded(flow(), fk.data.Dequantised(17, (1, 2, 1)))
+    assert made.fit(images, **SETTINGS).validation[0] < math.inf
+    assert made.levels == 17
+
+
 def test_ctrl_c_ends_the_training_and_not_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     made, calls = flow(), []
     loss = type(made).loss
