@@ -195,7 +195,7 @@ class Run:
         if history.best < 0:
             say(self.here, f"{history.ended} in the first epoch; {self._continue}")
             return status
-        model = whole(training, self.encoding)
+        model = assembled(training, self.encoding)
         first_does(self.here, lambda: self._save(model))
         first_does(self.here, lambda: self._write("metrics.csv", history.table()))
         if status:
@@ -263,7 +263,7 @@ def clear(folder: OutputFolder) -> None:
     Checkpoints(folder.path, Processes()).remove()
 
 
-def whole(training: Training, encoding: Encoding) -> Encoded:
+def assembled(training: Training, encoding: Encoding) -> Encoded:
     """The trained model in the data's units, in every process, put together where it was sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
