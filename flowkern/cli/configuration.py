@@ -56,12 +56,19 @@ class Configuration:
 
     def check_continues(self, other: Configuration) -> None:
         """Raises unless this is the configuration of the run that is to be continued."""
-        for name in ("model", "data", *PARTS):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            for key in theirs if isinstance(theirs, dict) else [""]:
-                was, now = (theirs[key], mine[key]) if key else (theirs, mine)
-                if was != now:
-                    raise CommandError(f"--resume: the run has {key or name} = {was!r}, not {now!r}; it goes on with its own")
+        found = self.difference(other)
+        if found is not None:
+            key, mine, theirs = found
+            raise CommandError(f"--resume: the run has {key} = {theirs!r}, not {mine!r}; it goes on with its own")
+
+    def difference(self, other: Configuration) -> tuple[str, Any, Any] | None:
+        """The first of the names and options that is another one in another configuration, here and there."""
+        mine, theirs = self._flat(), other._flat()
+        return next(((key, mine.get(key), value) for key, value in theirs.items() if mine.get(key) != value), None)
+
+    def _flat(self) -> dict[str, Any]:
+        """All of it; options have one name only, whatever part they are of."""
+        return {"model": self.model, "data": self.data, **self.model_options, **self.data_options, **self.training}
 
 
 def options_of(model: str) -> dict[str, dict[str, opt.Option]]:
@@ -119,7 +126,7 @@ def located(data: str) -> str:
 
 
 def read(path: str | os.PathLike[str], name: str) -> Configuration:
-    """The configuration in a file; ``name`` is what the user gave it by."""
+    """The configuration in a file, with the defaults of what it leaves out; ``name`` is what the user gave it by."""
     try:
         with Path(path).open() as file:
             content = json.loads(file.read(1_000_000))
@@ -128,19 +135,19 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
         raise CommandError(f"{name}: cannot read {os.fspath(path)}: {reason}") from None
     if not isinstance(content, dict) or not {"model", "data"} <= content.keys():
         raise CommandError(f"{name}: {os.fspath(path)} is no configuration of a run, such as the run.json in its folder")
-    made = Configuration(content["model"], content["data"])
     for key in ("model", "data"):
         if not isinstance(content[key], str):
             raise CommandError(f"{name}: {os.fspath(path)}: {key}: expected a name, got {content[key]!r}")
-    known = options_of(made.model)
+    known, given = options_of(content["model"]), {}
     for part in PARTS:
         values = content.get(part, {})
         if not isinstance(values, dict):
             raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
         try:
             opt.check_names(values, known[part])
-            getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
+            given[part] = {key: opt.check(known[part][key], value) for key, value in values.items()}
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
-    made.columns, made.command = content.get("columns"), content.get("command", "train")
+    made = whole(content["model"], content["data"], given, content.get("command", "train"))
+    made.columns = content.get("columns")
     return made

@@ -66,4 +66,15 @@ def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
     if rows.event_shape != model.event_shape:
         shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))
         raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
+    if model.encoding.data_levels is not None:
+        _check_levels(name, rows, model.encoding.data_levels)
     return name, rows
+
+
+def _check_levels(name: str, rows: Rows, levels: int) -> None:
+    """Raises unless all are whole numbers that the model knows: of others it would make some number, too."""
+    for chunk in rows.chunks():
+        bad = (chunk < 0) | (chunk >= levels) | (chunk.double().round() != chunk)
+        if bad.any():
+            value = float(chunk[bad][0])
+            raise CommandError(f"--data: {name}: the model takes whole numbers from 0 to {levels - 1}, got {value:g}")

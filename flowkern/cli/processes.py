@@ -17,12 +17,10 @@ Result = TypeVar("Result")
 
 def checked_device(name: str | None) -> str | None:
     """The name of a device that is there."""
-    try:
-        kind = "cpu" if name is None else torch.device(name).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise CommandError(f"--device: expected cpu{' or cuda' if torch.cuda.is_available() else ''}, got {name!r}")
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    there = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if name is not None and name not in there:
+        raise CommandError(f"--device: expected {', '.join(there)}, got {name!r}")
     return name
 
 

@@ -43,7 +43,7 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
     found = {"samples.png": pictures.corner(real, samples, columns)}
     if len(columns) == 2 and model.model.levels is None:
         with torch.no_grad():
-            found["density.png"] = pictures.density_map(model.log_prob, real, samples, columns)
+            found["density.png"] = pictures.density_map(model.cpu().log_prob, real, samples, columns)
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flowkern._optional import optional
-from flowkern.cli.errors import CommandError
+from flowkern.cli.errors import CommandError, require
 
 SUFFIXES = (".csv", ".npy", ".parquet")
 
@@ -24,10 +24,7 @@ def check(path: str) -> None:
     if not Path(path).parent.is_dir():
         raise CommandError(f"--output: there is no folder {os.fspath(Path(path).parent)!r}")
     if suffix == ".parquet":
-        try:
-            optional("pyarrow", "train")
-        except ImportError:
-            raise CommandError("--output: .parquet needs pyarrow: pip install pyarrow") from None
+        require(("pyarrow",), "parquet")
 
 
 def write(path: str, rows: Tensor, columns: Sequence[str] | None) -> None:
@@ -53,12 +50,12 @@ def _content(suffix: str, rows: Tensor, columns: Sequence[str] | None) -> bytes:
     flat = values.reshape(len(values), -1)
     names = list(columns or [f"x{i}" for i in range(flat.shape[1])])
     if suffix == ".csv":
-        whole = bool((flat == flat.round()).all())
+        whole = bool(((flat == flat.round()) & (np.abs(flat) < 2**53)).all())  # and none beyond int64
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(flat.astype(np.int64 if whole else np.float64).tolist())  # with all digits
         return text.getvalue().encode()
-    arrow, parquet = optional("pyarrow", "train"), optional("pyarrow.parquet", "train")
+    arrow, parquet = optional("pyarrow", "parquet"), optional("pyarrow.parquet", "parquet")
     parquet.write_table(arrow.table(dict(zip(names, flat.T, strict=True))), file)
     return file.getvalue()

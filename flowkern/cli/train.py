@@ -85,6 +85,9 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
             raise CommandError(f"--resume: {options.output!r} holds no run")
         if path.exists() and not options.resume:
             raise CommandError(f"--output: {options.output!r} holds another run; --resume continues it, or name another folder")
+        taken = next((name for name in FILES if (path.parent / name).exists()), None)
+        if taken and not options.resume:
+            raise CommandError(f"--output: {options.output!r} holds {taken}, which the run would replace; name another folder")
 
     first_does(here, look)
     if options.resume and options.config:
@@ -100,12 +103,12 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
 
 def _check_same(here: Processes, made: Configuration) -> None:
     """Raises if a process was started with another configuration than the first one."""
-    texts = here.gather(made.json())
-    for rank, text in enumerate(texts):
-        if text != texts[0]:
-            lines = zip(texts[0].splitlines(), text.splitlines(), strict=False)
-            first, other = next((a.strip(" ,"), b.strip(" ,")) for a, b in lines if a != b)
-            raise CommandError(f"rank {rank} was started with {other}, rank 0 with {first}")
+    all_made = here.gather(made)
+    for rank, other in enumerate(all_made):
+        found = other.difference(all_made[0])
+        if found is not None:
+            key, theirs, first = found
+            raise CommandError(f"rank {rank} was started with {key} = {theirs!r}, rank 0 with {first!r}")
 
 
 @dataclass
@@ -146,14 +149,13 @@ class Run:
 
     def train(self, resume: bool) -> int:
         """Trains, or goes on, and writes all into the folder. Returns the exit status."""
-        from flowkern.cli.processes import say
+        from flowkern.cli.processes import first_does, say
         from flowkern.training import Checkpoints, Progress, Training, TrainingError
 
         if resume and (self.path / "results.json").exists():
             say(self.here, f"the run in {self.path}/ has ended; nothing is left to do")
             return 0
-        if self.folder is not None:
-            self.folder.write("run.json", self.made.json().encode())
+        first_does(self.here, lambda: self._write("run.json", self.made.json()))
         say(self.here, self._introduction())
         checkpoints, settings = Checkpoints(self.path, self.here), self.made.settings()
         rows = self.dataset.train, self.dataset.validation
@@ -186,17 +188,16 @@ class Run:
 
     def _finish(self, training: Training, history: History) -> int:
         """Writes the model; where the run has come to its end, also what it is worth, and pictures."""
-        from flowkern.cli.processes import say
+        from flowkern.cli.processes import first_does, say
         from flowkern.training import Checkpoints
 
         status = STATUS.get(history.ended, 0)
         if history.best < 0:
             say(self.here, f"{history.ended} in the first epoch; {self._continue}")
             return status
-        model = whole(training, self.encoding)
-        if self.folder is not None:
-            _save(model, self.folder)
-            self.folder.write("metrics.csv", history.table().encode())
+        model = assembled(training, self.encoding)
+        first_does(self.here, lambda: self._save(model))
+        first_does(self.here, lambda: self._write("metrics.csv", history.table()))
         if status:
             say(
                 self.here,
@@ -207,6 +208,16 @@ class Run:
         if self.folder is not None:
             Checkpoints(self.path, self.here).remove()
         return 0
+
+    def _write(self, name: str, text: str) -> None:
+        assert self.folder is not None
+        self.folder.write(name, text.encode())
+
+    def _save(self, model: Encoded) -> None:
+        try:
+            model.save_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot write the model: {error}; the checkpoint is kept", status=1) from None
 
     def _judge(self, model: Encoded, history: History) -> None:
         """Scores the test rows, draws samples and pictures."""
@@ -252,7 +263,7 @@ def clear(folder: OutputFolder) -> None:
     Checkpoints(folder.path, Processes()).remove()
 
 
-def whole(training: Training, encoding: Encoding) -> Encoded:
+def assembled(training: Training, encoding: Encoding) -> Encoded:
     """The trained model in the data's units, in every process, put together where it was sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -264,13 +275,6 @@ def whole(training: Training, encoding: Encoding) -> Encoded:
         model = type(model)(**model.config).to(training.processes.device)
         model.load_state_dict({name.removeprefix("model."): t for name, t in state.items()})
     return Encoded(model.eval(), encoding)
-
-
-def _save(model: Encoded, folder: OutputFolder) -> None:
-    try:
-        model.save_pretrained(folder.path)
-    except (OSError, ValueError) as error:
-        raise CommandError(f"cannot write the model: {error}; the checkpoint is kept", status=1) from None
 
 
 class _Recorder:

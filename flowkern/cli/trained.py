@@ -19,9 +19,11 @@ def model_from(folder: str) -> Encoded:
         model = Model.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
         raise CommandError(f"FOLDER: {error}") from None
+    if model.conditional:
+        raise CommandError(f"FOLDER: the model in {folder} needs a context, which this command has none of")
     if isinstance(model, Encoded):
         return model
-    return Encoded(model, Identity(model.event_shape, model.levels))
+    return Encoded(model.float(), Identity(model.event_shape, model.levels))  # encoded rows are float32
 
 
 def run_of(folder: str) -> conf.Configuration | None:

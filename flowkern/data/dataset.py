@@ -41,8 +41,8 @@ class Rows:
         return len(self.source if self.index is None else self.index)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """A copy of the rows of these numbers (k,), as (k, *event_shape)."""
-        return self.source.index_select(0, rows if self.index is None else self.index[rows])
+        """A copy of the rows of these numbers (k,), as (k, *event_shape), where the source is."""
+        return self.source.index_select(0, (rows if self.index is None else self.index[rows]).to(self.source.device))
 
     @property
     def event_shape(self) -> torch.Size:

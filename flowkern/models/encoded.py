@@ -29,7 +29,8 @@ class Encoded(Model):
     Example:
         >>> import torch, flowkern as fk
         >>> x = 1e6 + 100 * torch.randn(500, 2, dtype=torch.float64)
-        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), fk.data.Standardised.fit(fk.data.Rows(x)))
+        >>> scale = fk.data.Standardised.fit(fk.data.Rows(x))
+        >>> model = Encoded(fk.flows.MAF(2, transforms=1, hidden=(8,)), scale)
         >>> model.log_prob(x).shape, bool((model.sample((5,)) > 9e5).all())
         (torch.Size([500]), True)
     """
@@ -43,7 +44,7 @@ class Encoded(Model):
                 f"got {tuple(encoding.event_shape)}"
             )
         self.model, self.encoding = model, encoding
-        self.event_shape = encoding.event_shape
+        self.event_shape, self.levels = encoding.event_shape, encoding.data_levels
 
     @property
     def conditional(self) -> bool:

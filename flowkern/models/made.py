@@ -81,15 +81,15 @@ class MADE(Model):
         self.features = self.network.features
         self.event_shape = torch.Size((self.features,))
         self.levels = self.head.levels
-        self._next = 0
+        self.next_mask = 0  # named as in the state dict, whose entries torch's sharded ones look up
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.network.masks > 1:  # a run that is continued goes on with the mask set whose turn it is
-            destination[f"{prefix}next_mask"] = torch.tensor(self._next)
+            destination[f"{prefix}next_mask"] = torch.tensor(self.next_mask)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        self._next = int(state_dict.pop(f"{prefix}next_mask", 0))
+        self.next_mask = int(state_dict.pop(f"{prefix}next_mask", 0))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
@@ -104,7 +104,7 @@ class MADE(Model):
         if not self.training and self.network.masks > 1:
             all_sets = [self._log_prob(x, context, i) for i in range(self.network.masks)]
             return torch.logsumexp(torch.stack(all_sets), 0) - math.log(len(all_sets))
-        mask, self._next = self._next, (self._next + 1) % self.network.masks
+        mask, self.next_mask = self.next_mask, (self.next_mask + 1) % self.network.masks
         return self._log_prob(x, context, mask)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, mask: int) -> Tensor:

@@ -17,6 +17,7 @@ from flowkern.training.distributed import Processes
 from flowkern.training.errors import TrainingError
 
 PROGRESS = "progress.json"
+NAMES = "checkpoint-" + 10 * "[0-9]"  # a user's own copy beside them has another
 
 
 class Checkpoints:
@@ -32,7 +33,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The checkpoint of the latest step."""
-        return max(self.folder.glob("checkpoint-*"), default=None)  # numbers of one length
+        return max(self.folder.glob(NAMES), default=None)  # numbers of one length
 
     def save(self, step: int, state: dict[str, Any], progress: dict[str, Any]) -> None:
         """Writes a checkpoint and removes the one before.
@@ -68,10 +69,11 @@ class Checkpoints:
             json.dump(progress, file)
             file.flush()
             os.fsync(file.fileno())
-        if made.exists():  # of a run that was continued and did no step
-            shutil.rmtree(made)
-        part.rename(made)
-        for old in self.folder.glob("checkpoint-*"):
+        if made.exists():  # of the same step, so it holds the same
+            shutil.rmtree(part)
+        else:
+            part.rename(made)
+        for old in self.folder.glob(NAMES):
             if old != made:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -97,7 +99,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Removes all."""
         with suppress(OSError):
-            for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint.part")):
+            for path in (*self.folder.glob(NAMES), *self.folder.glob(".checkpoint.part")):
                 shutil.rmtree(path)
 
 

@@ -48,7 +48,8 @@ def fit(
     if standardize and isinstance(model, Flow) and {"standardize", "transforms"} & set(getattr(model, "config", ())):
         model.standardize(train[0].to(like))
     rows, held_rows = (Rows(part, context=of) for part, of in (train, held))
-    with Progress(chosen, "" if progress else None) as watch, torch.random.fork_rng():
+    forked = torch.random.fork_rng([like.device] if like.is_cuda else [])
+    with Progress(chosen, "" if progress else None) as watch, forked:
         return Training(model, rows, held_rows, None, chosen, Processes(device=like.device), watch=watch).run()
 
 

@@ -33,7 +33,6 @@ from flowkern.training.settings import Settings
 
 LOOK = 0.2  # seconds between looks at the losses (for which a GPU must wait), the signals and the clock
 CALIBRATED = 10_000  # rows that statistics for evaluation are taken from
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 Watch = Callable[[History, float], None]
@@ -101,7 +100,7 @@ class Training:
         self.look_every = 1  # steps
         self.began = self.saved = self.looked = time.monotonic()
         self.signal = 0
-        torch.manual_seed(settings.seed + processes.rank)  # of noise inside of models
+        torch.manual_seed(seeded(settings.seed, -4, processes.rank).initial_seed())  # of noise inside of models
 
     def _parallel(self) -> nn.Module:
         """The loss, shared by the processes as the strategy says."""
@@ -122,7 +121,7 @@ class Training:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self) -> History:
-        """Trains until the epochs or the patience end, or a signal comes: after SIGTERM or Ctrl-C a checkpoint is written.
+        """Trains until the epochs or the patience end, or a signal comes: after Ctrl-C or SIGTERM a checkpoint is written.
 
         Raises:
             TrainingError: for a loss that is not finite, or a checkpoint that cannot be written. The weights are then those
@@ -183,7 +182,8 @@ class Training:
     def _backward(self, batch: Batch) -> Tensor:
         """The loss of a batch, weighted among the processes; its gradient is added to the parameters'."""
         rows = len(batch.parts[0])
-        count = min(self.settings.accumulate, rows)
+        # As many parts in every process, also where one has a row less: each part is a step of all of them.
+        count = min(self.settings.accumulate, max(1, batch.rows // self.processes.count))
         if count == 1:
             return self._backward_part(batch.parts, batch.weight)
         losses = []
@@ -265,7 +265,10 @@ class Training:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals end the run at the next look; a second Ctrl-C ends it at once. Only the main thread gets any."""
+        """Signals end the run at the next look; a second Ctrl-C ends it at once. Only the main thread gets any.
+
+        SIGTERM ends the program where there are no checkpoints for it to leave.
+        """
 
         def note(number: int, frame: Any) -> None:
             if self.signal == signal.SIGINT == number:
@@ -275,7 +278,8 @@ class Training:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, note) for number in SIGNALS}
+        numbers = [signal.SIGINT] if self.checkpoints is None else [signal.SIGINT, signal.SIGTERM]
+        before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
@@ -376,9 +380,10 @@ class Training:
 
     def _optimizer_state(self) -> Any:
         state = get_optimizer_state_dict(self.bare, self.optimizer)
-        if self.step == 0:  # torch made it by a step of no length, which is none
+        if self.step == 0:  # torch made it by a step of no length, which counts, and which weight decay leaves its mark on
             for of_parameter in self.optimizer.state.values():
-                of_parameter["step"].zero_()
+                for t in of_parameter.values():
+                    t.zero_()
         return state
 
     def _random_state(self) -> dict[str, Tensor]:

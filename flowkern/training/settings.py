@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from flowkern._checks import whole_number
 
@@ -71,10 +71,9 @@ class Settings:
             ("checkpoint_minutes", math.inf),
         ):
             _check_number(name, getattr(self, name), most)
-        for field in fields(self):
-            choices = CHOICES.get(field.name)
-            if choices is not None and getattr(self, field.name) not in choices:
-                raise ValueError(f"{field.name}: expected {' or '.join(choices)}, got {getattr(self, field.name)!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
         if self.seed >= 2**64:
             raise ValueError(f"seed: expected a whole number below 2^64, got {self.seed}")
         if self.average and self.strategy == "fsdp":
@@ -86,12 +85,7 @@ class Settings:
         return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else rate
 
 
-CHOICES = {
-    "optimizer": ("adam", "adamw"),
-    "schedule": ("cosine", "constant"),
-    "precision": ("float32", "bfloat16"),
-    "strategy": ("ddp", "fsdp"),
-}
+CHOICES = {name: get_args(of) for name, of in get_type_hints(Settings).items() if get_origin(of) is Literal}
 
 
 def _check_number(name: str, value: object, most: float) -> None:

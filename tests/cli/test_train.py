@@ -18,7 +18,7 @@ import torch
 
 import flowkern as fk
 from flowkern.cli import main
-from flowkern.cli.configuration import DataOptions, options_of
+from flowkern.cli.configuration import DataOptions, options_of, read
 from flowkern.cli.options import options_of as options_of_class
 from flowkern.cli.registry import models
 from flowkern.training import Settings
@@ -56,13 +56,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2
         (["maf", "--data", "digit"], "--data: cannot read digit: No such file or directory; did you mean digits?"),
         (["maf"], "expected --data DATA, or --config"),
         ([], "expected MODEL, or --config"),
-        (["maf", "--set", "hiden=8"], "hiden"),
-        (["maf", "--set", "hidden=x"], "hidden=x: expected"),
+        (["maf", "--set", "hiden=8"], "--set hiden: expected hidden, got 'hiden'"),
+        (["maf", "--set", "hidden=x"], "--set hidden=x: expected whole numbers separated by commas, got 'x'"),
         (["maf", "--set", "hidden=0"], "--set hidden: expected positive widths, got (0,)"),
         (["maf", "--set", "epochs=1.5"], "epochs=1.5: expected a whole number"),
         (["maf", "--set", "epochs=0"], "--set epochs: expected a whole number of at least 1, got 0"),
-        (["maf", "--set", "epochs"], "epochs"),
-        (["maf", "--set", "epochs=1", "epochs=2"], "epochs"),
+        (["maf", "--set", "epochs"], "--set epochs: expected name=value, got 'epochs'"),
+        (["maf", "--set", "epochs=1", "epochs=2"], "--set epochs=2: expected each option once, got epochs=1 before"),
         (["maf", "--set", "schedule=linear"], "schedule=linear: expected"),
         (["maf", "--set", "scale=abs"], "--set scale: expected one of"),
         (["maf", "--set", "context=3"], "--set context: the data hold none; leave it at 0"),
@@ -101,6 +101,16 @@ def test_a_folder_that_holds_a_run(run: Path, table: Path, capsys: pytest.Captur
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "samples.csv"])
+def test_a_folder_that_holds_something_else(name: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before the work, not when the model is to be written."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    text = refused(capsys, "train", "maf", "--data", str(table), "--output", str(tmp_path / "mine"))
+    assert f"holds {name}, which the run would replace; name another folder" in text
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+
+
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() == 0:
         text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either
@@ -123,6 +133,12 @@ def test_the_folder_of_a_run(run: Path, table: Path) -> None:
     assert names - {"tensorboard"} == kept | {"samples.csv", "samples.png", "density.png"}
 
 
+def test_a_configuration_may_leave_options_out(run: Path, table: Path) -> None:
+    (run / "run.json").write_text(json.dumps({"model": "maf", "data": str(table)}))
+    assert main(["evaluate", str(run)]) == 0
+    assert options_of("maf")["training"]["epochs"].default == read(run / "run.json", "--config").training["epochs"]
+
+
 def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that no run made, too."""
     fk.flows.MAF(2, 1, (8,)).save_pretrained(tmp_path / "flow")
@@ -134,14 +150,36 @@ def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys
     assert "--data: expected some" in text
 
 
-def test_samples_repeat_by_seed_and_do_not_depend_on_their_number(run: Path, tmp_path: Path) -> None:
-    drawn = {}
-    for name, n, seed in (("a", 3, 0), ("b", 1500, 0), ("c", 1500, 1), ("d", 1500, 0)):
-        file = tmp_path / f"{name}.npy"
-        assert main(["sample", str(run), "-n", str(n), "--seed", str(seed), "--output", str(file)]) == 0
-        drawn[name] = np.load(file)
-    assert np.array_equal(drawn["b"], drawn["d"])
-    assert not np.array_equal(drawn["b"], drawn["c"])
+def test_a_saved_model_of_doubles_and_one_with_a_context(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubles, context = tmp_path / "doubles", tmp_path / "context"
+    fk.flows.MAF(2, 1, (8,)).double().save_pretrained(doubles)
+    assert main(["evaluate", str(doubles), "--data", str(table)]) == 0
+    fk.flows.MAF(2, 1, (8,), context=3).save_pretrained(context)
+    for arguments in (["evaluate", str(context), "--data", str(table)], ["sample", str(context)]):
+        assert "needs a context, which this command has none of" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("value", ["2", "-1", "0.5"])
+def test_numbers_that_a_model_of_levels_does_not_know(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fk.models.MADE(2, "bernoulli", (8,)).save_pretrained(tmp_path / "made")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b\n0,0\n0,0\n")  # levels that do not all occur
+    assert main(["evaluate", str(tmp_path / "made"), "--data", str(rows)]) == 0
+    rows.write_text(f"a,b\n0,1\n1,{value}\n")
+    text = refused(capsys, "evaluate", str(tmp_path / "made"), "--data", str(rows))
+    assert text == f"--data: rows.csv: the model takes whole numbers from 0 to 1, got {value}"
+
+
+def test_samples_repeat_by_seed(run: Path, tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 1, 0):
+        file = tmp_path / "drawn.npy"
+        assert main(["sample", str(run), "-n", "1500", "--seed", str(seed), "--output", str(file)]) == 0
+        drawn.append(np.load(file))
+    assert np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 def test_few_rows_and_a_constant_column_can_be_evaluated(run: Path, tmp_path: Path) -> None:

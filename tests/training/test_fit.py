@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from typing import Any
 
@@ -79,26 +78,41 @@ def test_doubles() -> None:
     assert made.log_prob(rows().double()).dtype is torch.float64
 
 
+def test_a_model_of_levels_takes_whole_numbers_of_any_dtype() -> None:
+    images = torch.randint(17, (100, 1, 2, 1), dtype=torch.uint8)
+    made = fk.models.Encoded(flow(), fk.data.Dequantised(17, (1, 2, 1)))
+    assert made.fit(images, **SETTINGS).validation[0] < math.inf
+    assert made.levels == 17
+
+
 def test_ctrl_c_ends_the_training_and_not_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        made = flow()
-        loss = type(made).loss
+    made, calls = flow(), []
+    loss = type(made).loss
 
-        def interrupted(self: Any, batch: Any) -> Any:
-            if self.training and made.transform.transforms[0].mean.numel() and not monkeypatch_calls:
-                monkeypatch_calls.append(1)
-                os.kill(os.getpid(), signal.SIGINT)
-            return loss(self, batch)
+    def interrupted(self: Any, batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, batch)
 
-        monkeypatch_calls: list[int] = []
-        monkeypatch.setattr(type(made), "loss", interrupted)
-        history = made.fit(rows(), epochs=1000, progress=False)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(type(made), "loss", interrupted)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    history = made.fit(rows(), epochs=1000, progress=False)
     assert history.ended == "SIGINT"
     assert len(history.train) < 1000
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_sigterm_is_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, came = flow(), []
+    monkeypatch.setattr(type(made), "loss", lambda self, batch: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with pytest.raises(TypeError):  # a loss that is None
+            made.fit(rows(), progress=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_of_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_parts_of_batches_add_up(strategy: str, tmp_path: Path) -> None:
-    """Without batch norm, whose statistics are those of a part."""
+    """Without batch norm, whose statistics are those of a part. The last batch has 5 rows, of which 2 make no 3 parts."""
     options = ["batch_norm=false", "epochs=2"]
     chosen = [option for option in OPTIONS if option.split("=")[0] not in ("batch_norm", "epochs")] + options
-    run(1, "train", *MODEL, "--output", str(tmp_path / "one"), "--set", *chosen, "batch_size=48")
-    more = ["batch_size=24", "accumulate=3", f"strategy={strategy}"]
+    run(1, "train", *MODEL, "--output", str(tmp_path / "one"), "--set", *chosen, "batch_size=478")
+    more = ["batch_size=239", "accumulate=3", f"strategy={strategy}"]
     run(2, "train", *MODEL, "--output", str(tmp_path / "two"), "--set", *chosen, *more)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
@@ -127,11 +127,11 @@ def test_a_rank_with_another_configuration_is_told(tmp_path: Path) -> None:
     for rank in range(2):
         environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        arguments = ["train", *MODEL, "--output", str(tmp_path / "run"), "--set", f"epochs={rank + 1}"]
+        arguments = ["train", *MODEL, "--output", str(tmp_path / "run"), "--set", f"hidden=8,{rank + 1}"]
         command = [sys.executable, "-m", "flowkern.cli", *arguments]
         found.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     (first, text), (second, other) = map(finish, found)
     assert (first, second) == (2, 2)
-    assert text == 'flowkern: error: rank 1 was started with "epochs": 2, rank 0 with "epochs": 1\n'
+    assert text == "flowkern: error: rank 1 was started with hidden = (8, 2), rank 0 with (8, 1)\n"
     assert other == ""
     assert not (tmp_path / "run" / "run.json").exists()
