@@ -14,6 +14,7 @@ from flowkern._version import __version__
 from flowkern.cli import options as opt
 from flowkern.cli.errors import CommandError
 from flowkern.cli.registry import model_class
+from flowkern.data import names
 from flowkern.training import Settings
 
 PARTS = ("model_options", "data_options", "training")
@@ -115,7 +116,7 @@ def whole(model: str, data: str, given: Mapping[str, Any], command: str = "train
 
 def located(data: str) -> str:
     """A file or folder by a name that holds from everywhere; other names are those of data sets."""
-    return os.path.abspath(data) if os.path.exists(data) else data
+    return os.path.abspath(data) if data not in names() and os.path.exists(data) else data
 
 
 def read(path: str | os.PathLike[str], name: str) -> Configuration:
