@@ -85,6 +85,8 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
             raise CommandError(f"--resume: {options.output!r} holds no run")
         if path.exists() and not options.resume:
             raise CommandError(f"--output: {options.output!r} holds another run; --resume continues it, or name another folder")
+        if not options.resume:
+            check_free(Path(options.output))
 
     first_does(here, look)
     if options.resume and options.config:
@@ -241,6 +243,13 @@ class Run:
             "validation_loss": history.validation[history.best],
             "test": asdict(test),
         }
+
+
+def check_free(path: Path) -> None:
+    """Raises if a folder that holds no run has files that one would replace."""
+    taken = next((name for name in FILES if (path / name).exists()), None)
+    if taken is not None:
+        raise CommandError(f"--output: {str(path)!r} holds {taken}, which a run would replace; name another folder")
 
 
 def clear(folder: OutputFolder) -> None:

@@ -17,6 +17,7 @@ from flowkern.training.distributed import Processes
 from flowkern.training.errors import TrainingError
 
 PROGRESS = "progress.json"
+NAMES = f"checkpoint-{'[0-9]' * 10}"  # of ten digits: others, such as checkpoint-500, are not ours to remove
 
 
 class Checkpoints:
@@ -32,7 +33,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The checkpoint of the latest step."""
-        return max(self.folder.glob("checkpoint-*"), default=None)  # numbers of one length
+        return max(self.folder.glob(NAMES), default=None)  # numbers of one length
 
     def save(self, step: int, state: dict[str, Any], progress: dict[str, Any]) -> None:
         """Writes a checkpoint and removes the one before.
@@ -71,7 +72,7 @@ class Checkpoints:
         if made.exists():  # of a run that was continued and did no step
             shutil.rmtree(made)
         part.rename(made)
-        for old in self.folder.glob("checkpoint-*"):
+        for old in self.folder.glob(NAMES):
             if old != made:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -97,7 +98,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Removes all."""
         with suppress(OSError):
-            for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob(".checkpoint.part")):
+            for path in (*self.folder.glob(NAMES), *self.folder.glob(".checkpoint.part")):
                 shutil.rmtree(path)
 
 

@@ -101,6 +101,29 @@ def test_a_folder_that_holds_a_run(run: Path, table: Path, capsys: pytest.Captur
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+def test_files_of_the_users_own_are_not_replaced(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data themselves, another library's model or its checkpoints."""
+    folder = tmp_path / "folder"
+    (folder / "checkpoint-500").mkdir(parents=True)  # as transformers names them
+    (folder / "checkpoint-500" / "weights").write_text("precious")
+    for name in ("samples.csv", "config.json"):
+        rows = table.rename(folder / name)
+        text = refused(capsys, "train", "maf", "--data", "moons", "--output", str(folder), "--set", *QUICK)
+        assert text == f"--output: {str(folder)!r} holds {name}, which a run would replace; name another folder"
+        assert refused(capsys, "demo", "--data", "moons", "--epochs", "1", "--output", str(folder)) == text
+        table = rows
+    rows = rows.rename(folder / "rows.csv")
+    assert main(["train", "maf", "--data", str(rows), "--output", str(folder), "--set", *QUICK]) == 0
+    assert (folder / "checkpoint-500" / "weights").read_text() == "precious"
+
+
+def test_a_folder_may_have_the_name_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "maf", "--data", "iris", "--output", "iris", "--set", *QUICK]) == 0
+    assert json.loads(Path("iris/run.json").read_text())["data"] == "iris"
+    assert main(["evaluate", "iris"]) == 0
+
+
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() == 0:
         text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either
