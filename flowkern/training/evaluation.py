@@ -14,7 +14,7 @@ from flowkern.training.batches import Batches, seeded
 from flowkern.training.distributed import Processes
 
 CHUNK = 1000  # samples that a seed belongs to
-ROWS = 1000  # evaluated at once
+ROWS = 1000  # evaluated at once, by all processes: the noise is drawn by the batch
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
     The noise of an encoding comes from the seed: any number of processes finds the same.
     """
     model.eval().to(processes.device)
-    batches = Batches(rows, model.encoding.cpu(), ROWS * processes.count, model.model.event_shape, seed, processes)
+    batches = Batches(rows, model.encoding.cpu(), ROWS, model.model.event_shape, seed, processes)
     own: list[Tensor] = []
     for batch in batches.in_order():
         z, *context = batch.parts
