@@ -376,9 +376,10 @@ class Training:
 
     def _optimizer_state(self) -> Any:
         state = get_optimizer_state_dict(self.bare, self.optimizer)
-        if self.step == 0:  # torch made it by a step of no length, which is none
+        if self.step == 0:  # torch made it by a step of no length, in which the weights decay into the moments
             for of_parameter in self.optimizer.state.values():
-                of_parameter["step"].zero_()
+                for value in of_parameter.values():
+                    value.zero_()
         return state
 
     def _random_state(self) -> dict[str, Tensor]:

@@ -88,8 +88,10 @@ def test_a_broken_run_goes_on_with_the_very_losses(kind: str, at: tuple[int, flo
         assert torch.equal(t, other), name
 
 
-def test_runs_repeat_and_do_not_depend_on_checkpoints(tmp_path: Path) -> None:
-    first, second = training("maf").run(), training("maf", tmp_path, checkpoint_minutes=0).run()
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_runs_repeat_and_do_not_depend_on_checkpoints(decay: float, tmp_path: Path) -> None:
+    settings = {"weight_decay": decay, "checkpoint_minutes": 0}
+    first, second = training("maf", **settings).run(), training("maf", tmp_path, **settings).run()
     assert first.train == second.train
     assert first.validation == second.validation
 
