@@ -183,7 +183,8 @@ class Training:
     def _backward(self, batch: Batch) -> Tensor:
         """The loss of a batch, weighted among the processes; its gradient is added to the parameters'."""
         rows = len(batch.parts[0])
-        count = min(self.settings.accumulate, rows)
+        # As many in each process, whose rows may differ by one: layers and shards wait for each other in every part.
+        count = min(self.settings.accumulate, max(1, batch.rows // self.processes.count))
         if count == 1:
             return self._backward_part(batch.parts, batch.weight)
         losses = []

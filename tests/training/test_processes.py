@@ -119,6 +119,14 @@ def test_a_rank_that_is_killed_leaves_a_checkpoint_for_any_number(
         assert "nothing is left to do" in run(1, "train", "--resume", "--output", str(copy))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_parts_are_as_many_in_every_process(strategy: str, tmp_path: Path) -> None:
+    """The last batch of 241 rows has 4 of them in one process and 3 in the other."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(301, 2)))
+    given = ["maf", "--data", str(tmp_path / "rows.npy"), "--output", str(tmp_path / "run"), "--set", *OPTIONS]
+    run(2, "train", *given, "batch_size=13", "accumulate=4", f"strategy={strategy}")
+
+
 def test_a_rank_with_another_configuration_is_told(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
