@@ -42,6 +42,7 @@ class Configuration:
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] | None = None  # names of a table's, once it was read
+    digest: str | None = None  # of the data, once they were read
     command: str = "train"  # which made the run: a demo may be overwritten
 
     def settings(self) -> Settings:
@@ -143,5 +144,6 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
-    made.columns, made.command = content.get("columns"), content.get("command", "train")
+    made.columns, made.digest = content.get("columns"), content.get("digest")
+    made.command = content.get("command", "train")
     return made

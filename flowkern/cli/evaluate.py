@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
     """What to call the rows, and the rows."""
-    from flowkern.cli.trained import all_rows, dataset_of, run_of
+    from flowkern.cli.trained import all_rows, dataset_of, digest, run_of
 
     if options.data:
         if options.part:
@@ -62,6 +62,8 @@ def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
             raise CommandError(f"--data: expected some, since {options.folder} is of no run that has its own")
         part = options.part or "test"
         dataset = dataset_of(made.data, made.training["seed"])
+        if made.digest not in (None, digest(dataset)):
+            raise CommandError(f"FOLDER: {made.data} does not hold the run's data any more; name some by --data")
         name, rows = f"{dataset.name}, {part} part", getattr(dataset, part)
     if rows.event_shape != model.event_shape:
         shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 def _configuration(options: argparse.Namespace, here: Processes) -> Configuration:
     """The one to carry out: that of the command line, or of the run in the folder, where it is to be continued."""
     from flowkern.cli import configuration as conf
-    from flowkern.cli.processes import first_does
+    from flowkern.cli.processes import all_do, first_does
 
     path = Path(options.output) / "run.json"
 
@@ -91,11 +91,17 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
     first_does(here, look)
     if options.resume and options.config:
         raise CommandError("--config: a run that is continued has its own; leave it out with --resume")
-    held = conf.read(path, "--resume") if options.resume else None
-    start = conf.read(options.config, "--config") if options.config else held
-    made = conf.configuration(options, start)
-    if held is not None:
-        made.check_continues(held)
+
+    def read() -> Configuration:
+        held = conf.read(path, "--resume") if options.resume else None
+        start = conf.read(options.config, "--config") if options.config else held
+        made = conf.configuration(options, start)
+        if held is not None:
+            made.check_continues(held)
+            made.digest = held.digest
+        return made
+
+    made = all_do(here, read)
     _check_same(here, made)
     return made
 
@@ -125,24 +131,12 @@ class Run:
     @classmethod
     def build(cls, made: Configuration, folder: OutputFolder | None, here: Processes) -> Run:
         """Loads the data, and makes the model for their shape."""
-        import torch
+        from flowkern.cli.processes import all_do
 
-        from flowkern import data
-        from flowkern.cli.registry import model_class
-
-        seed = made.training["seed"]
-        try:
-            dataset = data.load(made.data, seed)
-            torch.manual_seed(seed)
-            model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
-            encoding = data.encoding(dataset, model.levels, **made.data_options)
-        except data.DataError as error:
-            raise CommandError(f"--data: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"--set {error}") from None
-        if model.conditional:
-            raise CommandError("--set context: the data hold none; leave it at 0")
-        made.columns = None if dataset.columns is None else list(dataset.columns)
+        dataset, model, encoding = all_do(here, lambda: _parts(made))
+        other = next((rank for rank, digest in enumerate(here.gather(made.digest)) if digest != made.digest), None)
+        if other is not None:
+            raise CommandError(f"--data: rank {other} has other data than rank {here.rank}")
         path = here.gather(folder and folder.path)[0]
         return cls(made, model, dataset, encoding, folder, path, here)
 
@@ -243,6 +237,33 @@ class Run:
             "validation_loss": history.validation[history.best],
             "test": asdict(test),
         }
+
+
+def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
+    """The data, the model and the encoding of a configuration, which takes the data's columns and digest."""
+    import torch
+
+    from flowkern import data
+    from flowkern.cli.registry import model_class
+    from flowkern.cli.trained import digest
+
+    seed = made.training["seed"]
+    try:
+        dataset = data.load(made.data, seed)
+        torch.manual_seed(seed)
+        model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
+        encoding = data.encoding(dataset, model.levels, **made.data_options)
+    except data.DataError as error:
+        raise CommandError(f"--data: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"--set {error}") from None
+    if model.conditional:
+        raise CommandError("--set context: the data hold none; leave it at 0")
+    found = digest(dataset)
+    if made.digest not in (None, found):
+        raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
+    made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
+    return dataset, model, encoding
 
 
 def check_free(path: Path) -> None:

@@ -146,6 +146,20 @@ def test_the_folder_of_a_run(run: Path, table: Path) -> None:
     assert names - {"tensorboard"} == kept | {"samples.csv", "samples.png", "density.png"}
 
 
+@pytest.mark.parametrize("rows", [200, 300])
+def test_data_that_were_replaced(rows: int, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither continued nor scored as if they were those of the run; but a new run may take them."""
+    output = tmp_path / "run"
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    np.savetxt(table, np.random.default_rng(1).normal(size=(rows, 2)), delimiter=",", header="a,b", comments="")
+    text = refused(capsys, "train", "--resume", "--output", str(output))
+    assert text == f"--resume: {table} does not hold the data that the run began with"
+    text = refused(capsys, "evaluate", str(output))
+    assert text == f"FOLDER: {table} does not hold the run's data any more; name some by --data"
+    assert main(["evaluate", str(output), "--data", str(table)]) == 0
+    assert main(["train", "--config", str(output / "run.json"), "--output", str(tmp_path / "new")]) == 0
+
+
 def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that no run made, too."""
     fk.flows.MAF(2, 1, (8,)).save_pretrained(tmp_path / "flow")
