@@ -53,7 +53,7 @@ def _content(suffix: str, rows: Tensor, columns: Sequence[str] | None) -> bytes:
     flat = values.reshape(len(values), -1)
     names = list(columns or [f"x{i}" for i in range(flat.shape[1])])
     if suffix == ".csv":
-        whole = bool((flat == flat.round()).all())
+        whole = bool((flat == flat.round()).all() and (np.abs(flat) < 2**53).all())  # larger ones are whole, and no counts
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(names)
