@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import shutil
@@ -320,11 +319,11 @@ class _Recorder:
             self.written, self.at = len(history.train), time.monotonic()
 
     def _scalars(self, history: History, epochs: range) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            return
         if self.board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except Exception:  # it is missing, or does not fit other packages, of which each has its own error
+                return
             self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
         for epoch in epochs:
             self.board.add_scalar("loss/train", history.train[epoch], epoch + 1)
