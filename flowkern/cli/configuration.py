@@ -144,6 +144,9 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             getattr(made, part).update({key: opt.check(known[part][key], value) for key, value in values.items()})
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
-    made.columns, made.digest = content.get("columns"), content.get("digest")
+    columns = content.get("columns")
+    if columns is not None and not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
+        raise CommandError(f"{name}: {os.fspath(path)}: columns: expected names, got {columns!r}")
+    made.columns, made.digest = columns, content.get("digest")
     made.command = content.get("command", "train")
     return made

@@ -72,6 +72,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2
         (["maf", "--config", "rows.csv"], "--config: cannot read rows.csv: "),
         (["maf", "--config", "other.json"], "--config: other.json is no configuration of a run"),
         (["maf", "--config", "typed.json"], "--config: typed.json: epochs: expected a whole number, got 'many'"),
+        (["maf", "--config", "columns.json"], "--config: columns.json: columns: expected names, got 3"),
         (["maf", "--device", "gpu"], "--device: expected cpu"),
         (["maf", "--resume"], "--resume: 'out' holds no run"),
     ],
@@ -82,6 +83,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(
     monkeypatch.chdir(table.parent)
     Path("other.json").write_text("[]")
     Path("typed.json").write_text('{"model": "maf", "data": "digits", "training": {"epochs": "many"}}')
+    Path("columns.json").write_text('{"model": "maf", "data": "digits", "columns": 3}')
     given = [] if "--data" in arguments or arguments in (["maf"], []) else ["--data", "rows.csv"]
     assert message in refused(capsys, "train", *arguments, *given, "--output", "out")
     assert not Path("out/run.json").exists()
@@ -220,6 +222,51 @@ def test_mistakes_with_a_trained_model(
     monkeypatch.chdir(run.parent)
     Path("bad.csv").write_text("a,b\n1,x\n")
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("row", ["0,1,2", "-1,0,1", "0,0.5,1", "1,1,1"])
+def test_values_that_the_model_does_not_take(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    binary, other, output = tmp_path / "binary.csv", tmp_path / "other.csv", tmp_path / "run"
+    np.savetxt(binary, np.random.default_rng(0).integers(0, 2, (60, 3)), delimiter=",")
+    options = ["--data", str(binary), "--output", str(output), "--set", "head=bernoulli", "hidden=8", "epochs=1"]
+    assert main(["train", "made", *options]) == 0
+    other.write_text(f"0,0,0\n{row}\n")
+    if row == "1,1,1":
+        assert main(["evaluate", str(output), "--data", str(other)]) == 0
+        return
+    text = refused(capsys, "evaluate", str(output), "--data", str(other))
+    assert text.startswith("--data: other.csv: the model takes whole numbers from 0 to 1, got ")
+
+
+def test_columns_in_another_order(run: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = table.read_text()
+    table.write_text(rows.replace("a,b", "b,a", 1))
+    text = refused(capsys, "evaluate", str(run), "--data", str(table))
+    assert text == "--data: rows.csv: the model takes columns a, b, got b, a"
+    table.write_text(rows.partition("\n")[2])  # without names
+    assert main(["evaluate", str(run), "--data", str(table)]) == 0
+
+
+def test_samples_of_large_numbers(tmp_path: Path) -> None:
+    """All floats from 2^53 on are whole, and int64 ends at 2^63."""
+    table, output = tmp_path / "rows.npy", tmp_path / "run"
+    np.save(table, 1e20 * (5 + np.random.default_rng(0).normal(size=(100, 2))))
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    assert np.loadtxt(output / "samples.csv", delimiter=",", skiprows=1).mean() == pytest.approx(5e20, rel=0.2)
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_left_out(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
+            monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tensorboard.py").write_text("raise TypeError('Descriptors cannot be created directly.')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    output = tmp_path / "run"
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    assert not (output / "tensorboard").exists()
 
 
 def test_options_of_models_data_and_training_have_different_names() -> None:
