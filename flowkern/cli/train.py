@@ -256,6 +256,8 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
         raise CommandError(f"--data: {error}") from None
     except (TypeError, ValueError) as error:
         raise CommandError(f"--set {error}") from None
+    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
+        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
     if model.conditional:
         raise CommandError("--set context: the data hold none; leave it at 0")
     found = digest(dataset)
@@ -322,9 +324,10 @@ class _Recorder:
         if self.board is None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-            except Exception:  # it is missing, or does not fit other packages, of which each has its own error
+
+                self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
+            except Exception:  # it is missing, does not fit other packages, or takes no such name: each has its own error
                 return
-            self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
         for epoch in epochs:
             self.board.add_scalar("loss/train", history.train[epoch], epoch + 1)
             self.board.add_scalar("loss/validation", history.validation[epoch], epoch + 1)

@@ -126,6 +126,21 @@ def test_a_folder_may_have_the_name_of_the_data(tmp_path: Path, monkeypatch: pyt
     assert main(["evaluate", "iris"]) == 0
 
 
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are Unicode")
+def test_a_folder_whose_name_cannot_be_printed(table: Path, tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/b\xe9d"
+    process = start("train", "maf", "--data", str(table), "--output", os.fsdecode(output), "--set", *QUICK)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert "b\\udce9d/" in text
+    assert os.path.exists(output + b"/results.json")
+
+
+def test_a_model_larger_than_memory(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(table), "--output", str(tmp_path / "run"), "--set", "hidden=1000000000000000"]
+    assert refused(capsys, "train", "maf", *options, status=1).startswith("cannot build maf: ")
+
+
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() == 0:
         text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either
