@@ -42,7 +42,8 @@ class Rows:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """A copy of the rows of these numbers (k,), as (k, *event_shape)."""
-        return self.source.index_select(0, rows if self.index is None else self.index[rows])
+        index = rows if self.index is None else self.index[rows]
+        return self.source.index_select(0, index.to(self.source.device))
 
     @property
     def event_shape(self) -> torch.Size:
