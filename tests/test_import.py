@@ -29,7 +29,7 @@ assert "flowkern.flows" in names
 
 
 def test_torch_alone_is_enough() -> None:
-    """With safetensors, as in an environment that holds nothing else: there torch has no NumPy. Also where assertions are off."""
+    """With safetensors, as in an environment of nothing else: there torch has no NumPy. Also where assertions are off."""
     others = (
         "numpy",
         "triton",

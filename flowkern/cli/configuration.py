@@ -14,6 +14,7 @@ from flowkern._version import __version__
 from flowkern.cli import options as opt
 from flowkern.cli.errors import CommandError
 from flowkern.cli.registry import model_class
+from flowkern.data import names
 from flowkern.training import Settings
 
 PARTS = ("model_options", "data_options", "training")
@@ -41,6 +42,7 @@ class Configuration:
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] | None = None  # names of a table's, once it was read
+    digest: str | None = None  # of the data, once they were read
     command: str = "train"  # which made the run: a demo may be overwritten
 
     def settings(self) -> Settings:
@@ -122,7 +124,7 @@ def whole(model: str, data: str, given: Mapping[str, Any], command: str = "train
 
 def located(data: str) -> str:
     """A file or folder by a name that holds from everywhere; other names are those of data sets."""
-    return os.path.abspath(data) if os.path.exists(data) else data
+    return os.path.abspath(data) if data not in names() and os.path.exists(data) else data
 
 
 def read(path: str | os.PathLike[str], name: str) -> Configuration:
@@ -149,5 +151,8 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
     made = whole(content["model"], content["data"], given, content.get("command", "train"))
-    made.columns = content.get("columns")
+    columns = content.get("columns")
+    if columns is not None and not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
+        raise CommandError(f"{name}: {os.fspath(path)}: columns: expected names, got {columns!r}")
+    made.columns, made.digest = columns, content.get("digest")
     return made

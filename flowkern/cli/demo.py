@@ -62,9 +62,12 @@ def run(options: argparse.Namespace) -> int:
 def _check_replaceable(folder: OutputFolder) -> None:
     """A demo's folder may be used again, that of a run may not."""
     from flowkern.cli.configuration import read
+    from flowkern.cli.train import check_free
 
     path = folder.path / "run.json"
-    if path.exists() and read(path, "--output").command != "demo":
+    if not path.exists():
+        check_free(folder.path)
+    elif read(path, "--output").command != "demo":
         raise CommandError(f"--output: {str(folder.path)!r} holds a run of `flowkern train`; name another folder")
 
 

@@ -50,31 +50,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
     """What to call the rows, and the rows."""
-    from flowkern.cli.trained import all_rows, dataset_of, run_of
+    from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of, run_of
 
+    made = run_of(options.folder)
     if options.data:
         if options.part:
             raise CommandError("--part: only of the run's own data, whose parts are known; leave out --data")
-        name, rows = Path(options.data).name, all_rows(options.data)
+        dataset = dataset_of(options.data, None)
+        name, rows = Path(options.data).name, rows_of(dataset)
     else:
-        made = run_of(options.folder)
         if made is None:
             raise CommandError(f"--data: expected some, since {options.folder} is of no run that has its own")
         part = options.part or "test"
         dataset = dataset_of(made.data, made.training["seed"])
+        if made.digest not in (None, digest(dataset)):
+            raise CommandError(f"FOLDER: {made.data} does not hold the run's data any more; name some by --data")
         name, rows = f"{dataset.name}, {part} part", getattr(dataset, part)
     if rows.event_shape != model.event_shape:
         shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))
         raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
-    if model.encoding.data_levels is not None:
-        _check_levels(name, rows, model.encoding.data_levels)
+    check_columns(name, dataset, made)
+    check_levels(name, rows, model.encoding.data_levels)
     return name, rows
-
-
-def _check_levels(name: str, rows: Rows, levels: int) -> None:
-    """Raises unless all are whole numbers that the model knows: of others it would make some number, too."""
-    for chunk in rows.chunks():
-        bad = (chunk < 0) | (chunk >= levels) | (chunk.double().round() != chunk)
-        if bad.any():
-            value = float(chunk[bad][0])
-            raise CommandError(f"--data: {name}: the model takes whole numbers from 0 to {levels - 1}, got {value:g}")

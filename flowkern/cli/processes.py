@@ -38,6 +38,19 @@ def first_does(here: Processes, function: Callable[[], Result]) -> Result | None
     return found
 
 
+def all_do(here: Processes, function: Callable[[], Result]) -> Result:
+    """What the function finds in each process; where it fails in one, all fail, lest the others wait for it."""
+    try:
+        found, error = function(), None
+    except CommandError as raised:
+        error = raised
+    failed = [(rank, other) for rank, other in enumerate(here.gather(error)) if other is not None]
+    if failed:
+        rank, first = failed[0]
+        raise CommandError(f"rank {rank}: {first}" if rank else str(first), first.status)
+    return found
+
+
 def say(here: Processes, text: str) -> None:
     """Prints in the first process."""
     if here.first:

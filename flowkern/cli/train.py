@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import shutil
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 def _configuration(options: argparse.Namespace, here: Processes) -> Configuration:
     """The one to carry out: that of the command line, or of the run in the folder, where it is to be continued."""
     from flowkern.cli import configuration as conf
-    from flowkern.cli.processes import first_does
+    from flowkern.cli.processes import all_do, first_does
 
     path = Path(options.output) / "run.json"
 
@@ -85,18 +84,23 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
             raise CommandError(f"--resume: {options.output!r} holds no run")
         if path.exists() and not options.resume:
             raise CommandError(f"--output: {options.output!r} holds another run; --resume continues it, or name another folder")
-        taken = next((name for name in FILES if (path.parent / name).exists()), None)
-        if taken and not options.resume:
-            raise CommandError(f"--output: {options.output!r} holds {taken}, which the run would replace; name another folder")
+        if not options.resume:
+            check_free(Path(options.output))
 
     first_does(here, look)
     if options.resume and options.config:
         raise CommandError("--config: a run that is continued has its own; leave it out with --resume")
-    held = conf.read(path, "--resume") if options.resume else None
-    start = conf.read(options.config, "--config") if options.config else held
-    made = conf.configuration(options, start)
-    if held is not None:
-        made.check_continues(held)
+
+    def read() -> Configuration:
+        held = conf.read(path, "--resume") if options.resume else None
+        start = conf.read(options.config, "--config") if options.config else held
+        made = conf.configuration(options, start)
+        if held is not None:
+            made.check_continues(held)
+            made.digest = held.digest
+        return made
+
+    made = all_do(here, read)
     _check_same(here, made)
     return made
 
@@ -126,24 +130,12 @@ class Run:
     @classmethod
     def build(cls, made: Configuration, folder: OutputFolder | None, here: Processes) -> Run:
         """Loads the data, and makes the model for their shape."""
-        import torch
+        from flowkern.cli.processes import all_do
 
-        from flowkern import data
-        from flowkern.cli.registry import model_class
-
-        seed = made.training["seed"]
-        try:
-            dataset = data.load(made.data, seed)
-            torch.manual_seed(seed)
-            model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
-            encoding = data.encoding(dataset, model.levels, **made.data_options)
-        except data.DataError as error:
-            raise CommandError(f"--data: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"--set {error}") from None
-        if model.conditional:
-            raise CommandError("--set context: the data hold none; leave it at 0")
-        made.columns = None if dataset.columns is None else list(dataset.columns)
+        dataset, model, encoding = all_do(here, lambda: _parts(made))
+        other = next((rank for rank, digest in enumerate(here.gather(made.digest)) if digest != made.digest), None)
+        if other is not None:
+            raise CommandError(f"--data: rank {other} has other data than rank {here.rank}")
         path = here.gather(folder and folder.path)[0]
         return cls(made, model, dataset, encoding, folder, path, here)
 
@@ -254,6 +246,42 @@ class Run:
         }
 
 
+def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
+    """The data, the model and the encoding of a configuration, which takes the data's columns and digest."""
+    import torch
+
+    from flowkern import data
+    from flowkern.cli.registry import model_class
+    from flowkern.cli.trained import digest
+
+    seed = made.training["seed"]
+    try:
+        dataset = data.load(made.data, seed)
+        torch.manual_seed(seed)
+        model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
+        encoding = data.encoding(dataset, model.levels, **made.data_options)
+    except data.DataError as error:
+        raise CommandError(f"--data: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"--set {error}") from None
+    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
+        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
+    if model.conditional:
+        raise CommandError("--set context: the data hold none; leave it at 0")
+    found = digest(dataset)
+    if made.digest not in (None, found):
+        raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
+    made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
+    return dataset, model, encoding
+
+
+def check_free(path: Path) -> None:
+    """Raises if a folder that holds no run has files that one would replace."""
+    taken = next((name for name in FILES if (path / name).exists()), None)
+    if taken is not None:
+        raise CommandError(f"--output: {str(path)!r} holds {taken}, which a run would replace; name another folder")
+
+
 def clear(folder: OutputFolder) -> None:
     """Removes what an earlier run has left in a folder."""
     from flowkern.training import Checkpoints, Processes
@@ -294,12 +322,13 @@ class _Recorder:
             self.written, self.at = len(history.train), time.monotonic()
 
     def _scalars(self, history: History, epochs: range) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            return
         if self.board is None:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
+                self.board = SummaryWriter(str(self.folder.path / "tensorboard"))
+            except Exception:  # it is missing, does not fit other packages, or takes no such name: each has its own error
+                return
         for epoch in epochs:
             self.board.add_scalar("loss/train", history.train[epoch], epoch + 1)
             self.board.add_scalar("loss/validation", history.validation[epoch], epoch + 1)

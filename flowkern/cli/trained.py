@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from flowkern.cli.errors import CommandError
 from flowkern.data import DataError, Dataset, Identity, Rows, load
 from flowkern.model import Model
 from flowkern.models import Encoded
+
+ROWS = 1000  # of each part, that a digest is of
 
 
 def model_from(folder: str) -> Encoded:
@@ -32,9 +35,8 @@ def run_of(folder: str) -> conf.Configuration | None:
     return conf.read(path, "FOLDER") if path.exists() else None
 
 
-def all_rows(source: str) -> Rows:
+def rows_of(found: Dataset) -> Rows:
     """All rows of --data, in their own order."""
-    found = dataset_of(source, None)
     parts = [part for part in (found.train, found.validation, found.test) if len(part)]
     return parts[0] if len(parts) == 1 else Rows(torch.cat([part.source for part in parts]))
 
@@ -45,3 +47,30 @@ def dataset_of(source: str, seed: int | None) -> Dataset:
         return load(source, seed)
     except DataError as error:
         raise CommandError(f"--data: {error}") from None
+
+
+def check_columns(name: str, dataset: Dataset, made: conf.Configuration | None) -> None:
+    """Raises if the columns have other names, or another order, than those of the run's data."""
+    want, have = made and made.columns, dataset.columns
+    if want and have and list(want) != list(have):
+        raise CommandError(f"--data: {name}: the model takes columns {', '.join(want)}, got {', '.join(have)}")
+
+
+def check_levels(name: str, rows: Rows, levels: int | None) -> None:
+    """Raises if rows hold anything but whole numbers from 0 to levels - 1, where the model takes such."""
+    if levels is None:
+        return
+    for chunk in rows.chunks():
+        values = chunk.double()
+        bad = values[(values < 0) | (values >= levels) | (values != values.round())]
+        if len(bad):
+            raise CommandError(f"--data: {name}: the model takes whole numbers from 0 to {levels - 1}, got {bad[0]:g}")
+
+
+def digest(dataset: Dataset) -> str:
+    """What tells other data from these: of the sizes of the parts, and of rows spread over each."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in (dataset.train, dataset.validation, dataset.test):
+        rows = part[torch.arange(0, len(part), max(1, len(part) // ROWS))]
+        made.update(f"{len(part)} {tuple(rows.shape)} {rows.dtype}".encode() + rows.numpy().tobytes())
+    return made.hexdigest()

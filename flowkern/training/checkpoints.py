@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,15 @@ class Checkpoints:
             if old != made:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def progress(self, path: Path) -> dict[str, Any]:
-        """How far a run had come."""
+    def progress(self, path: Path, keys: Set[str]) -> dict[str, Any]:
+        """How far a run had come, under these keys."""
         try:
-            return json.loads((path / PROGRESS).read_text())
+            found = json.loads((path / PROGRESS).read_text())
         except (OSError, ValueError) as error:
             raise TrainingError(f"cannot read {path / PROGRESS}: {error}") from None
+        if not isinstance(found, dict) or not keys <= found.keys():
+            raise TrainingError(f"cannot read {path / PROGRESS}: expected an object with {', '.join(sorted(keys))}")
+        return found
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Fills the tensors of a state in place.

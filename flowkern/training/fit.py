@@ -36,10 +36,13 @@ def fit(
     if like is None:
         raise ValueError(f"{type(model).__name__} has no parameters to train")
     _check("x", "context", model, x, context, like)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
+    x, context = x.detach(), None if context is None else context.detach()
     if isinstance(validation, (int, float)):
         train, held = _split(x, context, validation, chosen.seed)
     else:
-        parts = (validation,) if isinstance(validation, Tensor) else tuple(validation)
+        parts = validation if isinstance(validation, (tuple, list)) else (validation,)
         if len(parts) not in (1, 2):
             raise ValueError(f"validation: expected a fraction, x, or (x, context), got {len(parts)} parts")
         held = (parts[0], parts[1] if len(parts) == 2 else None)
@@ -80,8 +83,8 @@ Part = tuple[Tensor, Tensor | None]
 
 def _split(x: Tensor, context: Tensor | None, fraction: float, seed: int) -> tuple[Part, Part]:
     """The rows for training and those set aside, at least one of each."""
-    held = round(len(x) * fraction) or 1
-    if not 0 < fraction < 1 or held >= len(x):
+    held = round(len(x) * fraction) or 1 if 0 < fraction < 1 else len(x)
+    if held >= len(x):
         raise ValueError(f"validation: expected a fraction of the {len(x)} rows that leaves some for both, got {fraction}")
     order = torch.randperm(len(x), generator=seeded(seed, -3)).to(x.device)
     train, rest = order[held:], order[:held]

@@ -33,6 +33,7 @@ from flowkern.training.settings import Settings
 
 LOOK = 0.2  # seconds between looks at the losses (for which a GPU must wait), the signals and the clock
 CALIBRATED = 10_000  # rows that statistics for evaluation are taken from
+ENDS = ("epochs", "patience")  # of a run that is not to be continued
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 Watch = Callable[[History, float], None]
@@ -134,6 +135,8 @@ class Training:
                 self.looked = time.monotonic()
                 while not self.history.ended:
                     self._epoch()
+                if self.history.ended in ENDS:
+                    self.save()  # what is made of the model may take long, and be ended too
         except BaseException:
             self.bare.load_state_dict(self.best)
             raise
@@ -320,7 +323,11 @@ class Training:
         """Writes a checkpoint, where there is a place for it."""
         if self.checkpoints is None:
             return
-        progress = {
+        self.checkpoints.save(self.step, self._state(random=True), self._progress())
+        self.saved = time.monotonic()
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "batch": self.batch,
             "total": self.total,
@@ -329,10 +336,8 @@ class Training:
             "processes": self.processes.count,
             "device": self.processes.device.type,
             "seconds": time.monotonic() - self.began,
-            "history": asdict(replace(self.history, ended="")),
+            "history": asdict(self.history if self.history.ended in ENDS else replace(self.history, ended="")),
         }
-        self.checkpoints.save(self.step, self._state(random=True), progress)
-        self.saved = time.monotonic()
 
     def resume(self, path: Path) -> None:
         """Continues the run of a checkpoint: the losses are those of an unbroken one.
@@ -343,7 +348,7 @@ class Training:
             TrainingError: for a checkpoint of another model, or a damaged one.
         """
         assert self.checkpoints is not None
-        progress = self.checkpoints.progress(path)
+        progress = self.checkpoints.progress(path, self._progress().keys())
         same = progress["device"] == self.processes.device.type and self.processes.rank < progress["processes"]
         state = self._state(random=same)
         self.checkpoints.load(path, state)

@@ -72,6 +72,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2
         (["maf", "--config", "rows.csv"], "--config: cannot read rows.csv: "),
         (["maf", "--config", "other.json"], "--config: other.json is no configuration of a run"),
         (["maf", "--config", "typed.json"], "--config: typed.json: epochs: expected a whole number, got 'many'"),
+        (["maf", "--config", "columns.json"], "--config: columns.json: columns: expected names, got 3"),
         (["maf", "--device", "gpu"], "--device: expected cpu"),
         (["maf", "--resume"], "--resume: 'out' holds no run"),
     ],
@@ -82,6 +83,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(
     monkeypatch.chdir(table.parent)
     Path("other.json").write_text("[]")
     Path("typed.json").write_text('{"model": "maf", "data": "digits", "training": {"epochs": "many"}}')
+    Path("columns.json").write_text('{"model": "maf", "data": "digits", "columns": 3}')
     given = [] if "--data" in arguments or arguments in (["maf"], []) else ["--data", "rows.csv"]
     assert message in refused(capsys, "train", *arguments, *given, "--output", "out")
     assert not Path("out/run.json").exists()
@@ -101,14 +103,42 @@ def test_a_folder_that_holds_a_run(run: Path, table: Path, capsys: pytest.Captur
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "samples.csv"])
-def test_a_folder_that_holds_something_else(name: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Told before the work, not when the model is to be written."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / name).write_text("mine")
-    text = refused(capsys, "train", "maf", "--data", str(table), "--output", str(tmp_path / "mine"))
-    assert f"holds {name}, which the run would replace; name another folder" in text
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+def test_files_of_the_users_own_are_not_replaced(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data themselves, another library's model or its checkpoints."""
+    folder = tmp_path / "folder"
+    (folder / "checkpoint-500").mkdir(parents=True)  # as transformers names them
+    (folder / "checkpoint-500" / "weights").write_text("precious")
+    for name in ("samples.csv", "config.json"):
+        rows = table.rename(folder / name)
+        text = refused(capsys, "train", "maf", "--data", "moons", "--output", str(folder), "--set", *QUICK)
+        assert text == f"--output: {str(folder)!r} holds {name}, which a run would replace; name another folder"
+        assert refused(capsys, "demo", "--data", "moons", "--epochs", "1", "--output", str(folder)) == text
+        table = rows
+    rows = rows.rename(folder / "rows.csv")
+    assert main(["train", "maf", "--data", str(rows), "--output", str(folder), "--set", *QUICK]) == 0
+    assert (folder / "checkpoint-500" / "weights").read_text() == "precious"
+
+
+def test_a_folder_may_have_the_name_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "maf", "--data", "iris", "--output", "iris", "--set", *QUICK]) == 0
+    assert json.loads(Path("iris/run.json").read_text())["data"] == "iris"
+    assert main(["evaluate", "iris"]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are Unicode")
+def test_a_folder_whose_name_cannot_be_printed(table: Path, tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/b\xe9d"
+    process = start("train", "maf", "--data", str(table), "--output", os.fsdecode(output), "--set", *QUICK)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert "b\\udce9d/" in text
+    assert os.path.exists(output + b"/results.json")
+
+
+def test_a_model_larger_than_memory(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(table), "--output", str(tmp_path / "run"), "--set", "hidden=1000000000000000"]
+    assert refused(capsys, "train", "maf", *options, status=1).startswith("cannot build maf: ")
 
 
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +167,20 @@ def test_a_configuration_may_leave_options_out(run: Path, table: Path) -> None:
     (run / "run.json").write_text(json.dumps({"model": "maf", "data": str(table)}))
     assert main(["evaluate", str(run)]) == 0
     assert options_of("maf")["training"]["epochs"].default == read(run / "run.json", "--config").training["epochs"]
+
+
+@pytest.mark.parametrize("rows", [200, 300])
+def test_data_that_were_replaced(rows: int, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither continued nor scored as if they were those of the run; but a new run may take them."""
+    output = tmp_path / "run"
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    np.savetxt(table, np.random.default_rng(1).normal(size=(rows, 2)), delimiter=",", header="a,b", comments="")
+    text = refused(capsys, "train", "--resume", "--output", str(output))
+    assert text == f"--resume: {table} does not hold the data that the run began with"
+    text = refused(capsys, "evaluate", str(output))
+    assert text == f"FOLDER: {table} does not hold the run's data any more; name some by --data"
+    assert main(["evaluate", str(output), "--data", str(table)]) == 0
+    assert main(["train", "--config", str(output / "run.json"), "--output", str(tmp_path / "new")]) == 0
 
 
 def test_sample_and_evaluate_any_saved_model(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +265,51 @@ def test_mistakes_with_a_trained_model(
     monkeypatch.chdir(run.parent)
     Path("bad.csv").write_text("a,b\n1,x\n")
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("row", ["0,1,2", "-1,0,1", "0,0.5,1", "1,1,1"])
+def test_values_that_the_model_does_not_take(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    binary, other, output = tmp_path / "binary.csv", tmp_path / "other.csv", tmp_path / "run"
+    np.savetxt(binary, np.random.default_rng(0).integers(0, 2, (60, 3)), delimiter=",")
+    options = ["--data", str(binary), "--output", str(output), "--set", "head=bernoulli", "hidden=8", "epochs=1"]
+    assert main(["train", "made", *options]) == 0
+    other.write_text(f"0,0,0\n{row}\n")
+    if row == "1,1,1":
+        assert main(["evaluate", str(output), "--data", str(other)]) == 0
+        return
+    text = refused(capsys, "evaluate", str(output), "--data", str(other))
+    assert text.startswith("--data: other.csv: the model takes whole numbers from 0 to 1, got ")
+
+
+def test_columns_in_another_order(run: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = table.read_text()
+    table.write_text(rows.replace("a,b", "b,a", 1))
+    text = refused(capsys, "evaluate", str(run), "--data", str(table))
+    assert text == "--data: rows.csv: the model takes columns a, b, got b, a"
+    table.write_text(rows.partition("\n")[2])  # without names
+    assert main(["evaluate", str(run), "--data", str(table)]) == 0
+
+
+def test_samples_of_large_numbers(tmp_path: Path) -> None:
+    """All floats from 2^53 on are whole, and int64 ends at 2^63."""
+    table, output = tmp_path / "rows.npy", tmp_path / "run"
+    np.save(table, 1e20 * (5 + np.random.default_rng(0).normal(size=(100, 2))))
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    assert np.loadtxt(output / "samples.csv", delimiter=",", skiprows=1).mean() == pytest.approx(5e20, rel=0.2)
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_left_out(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
+            monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tensorboard.py").write_text("raise TypeError('Descriptors cannot be created directly.')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    output = tmp_path / "run"
+    assert main(["train", "maf", "--data", str(table), "--output", str(output), "--set", *QUICK]) == 0
+    assert not (output / "tensorboard").exists()
 
 
 def test_options_of_models_data_and_training_have_different_names() -> None:

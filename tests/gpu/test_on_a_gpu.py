@@ -311,3 +311,10 @@ def test_compute_sanitizer(tool: str, kernels: str) -> None:
     if "Device not supported" in found.stdout or "not supported" in found.stderr:
         pytest.skip("compute-sanitizer does not know this GPU, or may not reach it from here")
     assert found.returncode == 0, found.stdout[-3000:]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rows_to_fit_may_be_on_either_device(device: str) -> None:
+    made, x = flow(features=3, hidden=(16,)), torch.randn(200, 3, device=device)
+    assert made.fit(x, epochs=2, progress=False).ended == "epochs"
+    assert next(made.parameters()).device.type == "cuda"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import flowkern as fk
 from flowkern.data import Dequantised, Rows
@@ -49,3 +52,27 @@ def test_a_score_is_that_of_its_rows() -> None:
     with torch.no_grad():
         means = torch.stack([model.log_prob(rows.source).mean() for _ in range(200)])  # each with noise of its own
     assert score.nats == pytest.approx(float(means.mean()), abs=6 * float(means.std()))
+
+
+def log_probs(model: Encoded, rows: Rows, count: int) -> Tensor:
+    """The log-densities as so many processes find them; here threads, which give each other what they gather."""
+    found: list[Any] = [None] * count
+    barrier = Barrier(count)
+
+    class Thread(Processes):
+        def gather(self, value: Any) -> list[Any]:
+            found[self.rank] = value
+            barrier.wait()
+            return list(found)
+
+    with ThreadPoolExecutor(count) as threads:
+        first, *_ = threads.map(lambda rank: evaluate(model, rows, Thread(rank, count))[1], range(count))
+        return first
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_noise_of_large_images_does_not_depend_on_the_processes(count: int) -> None:
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8).expand(3500, 1, 28, 28)
+    model = Encoded(fk.flows.MAF(784, 1, (4,)), Dequantised(256, (1, 28, 28)))
+    expected = log_probs(model, Rows(images), 1)
+    torch.testing.assert_close(log_probs(model, Rows(images), count), expected, rtol=1e-6, atol=0)

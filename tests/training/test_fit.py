@@ -72,6 +72,24 @@ def test_the_seed_and_the_random_numbers_of_the_caller() -> None:
     assert third.validation != first.validation
 
 
+def test_rows_that_have_a_gradient() -> None:
+    """They are data: what they come from is not trained, nor kept for a second step."""
+    x, context = (rows(200).requires_grad_() * 1, torch.randn(200, 2, requires_grad=True) * 1)
+    history = flow(context=2).fit(x, context, **SETTINGS)
+    assert history.ended == "epochs"
+
+
+def test_a_part_that_is_frozen_stays_and_nothing_to_train_is_told() -> None:
+    made = flow()
+    frozen, *_ = made.parameters()
+    before = frozen.detach().clone()
+    frozen.requires_grad_(False)
+    made.fit(rows(), **SETTINGS)
+    assert torch.equal(frozen, before)
+    with pytest.raises(ValueError, match="MAF has no parameter that requires a gradient"):
+        made.requires_grad_(False).fit(rows())
+
+
 def test_doubles() -> None:
     made = flow().double()
     made.fit(rows().double(), **SETTINGS)
@@ -150,6 +168,8 @@ def test_lines_where_no_bar_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> 
         ({"context": torch.randn(200, 1)}, ValueError, "context: the model takes none"),
         ({"validation": 0.0}, ValueError, "validation: expected a fraction of the 200 rows that leaves some for both, got 0.0"),
         ({"validation": 1.0}, ValueError, "validation: expected a fraction"),
+        ({"validation": math.nan}, ValueError, "validation: expected a fraction of the 200 rows .*, got nan"),
+        ({"validation": None}, TypeError, "validation: expected a torch.Tensor, got NoneType"),
         ({"validation": torch.randn(5, 3)}, ValueError, r"validation: expected shape \(n, 2\)"),
         ({"validation": (rows(), rows(), rows())}, ValueError, "validation: expected a fraction, x, or .*, got 3 parts"),
         ({"epochs": 0}, ValueError, "epochs: expected a whole number of at least 1, got 0"),

@@ -208,6 +208,20 @@ class Explodes(fk.flows.MAF):
         return {"loss": super().loss(batch)["loss"] * (math.nan if self.steps == 7 else 1)}
 
 
+@pytest.mark.parametrize("settings", [{}, {"epochs": 40, "patience": 3, "learning_rate": 0.3, "gradient_clip": 0}])
+def test_a_run_that_has_ended_is_not_trained_again(settings: Any, tmp_path: Path) -> None:
+    """Where it was ended while it was judged."""
+    run = training("maf", tmp_path, **settings)
+    history = run.run()
+    again = training("maf", tmp_path, **settings)
+    newest = Checkpoints(tmp_path, HERE).newest()
+    assert newest is not None
+    again.resume(newest)
+    assert again.run() == history
+    for (name, t), other in zip(run.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(t, other), name
+
+
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_what_there_is(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(MODELS, "explodes", lambda: Explodes(6, 2, (8,)))
     run = training("explodes", tmp_path, batch_size=32)
@@ -229,9 +243,10 @@ def test_a_checkpoint_of_another_model_and_a_damaged_one(tmp_path: Path) -> None
         file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"cannot continue from .*damaged"):
         training("maf", tmp_path).resume(newest)
-    (newest / "progress.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"cannot read .*progress.json"):
-        training("maf", tmp_path).resume(newest)
+    for content in ("{", "[]", '{"step": 3}'):
+        (newest / "progress.json").write_text(content)
+        with pytest.raises(TrainingError, match=r"cannot read .*progress.json"):
+            training("maf", tmp_path).resume(newest)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: Any) -> None:

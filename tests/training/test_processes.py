@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,19 +120,56 @@ def test_a_rank_that_is_killed_leaves_a_checkpoint_for_any_number(
         assert "nothing is left to do" in run(1, "train", "--resume", "--output", str(copy))
 
 
-def test_a_rank_with_another_configuration_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_parts_are_as_many_in_every_process(strategy: str, tmp_path: Path) -> None:
+    """The last batch of 241 rows has 4 of them in one process and 3 in the other."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(301, 2)))
+    given = ["maf", "--data", str(tmp_path / "rows.npy"), "--output", str(tmp_path / "run"), "--set", *OPTIONS]
+    run(2, "train", *given, "batch_size=13", "accumulate=4", f"strategy={strategy}")
+
+
+def of_ranks(*commands: list[str]) -> list[tuple[int, str]]:
+    """Status and text of a command for each rank, without torchrun, which would end those that wait."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     found = []
-    for rank in range(2):
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    for rank, command in enumerate(commands):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(commands)), "LOCAL_RANK": str(rank)}
         environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        arguments = ["train", *MODEL, "--output", str(tmp_path / "run"), "--set", f"hidden=8,{rank + 1}"]
-        command = [sys.executable, "-m", "flowkern.cli", *arguments]
-        found.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
-    (first, text), (second, other) = map(finish, found)
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        found.append(subprocess.Popen([sys.executable, *command], env=environment, **pipes))
+    return [finish(process) for process in found]
+
+
+def test_a_rank_with_another_configuration_is_told(tmp_path: Path) -> None:
+    command = ["-m", "flowkern.cli", "train", *MODEL, "--output", str(tmp_path / "run"), "--set"]
+    (first, text), (second, other) = of_ranks([*command, "hidden=8,1"], [*command, "hidden=8,2"])
     assert (first, second) == (2, 2)
     assert text == "flowkern: error: rank 1 was started with hidden = (8, 2), rank 0 with (8, 1)\n"
     assert other == ""
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "rank 1: --data: cannot read {0}: No such file or directory"),
+        (60, "--data: rank 1 has other data than rank 0"),
+    ],
+)
+def test_a_rank_without_the_data_is_told(rows: int | None, message: str, tmp_path: Path) -> None:
+    """On another machine the same name may hold nothing, or another table, whose batches the others would wait for."""
+    source, other = tmp_path / "rows.npy", tmp_path / "other.npy"
+    np.save(source, np.random.default_rng(0).normal(size=(50, 2)))
+    if rows:
+        np.save(other, np.random.default_rng(0).normal(size=(rows, 2)))
+    command = ["train", "maf", "--data", str(source), "--output", str(tmp_path / "run"), "--set", "epochs=1"]
+    elsewhere = "import sys; from flowkern import cli, data; load = data.load"
+    elsewhere += "; data.load = lambda source, seed: load(sys.argv.pop(1), seed); sys.exit(cli.main(sys.argv[2:]))"
+    found = of_ranks(["-m", "flowkern.cli", *command], ["-c", elsewhere, str(other), *command])
+    (first, text), (second, silent) = found
+    assert (first, second) == (2, 2), found
+    assert message.format(other) in text
+    assert text.count("\n") == 1
+    assert silent == ""
