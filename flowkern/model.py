@@ -84,6 +84,9 @@ class Model(nn.Module):
             raise ValueError(f"batch: expected x, (x,) or (x, context), got {len(parts)} parts")
         return {"loss": -self(*parts).mean()}  # called as a module, so that hooks run, such as those of fully_shard
 
+    def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:
+        """Takes from a data set x (n, *event_shape) what evaluation needs, such as batch norm's statistics: here nothing."""
+
     def fit(
         self,
         x: Tensor,

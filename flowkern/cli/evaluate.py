@@ -30,14 +30,14 @@ def run(options: argparse.Namespace) -> int:
     """Prints the mean log-likelihood, and writes that of each row where asked."""
     require(("numpy",), "train")
     from flowkern.cli import tables
-    from flowkern.cli.processes import checked_device, first_does, say
+    from flowkern.cli.processes import first_does, joined, say
     from flowkern.cli.report import verdict
     from flowkern.cli.trained import model_from
-    from flowkern.training import evaluate, processes
+    from flowkern.training import evaluate
 
     if options.output:
         tables.check(options.output)
-    with processes(checked_device(options.device)) as here:
+    with joined(options.device) as here:
         model = model_from(options.folder)
         name, rows = _rows(options, model)
         score, nats = evaluate(model, rows, here, options.seed)

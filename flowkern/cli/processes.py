@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from flowkern.cli.errors import CommandError
 
@@ -15,8 +17,22 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def checked_device(name: str | None) -> str | None:
-    """The name of a device that is there."""
+@contextmanager
+def joined(device: str | None) -> Iterator[Processes]:
+    """The processes that torchrun has started, on a device that is there; that another one ended is told in a line."""
+    from flowkern.training import processes
+
+    try:
+        with processes(_checked(device)) as here:
+            yield here
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not lost:
+            raise
+        raise CommandError("another process has ended, or cannot be reached; --resume continues a run", status=1) from None
+
+
+def _checked(name: str | None) -> str | None:
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there = ["cpu", *(["cuda", *gpus] if gpus else [])]
     if name is not None and name not in there:

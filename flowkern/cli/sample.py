@@ -32,14 +32,14 @@ def run(options: argparse.Namespace) -> int:
     """Draws samples and writes them."""
     require(("numpy",), "train")
     from flowkern.cli import tables
-    from flowkern.cli.processes import checked_device, first_does, say
+    from flowkern.cli.processes import first_does, joined, say
     from flowkern.cli.report import check_finite
     from flowkern.cli.trained import model_from, run_of
-    from flowkern.training import processes, sample
+    from flowkern.training import sample
 
     if options.n < 1:
         raise CommandError(f"-n: expected a whole number of at least 1, got {options.n}")
-    with processes(checked_device(options.device)) as here:
+    with joined(options.device) as here:
         model = model_from(options.folder)
         images = len(model.event_shape) == 3
         output = options.output or str(Path(options.folder) / ("samples.npy" if images else "samples.csv"))

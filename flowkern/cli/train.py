@@ -63,10 +63,9 @@ def details(options: argparse.Namespace) -> str:
 def run(options: argparse.Namespace) -> int:
     """Trains, and writes the model, metrics, pictures and results."""
     require(("numpy", "matplotlib", "rich"), "train")
-    from flowkern.cli.processes import checked_device, first_does
-    from flowkern.training import processes
+    from flowkern.cli.processes import first_does, joined
 
-    with processes(checked_device(options.device)) as here, ExitStack() as stack:
+    with joined(options.device) as here, ExitStack() as stack:
         folder = first_does(here, lambda: stack.enter_context(output_folder(options.output)))
         made = _configuration(options, here)
         return Run.build(made, folder, here).train(options.resume)

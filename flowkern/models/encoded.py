@@ -80,6 +80,10 @@ class Encoded(Model):
         x = self.encoding.decode(z.reshape(-1, *self.event_shape))
         return x.reshape(*batch, *self.event_shape)
 
+    def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:
+        """Passes the encoded rows on, see :meth:`flowkern.model.Model.calibrate`."""
+        self.model.calibrate(self.encode(x)[0], context, batch_size)
+
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """The model's own terms of the encoded batch; ``"loss"`` is taken to the data's units, as ``log_prob`` is."""
         x, *context = (batch,) if isinstance(batch, Tensor) else batch

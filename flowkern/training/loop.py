@@ -140,9 +140,10 @@ class Training:
         except BaseException:
             self.bare.load_state_dict(self.best)
             raise
+        finally:
+            synchronise_batch_norm(self.model.eval(), False)
         if self.history.best >= 0:
             self.bare.load_state_dict(self.best)
-        synchronise_batch_norm(self.model.eval(), False)
         return self.history
 
     def _epoch(self) -> None:
@@ -320,9 +321,16 @@ class Training:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint, where there is a place for it."""
+        """Writes a checkpoint, where there is a place for it.
+
+        Raises:
+            TrainingError: if it cannot be written, or if a gradient has just made weights that are not finite.
+        """
         if self.checkpoints is None:
             return
+        own = [getattr(p, "to_local", lambda p=p: p)() for p in self.parameters]  # of shards this process's
+        if self.processes.largest(float(not all(p.isfinite().all() for p in own)))[0]:
+            self._fail(f"the weights are not finite after step {self.step}")
         self.checkpoints.save(self.step, self._state(random=True), self._progress())
         self.saved = time.monotonic()
 

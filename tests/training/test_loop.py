@@ -285,3 +285,24 @@ def test_encodings_without_noise_are_the_same_in_every_epoch() -> None:
     run = Training(fk.flows.MAF(6, 1, (8,)), Rows(x), Rows(x), encoding, Settings(batch_size=7), HERE)
     both = [torch.cat([b.parts[0] for b in run.train.epoch(i)]).sort(0).values for i in range(2)]
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path) -> None:
+    """A gradient can be so where the loss before it is not."""
+    run = training("maf", tmp_path)
+    run.save()
+    run.step = 5
+    with torch.no_grad():
+        next(run.model.parameters())[0] = math.nan
+    with pytest.raises(TrainingError, match=r"the weights are not finite after step 5; .*checkpoint-0+ is kept"):
+        run.save()
+
+
+def test_a_model_around_one_with_batch_norm_is_calibrated() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    model = fk.models.Encoded(fk.flows.MAF(6, 1, (8,), batch_norm=True), Standardised.fit(Rows(x)))
+    history = Training(model, Rows(x), Rows(x), None, Settings(epochs=2, batch_size=20), HERE).run()
+    assert all(map(math.isfinite, history.validation))
+    first, norm = model.model.transform.transforms
+    torch.testing.assert_close(norm.running_mean, first(model.encode(x)[0])[0].mean(0))
