@@ -353,22 +353,21 @@ def wait(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     assert condition(), process.communicate()[0]
 
 
+LONG = ["hidden=8", "transforms=1", "epochs=100", "patience=0", "checkpoint_minutes=0.003"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken") / "run"
+    assert main(["train", "maf", "--data", "iris", "--output", str(output), "--set", *LONG]) == 0
+    return output
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_run_that_is_killed_goes_on(number: signal.Signals, status: int, table: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_goes_on(number: signal.Signals, status: int, unbroken: Path, tmp_path: Path) -> None:
     """And ends with the very files of an unbroken one."""
-    options = [
-        "--data",
-        str(table),
-        "--set",
-        "hidden=8",
-        "transforms=1",
-        "epochs=400",
-        "patience=0",
-        "checkpoint_minutes=0.005",
-    ]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main(["train", "maf", *options, "--output", str(whole)]) == 0
-    process = start("train", "maf", *options, "--output", str(broken))
+    broken = tmp_path / "broken"
+    process = start("train", "maf", "--data", "iris", "--output", str(broken), "--set", *LONG)
     wait(lambda: any(int(path.name[11:]) > 0 for path in broken.glob("checkpoint-*")), process)
     process.send_signal(number)
     text, _ = process.communicate(timeout=120)
@@ -378,7 +377,8 @@ def test_a_run_that_is_killed_goes_on(number: signal.Signals, status: int, table
         assert f"continue with: flowkern train --resume --output {broken}" in text
     assert not (broken / "results.json").exists()
     assert main(["train", "--resume", "--output", str(broken)]) == 0
-    first, second = ([row.rsplit(",", 1)[0] for row in (p / "metrics.csv").read_text().splitlines()] for p in (whole, broken))
+    tables = ((output / "metrics.csv").read_text().splitlines() for output in (unbroken, broken))
+    first, second = ([row.rsplit(",", 1)[0] for row in rows] for rows in tables)  # all but the seconds
     assert first == second
     for name in ("samples.csv", "model.safetensors"):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+        assert (unbroken / name).read_bytes() == (broken / name).read_bytes()
