@@ -288,7 +288,7 @@ def test_numbers_that_are_not_finite_end_the_run(
     poison(monkeypatch, method, call, math.nan)
     assert demo(table(tmp_path / "rows.csv"), output, "--epochs", "2") == 1
     assert re.search(message, capsys.readouterr().err, re.MULTILINE)
-    kept = f"checkpoint-{4 if MODEL <= left else 0:010d}"  # of the end, or of the beginning
+    kept = f"checkpoint-{4 if left >= MODEL else 0:010d}"  # of the end, or of the beginning
     assert {path.name for path in output.iterdir()} - {"tensorboard"} == left | {kept, "run.json", "notes.txt"}
     for name in left:
         assert (output / name).read_bytes() != b"earlier"
