@@ -12,6 +12,7 @@ from flowkern._checks import check_float, check_tensor
 from flowkern.data import Rows
 from flowkern.flows.flow import Flow
 from flowkern.model import Model
+from flowkern.models.encoded import Encoded
 from flowkern.training.batches import seeded
 from flowkern.training.distributed import Processes
 from flowkern.training.history import History
@@ -52,7 +53,7 @@ def fit(
         model.standardize(train[0].to(like))
     rows, held_rows = (Rows(part, context=of) for part, of in (train, held))
     forked = torch.random.fork_rng([like.device] if like.is_cuda else [])
-    with Progress(chosen, "" if progress else None) as watch, forked:
+    with Progress(chosen, "" if progress else None) as watch, forked, torch.enable_grad():
         return Training(model, rows, held_rows, None, chosen, Processes(device=like.device), watch=watch).run()
 
 
@@ -61,7 +62,7 @@ def _check(name: str, context_name: str, model: Model, x: Any, context: Any, lik
     event = tuple(model.event_shape)
     if x.dim() != 1 + len(event) or x.shape[1:] != event or len(x) == 0:
         raise ValueError(f"{name}: expected shape (n, {', '.join(map(str, event))}) with n of at least 1, got {tuple(x.shape)}")
-    if model.levels is None:
+    if model.levels is None and not isinstance(model, Encoded):  # which takes rows of any dtype
         check_float(name, x)
         if x.dtype != like.dtype:
             raise TypeError(f"{name}: expected dtype {like.dtype} like the parameters, got {x.dtype}")

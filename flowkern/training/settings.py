@@ -23,7 +23,7 @@ class Settings:
         warmup: steps in which the learning rate rises from zero.
         gradient_clip: largest norm of the gradient; 0 leaves it as it is.
         accumulate: parts that a batch goes through the model in, one after another. It spares memory; the gradient is that of
-            the whole batch.
+            the whole batch (but batch norm takes the statistics of each part).
         patience: epochs without a better validation loss after which training ends; 0 for never.
         average: decay of an exponential average of the weights, such as 0.999, which is then what is validated and kept; 0
             for none.
@@ -74,8 +74,9 @@ class Settings:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
-        if self.seed >= 2**64:
-            raise ValueError(f"seed: expected a whole number below 2^64, got {self.seed}")
+        for name, power in (("seed", 64), ("epochs", 31), ("batch_size", 31), ("accumulate", 31)):
+            if getattr(self, name) >= 2**power:
+                raise ValueError(f"{name}: expected a whole number below 2^{power}, got {getattr(self, name)}")
         if self.average and self.strategy == "fsdp":
             raise ValueError("average: an average of the weights needs strategy ddp, got fsdp")
 

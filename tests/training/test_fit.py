@@ -90,6 +90,14 @@ def test_a_part_that_is_frozen_stays_and_nothing_to_train_is_told() -> None:
         made.requires_grad_(False).fit(rows())
 
 
+def test_a_model_of_the_commands_goes_on_with_rows_in_their_own_dtype() -> None:
+    x = 1.7e9 + 60 * torch.randn(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = fk.models.Encoded(flow(), fk.data.Standardised.fit(fk.data.Rows(x)))
+    with torch.no_grad():  # which training lifts
+        history = made.fit(x, **SETTINGS)
+    assert history.validation[-1] == pytest.approx(math.log(60 * 60) + 2.84, abs=0.5)
+
+
 def test_doubles() -> None:
     made = flow().double()
     made.fit(rows().double(), **SETTINGS)

@@ -272,6 +272,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkey
         ({"schedule": "linear"}, "schedule: expected cosine or constant, got 'linear'"),
         ({"average": 0.9, "strategy": "fsdp"}, "average: an average of the weights needs strategy ddp, got fsdp"),
         ({"seed": 2**64}, "seed: expected a whole number below 2^64"),
+        ({"batch_size": 10**30}, "batch_size: expected a whole number below 2^31"),
     ],
 )
 def test_settings(settings: Any, message: str) -> None:
