@@ -46,7 +46,7 @@ gpu-install:
 	FLOWKERN_BUILD_EXT=1 $(PYTHON) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 
 gpu-check: gpu-install
-	$(PYTHON) -m pytest -m gpu $$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal') $(ARGS)
+	$(PYTHON) -m pytest -m gpu --doctest-ignore-import-errors $$($(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal') $(ARGS)
 
 gpu-bench: gpu-install
 	$(PYTHON) -m flowkern.cli bench --suite gpu --output bench/results $(ARGS)
