@@ -1,0 +1,94 @@
+// The operators on mixtures of logistics.
+#include "cpu/mixtures/kernels.h"
+
+#include "ops/tensors.h"
+
+namespace flowkern {
+namespace {
+
+constexpr int64_t kElements = 512;            // of one piece of work
+constexpr int64_t kWorkOfAComponent = 128;    // multiply-adds that its exponentials are worth
+
+// Calls f(begin, end) on ranges of elements.
+template <class F>
+void parallel_elements(int64_t elements, int64_t components, const F& f) {
+  parallel((elements + kElements - 1) / kElements, elements * components * kWorkOfAComponent,
+           [&](int64_t i) { f(i * kElements, std::min(elements, (i + 1) * kElements)); });
+}
+
+template <class T>
+Components<T> components_of(const Tensor& t) {
+  return {const_data<T>(t), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+template <class T>
+Mixtures<T> mixtures_of(const Tensor& logits, const Tensor& means, const Tensor& log_scales, int64_t levels,
+                        double log_scale_min) {
+  return {logits.size(1), logits.size(2), levels, log_scale_min,
+          components_of<T>(logits), components_of<T>(means), components_of<T>(log_scales)};
+}
+
+Tensor logistic_mixture(Tensor x, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
+                        double log_scale_min) {
+  return for_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
+    const MixtureKernels<T>& kernels = mixture_kernels<T>();
+    Tensor out = empty<T>({x.size(0), x.size(1)});
+    parallel_elements(x.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
+      kernels.logistic_mixture(mixtures, matrix<T>(x), data<T>(out),
+                               scratch(kernels.scratch_bytes(mixtures.components)), begin, end);
+    });
+    return out;
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> logistic_mixture_backward(Tensor g, Tensor x, Tensor logits, Tensor means,
+                                                                     Tensor log_scales, int64_t levels,
+                                                                     double log_scale_min) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+    using T = decltype(zero);
+    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
+    const MixtureKernels<T>& kernels = mixture_kernels<T>();
+    const std::vector<int64_t> shape = {x.size(0), x.size(1), mixtures.components};
+    Tensor g_x = empty<T>({x.size(0), x.size(1)}), g_logits = empty<T>(shape), g_means = empty<T>(shape),
+           g_log_scales = empty<T>(shape);
+    const MixtureGradients<T> out = {data<T>(g_x), data<T>(g_logits), data<T>(g_means), data<T>(g_log_scales)};
+    parallel_elements(x.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
+      kernels.logistic_mixture_backward(mixtures, matrix<T>(g), matrix<T>(x), out,
+                                        scratch(kernels.scratch_bytes(mixtures.components)), begin, end);
+    });
+    return {g_x, g_logits, g_means, g_log_scales};
+  });
+}
+
+Tensor logistic_mixture_sample(Tensor noise, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
+                               double log_scale_min) {
+  return for_dtype(noise, [&](auto zero) {
+    using T = decltype(zero);
+    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
+    Tensor out = empty<T>({noise.size(0), noise.size(1)});
+    parallel_elements(out.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
+      mixture_kernels<T>().logistic_mixture_sample(mixtures, components_of<T>(noise), data<T>(out), begin, end);
+    });
+    return out;
+  });
+}
+
+}  // namespace
+}  // namespace flowkern
+
+#define FK_MIXTURES "Tensor logits, Tensor means, Tensor log_scales, int levels, float log_scale_min"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
+  m.def("logistic_mixture(Tensor x, " FK_MIXTURES ") -> Tensor");
+  m.def("logistic_mixture_backward(Tensor g, Tensor x, " FK_MIXTURES ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("logistic_mixture_sample(Tensor noise, " FK_MIXTURES ") -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
+  using namespace flowkern;
+  m.impl("logistic_mixture", TORCH_BOX(&logistic_mixture));
+  m.impl("logistic_mixture_backward", TORCH_BOX(&logistic_mixture_backward));
+  m.impl("logistic_mixture_sample", TORCH_BOX(&logistic_mixture_sample));
+}
