@@ -6,8 +6,8 @@
 namespace flowkern {
 namespace {
 
-constexpr int64_t kElements = 512;            // of one piece of work
-constexpr int64_t kWorkOfAComponent = 128;    // multiply-adds that its exponentials are worth
+constexpr int64_t kElements = 512;          // of one piece of work
+constexpr int64_t kWorkOfAComponent = 128;  // multiply-adds that its exponentials are worth
 
 // Calls f(begin, end) on ranges of elements.
 template <class F>
@@ -24,41 +24,32 @@ Components<T> components_of(const Tensor& t) {
 template <class T>
 Mixtures<T> mixtures_of(const Tensor& logits, const Tensor& means, const Tensor& log_scales, int64_t levels,
                         double log_scale_min) {
-  return {logits.size(1), logits.size(2), levels, log_scale_min,
-          components_of<T>(logits), components_of<T>(means), components_of<T>(log_scales)};
+  return {logits.size(1),
+          logits.size(2),
+          levels,
+          log_scale_min,
+          components_of<T>(logits),
+          components_of<T>(means),
+          components_of<T>(log_scales)};
 }
 
-Tensor logistic_mixture(Tensor x, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
-                        double log_scale_min) {
-  return for_dtype(x, [&](auto zero) {
+std::tuple<Tensor, Tensors> logistic_mixture(Tensor x, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
+                                             double log_scale_min, bool keep) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensors> {
     using T = decltype(zero);
     const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
     const MixtureKernels<T>& kernels = mixture_kernels<T>();
-    Tensor out = empty<T>({x.size(0), x.size(1)});
+    const int64_t rows = x.size(0), columns = x.size(1);
+    Tensor out = empty<T>({rows, columns});
+    Tensors kept;
+    for (int i = 0; keep && i < 3; ++i) kept.push_back(empty<T>({rows, columns, mixtures.components}));
+    MixtureDerivatives<T> derivatives = {};
+    if (keep) derivatives = {data<T>(kept[0]), data<T>(kept[1]), data<T>(kept[2])};
     parallel_elements(x.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
-      kernels.logistic_mixture(mixtures, matrix<T>(x), data<T>(out),
+      kernels.logistic_mixture(mixtures, matrix<T>(x), data<T>(out), keep ? &derivatives : nullptr,
                                scratch(kernels.scratch_bytes(mixtures.components)), begin, end);
     });
-    return out;
-  });
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> logistic_mixture_backward(Tensor g, Tensor x, Tensor logits, Tensor means,
-                                                                     Tensor log_scales, int64_t levels,
-                                                                     double log_scale_min) {
-  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
-    using T = decltype(zero);
-    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
-    const MixtureKernels<T>& kernels = mixture_kernels<T>();
-    const std::vector<int64_t> shape = {x.size(0), x.size(1), mixtures.components};
-    Tensor g_x = empty<T>({x.size(0), x.size(1)}), g_logits = empty<T>(shape), g_means = empty<T>(shape),
-           g_log_scales = empty<T>(shape);
-    const MixtureGradients<T> out = {data<T>(g_x), data<T>(g_logits), data<T>(g_means), data<T>(g_log_scales)};
-    parallel_elements(x.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
-      kernels.logistic_mixture_backward(mixtures, matrix<T>(g), matrix<T>(x), out,
-                                        scratch(kernels.scratch_bytes(mixtures.components)), begin, end);
-    });
-    return {g_x, g_logits, g_means, g_log_scales};
+    return {out, kept};
   });
 }
 
@@ -81,14 +72,12 @@ Tensor logistic_mixture_sample(Tensor noise, Tensor logits, Tensor means, Tensor
 #define FK_MIXTURES "Tensor logits, Tensor means, Tensor log_scales, int levels, float log_scale_min"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
-  m.def("logistic_mixture(Tensor x, " FK_MIXTURES ") -> Tensor");
-  m.def("logistic_mixture_backward(Tensor g, Tensor x, " FK_MIXTURES ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("logistic_mixture(Tensor x, " FK_MIXTURES ", bool keep) -> (Tensor, Tensor[])");
   m.def("logistic_mixture_sample(Tensor noise, " FK_MIXTURES ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
   using namespace flowkern;
   m.impl("logistic_mixture", TORCH_BOX(&logistic_mixture));
-  m.impl("logistic_mixture_backward", TORCH_BOX(&logistic_mixture_backward));
   m.impl("logistic_mixture_sample", TORCH_BOX(&logistic_mixture_sample));
 }

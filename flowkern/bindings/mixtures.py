@@ -11,18 +11,11 @@ from flowkern.bindings.namespaces import TRITON
 _MIXTURE = "Tensor logits, Tensor means, Tensor log_scales, int levels, float log_scale_min"
 
 
-@TRITON.define(f"logistic_mixture(Tensor x, {_MIXTURE}) -> Tensor")
-def _logistic_mixture(x, logits, means, log_scales, levels, log_scale_min):  # type: ignore[no-untyped-def]
+@TRITON.define(f"logistic_mixture(Tensor x, {_MIXTURE}, bool keep) -> (Tensor, Tensor[])")
+def _logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep):  # type: ignore[no-untyped-def]
     from flowkern.kernels.logistic_mixture import logistic_mixture
 
-    return logistic_mixture(x, logits, means, log_scales, levels, log_scale_min)
-
-
-@TRITON.define(f"logistic_mixture_backward(Tensor g, Tensor x, {_MIXTURE}) -> (Tensor, Tensor, Tensor, Tensor)")
-def _logistic_mixture_backward(g, x, logits, means, log_scales, levels, log_scale_min):  # type: ignore[no-untyped-def]
-    from flowkern.kernels.logistic_mixture import logistic_mixture_gradients
-
-    return logistic_mixture_gradients(g, x, logits, means, log_scales, levels, log_scale_min)
+    return logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep)
 
 
 @TRITON.define(f"logistic_mixture_sample(Tensor noise, {_MIXTURE}) -> Tensor")
@@ -32,19 +25,16 @@ def _logistic_mixture_sample(noise, logits, means, log_scales, levels, log_scale
     return logistic_mixture_sample(noise, logits, means, log_scales, levels, log_scale_min)
 
 
-def _elements_like(x: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(x.shape[:2])
+def _log_probs_like(x, logits, means, log_scales, levels, log_scale_min, keep):  # type: ignore[no-untyped-def]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), [t.new_empty(t.shape, dtype=exact) for t in (logits, means, log_scales) if keep]
 
 
-def _gradients_like(g: Tensor, *tensors: Tensor | float) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in tensors[:4] if isinstance(t, Tensor))
+def _samples_like(noise: Tensor, *rest: object) -> Tensor:
+    return noise.new_empty(noise.shape[:2])
 
 
-_SHAPES = {
-    "logistic_mixture": _elements_like,
-    "logistic_mixture_backward": _gradients_like,
-    "logistic_mixture_sample": _elements_like,
-}
+_SHAPES = {"logistic_mixture": _log_probs_like, "logistic_mixture_sample": _samples_like}
 for _name, _like in _SHAPES.items():
     TRITON.fake(_name)(_like)
     if BUILD_ERROR is None:

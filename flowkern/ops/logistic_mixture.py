@@ -67,28 +67,31 @@ def logistic_mixture(
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
         out = LogisticMixtureFunction.apply(call, x, *parameters)
     else:
-        out = _run(call, x, *parameters)
+        out, _ = _run(call, (x, *parameters), keep=False)
     return out.reshape(batch).to(dtype)
 
 
-def _run(call: Call, *tensors: Tensor) -> Tensor:
-    return namespace(call.kernels).logistic_mixture(*tensors, call.levels, call.log_scale_min)
+def _run(call: Call, tensors: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities and, where they are kept, their derivatives by the parameters."""
+    return namespace(call.kernels).logistic_mixture(*tensors, call.levels, call.log_scale_min, keep)
 
 
 class LogisticMixtureFunction(torch.autograd.Function):
-    """Forward and backward kernels, which keep nothing but the arguments; second derivatives through the oracle."""
+    """The kernel makes the derivatives too, second ones go through the oracle."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(*tensors)
-        return _run(call, *tensors)
+        out, kept = _run(call, tensors, keep=True)
+        ctx.call, ctx.inputs = call, len(tensors)
+        ctx.save_for_backward(*tensors, *kept)
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        call, tensors = ctx.call, ctx.saved_tensors
+        tensors, kept = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
         if wants_plain((g,)):
-            oracle = partial(reference.logistic_mixture, **call.options)
+            oracle = partial(reference.logistic_mixture, **ctx.call.options)
             return None, *plain_backward(oracle, tensors, ctx.needs_input_grad[1:], (g,))
-        op = namespace(call.kernels).logistic_mixture_backward
-        return None, *op(g, *tensors, call.levels, call.log_scale_min)
+        found = [g.unsqueeze(-1) * derivative for derivative in kept]
+        g_x = -found[1].sum(-1) if ctx.needs_input_grad[1] else None  # x and the means are only seen as a difference
+        return None, g_x, *(t.to(g.dtype) for t in found)

@@ -25,19 +25,19 @@ struct Mixtures {
   Components<T> logits, means, log_scales;
 };
 
-// Gradients, contiguous.
+// The derivatives of every element's log-probability, contiguous.
 template <class T>
-struct MixtureGradients {
-  T *x, *logits, *means, *log_scales;
+struct MixtureDerivatives {
+  T *by_logits, *by_means, *by_log_scales;
 };
 
 template <class T>
 struct MixtureKernels {
   // Bytes of scratch memory that a thread needs, which begin at a multiple of 64.
   size_t (*scratch_bytes)(int64_t components);
-  void (*logistic_mixture)(const Mixtures<T>&, Matrix<const T> x, T* out, void* scratch, int64_t begin, int64_t end);
-  void (*logistic_mixture_backward)(const Mixtures<T>&, Matrix<const T> g, Matrix<const T> x,
-                                    const MixtureGradients<T>&, void* scratch, int64_t begin, int64_t end);
+  // The derivatives are null where none are wanted.
+  void (*logistic_mixture)(const Mixtures<T>&, Matrix<const T> x, T* out, const MixtureDerivatives<T>*, void* scratch,
+                           int64_t begin, int64_t end);
   void (*logistic_mixture_sample)(const Mixtures<T>&, const Components<T>& noise, T* out, int64_t begin, int64_t end);
 };
 

@@ -6,10 +6,7 @@ namespace flowkern::FK_ISA {
 template <class T>
 size_t scratch_bytes(int64_t);
 template <class T>
-void logistic_mixture(const Mixtures<T>&, Matrix<const T>, T*, void*, int64_t, int64_t);
-template <class T>
-void logistic_mixture_backward(const Mixtures<T>&, Matrix<const T>, Matrix<const T>, const MixtureGradients<T>&, void*,
-                               int64_t, int64_t);
+void logistic_mixture(const Mixtures<T>&, Matrix<const T>, T*, const MixtureDerivatives<T>*, void*, int64_t, int64_t);
 template <class T>
 void logistic_mixture_sample(const Mixtures<T>&, const Components<T>&, T*, int64_t, int64_t);
 
@@ -18,7 +15,6 @@ const MixtureKernels<T>& mixture_kernels() {
   static constexpr MixtureKernels<T> kTable = {
       .scratch_bytes = &scratch_bytes<T>,
       .logistic_mixture = &logistic_mixture<T>,
-      .logistic_mixture_backward = &logistic_mixture_backward<T>,
       .logistic_mixture_sample = &logistic_mixture_sample<T>,
   };
   return kTable;
