@@ -32,10 +32,10 @@ def discretized_mix_logistic(x: Tensor, logits: Tensor, means: Tensor, log_scale
     return torch.logsumexp(log_probs, -1)
 
 
-def sample_from_discretized_mix_logistic(noise: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+def sample_from_discretized_mix_logistic(u: Tensor, choice: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     """Its sampler, with its random numbers as an argument."""
-    chosen = (logits - torch.log(-torch.log(noise[..., :-1]))).max(-1)[1]
-    one_hot, u = F.one_hot(chosen, COMPONENTS).to(logits), noise[..., -1]
+    chosen = (logits - torch.log(-torch.log(choice))).max(-1)[1]
+    one_hot = F.one_hot(chosen, COMPONENTS).to(logits)
     mean, log_scale = (means * one_hot).sum(-1), torch.clamp((log_scales * one_hot).sum(-1), min=LOG_SCALE_MIN)
     return torch.clamp(mean + torch.exp(log_scale) * (torch.log(u) - torch.log(1.0 - u)), -1.0, 1.0)
 
@@ -69,13 +69,13 @@ def test_logistic_mixture(benchmark: Any, direction: str, implementation: str) -
 @pytest.mark.parametrize("implementation", ["flowkern", "oracle", "peer"])
 def test_logistic_mixture_sample(benchmark: Any, implementation: str) -> None:
     _, *parameters = drawn(False)
-    noise = torch.empty(CLIPS, SAMPLES, COMPONENTS + 1).uniform_(1e-5, 1 - 1e-5)
+    noise = [torch.empty(CLIPS, SAMPLES, *more).uniform_(1e-5, 1 - 1e-5) for more in ((), (COMPONENTS,))]
 
     def call() -> Tensor:
         if implementation == "peer":
-            return sample_from_discretized_mix_logistic(noise, *parameters)
-        return fk.ops.logistic_mixture_sample(noise, *parameters, levels=LEVELS, log_scale_min=LOG_SCALE_MIN)
+            return sample_from_discretized_mix_logistic(*noise, *parameters)
+        return fk.ops.logistic_mixture_sample(*noise, *parameters, levels=LEVELS, log_scale_min=LOG_SCALE_MIN)
 
-    assert ((call() - sample_from_discretized_mix_logistic(noise, *parameters)).abs() < 1e-4).float().mean() > 0.999
+    assert ((call() - sample_from_discretized_mix_logistic(*noise, *parameters)).abs() < 1e-4).float().mean() > 0.999
     group = f"logistic_mixture_sample: {CLIPS} x {SAMPLES}, {COMPONENTS} components, {LEVELS} levels"
     measure_operator(benchmark, call, parameters, group, implementation)

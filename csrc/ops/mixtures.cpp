@@ -53,14 +53,15 @@ std::tuple<Tensor, Tensors> logistic_mixture(Tensor x, Tensor logits, Tensor mea
   });
 }
 
-Tensor logistic_mixture_sample(Tensor noise, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
+Tensor logistic_mixture_sample(Tensor u, Tensor choice, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
                                double log_scale_min) {
-  return for_dtype(noise, [&](auto zero) {
+  return for_dtype(u, [&](auto zero) {
     using T = decltype(zero);
     const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
-    Tensor out = empty<T>({noise.size(0), noise.size(1)});
-    parallel_elements(out.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
-      mixture_kernels<T>().logistic_mixture_sample(mixtures, components_of<T>(noise), data<T>(out), begin, end);
+    Tensor out = empty<T>({u.size(0), u.size(1)});
+    parallel_elements(u.numel(), mixtures.components, [&](int64_t begin, int64_t end) {
+      mixture_kernels<T>().logistic_mixture_sample(mixtures, matrix<T>(u), components_of<T>(choice), data<T>(out),
+                                                   begin, end);
     });
     return out;
   });
@@ -73,7 +74,7 @@ Tensor logistic_mixture_sample(Tensor noise, Tensor logits, Tensor means, Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("logistic_mixture(Tensor x, " FK_MIXTURES ", bool keep) -> (Tensor, Tensor[])");
-  m.def("logistic_mixture_sample(Tensor noise, " FK_MIXTURES ") -> Tensor");
+  m.def("logistic_mixture_sample(Tensor u, Tensor choice, " FK_MIXTURES ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {

@@ -18,11 +18,11 @@ def _logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep)
     return logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep)
 
 
-@TRITON.define(f"logistic_mixture_sample(Tensor noise, {_MIXTURE}) -> Tensor")
-def _logistic_mixture_sample(noise, logits, means, log_scales, levels, log_scale_min):  # type: ignore[no-untyped-def]
+@TRITON.define(f"logistic_mixture_sample(Tensor u, Tensor choice, {_MIXTURE}) -> Tensor")
+def _logistic_mixture_sample(u, choice, logits, means, log_scales, levels, log_scale_min):  # type: ignore[no-untyped-def]
     from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
 
-    return logistic_mixture_sample(noise, logits, means, log_scales, levels, log_scale_min)
+    return logistic_mixture_sample(u, choice, logits, means, log_scales, levels, log_scale_min)
 
 
 def _log_probs_like(x, logits, means, log_scales, levels, log_scale_min, keep):  # type: ignore[no-untyped-def]
@@ -30,8 +30,8 @@ def _log_probs_like(x, logits, means, log_scales, levels, log_scale_min, keep): 
     return x.new_empty(x.shape), [t.new_empty(t.shape, dtype=exact) for t in (logits, means, log_scales) if keep]
 
 
-def _samples_like(noise: Tensor, *rest: object) -> Tensor:
-    return noise.new_empty(noise.shape[:2])
+def _samples_like(u: Tensor, *rest: object) -> Tensor:
+    return u.new_empty(u.shape)
 
 
 _SHAPES = {"logistic_mixture": _log_probs_like, "logistic_mixture_sample": _samples_like}

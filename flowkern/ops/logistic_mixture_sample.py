@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.ops._derivatives import plain_backward
+from flowkern._checks import check_float, check_like
 from flowkern.ops._mixtures import Call, as_matrix, batch_of, checked_call
 from flowkern.ops._rows import namespace
+from flowkern.reference.logistic_mixture_sample import chosen_component
 
 
 def logistic_mixture_sample(
-    noise: Tensor,
+    u: Tensor,
+    choice: Tensor,
     logits: Tensor,
     means: Tensor,
     log_scales: Tensor,
@@ -31,7 +32,8 @@ def logistic_mixture_sample(
     and zero with levels.
 
     Args:
-        noise: uniform numbers (..., components + 1), all between 0 and 1 but neither 0 nor 1: v and, in the end, u.
+        u: uniform numbers (...) between 0 and 1, which are neither.
+        choice: more of them (..., components): v.
         logits, means, log_scales: the mixtures (..., components), as for :func:`logistic_mixture`.
         levels: number of values, or ``None`` for real numbers.
         log_scale_min: log-scales below it count as this.
@@ -44,32 +46,34 @@ def logistic_mixture_sample(
 
     Example:
         >>> import torch
-        >>> noise = torch.tensor([0.5, 0.5, 0.75])
-        >>> logistic_mixture_sample(noise, torch.tensor([0.0, 9.0]), torch.tensor([-1.0, 0.5]), torch.zeros(2))
+        >>> u, choice = torch.tensor(0.75), torch.tensor([0.5, 0.5])
+        >>> logistic_mixture_sample(u, choice, torch.tensor([0.0, 9.0]), torch.tensor([-1.0, 0.5]), torch.zeros(2))
         tensor(1.5986)
 
     References:
         PixelCNN++ (Salimans et al., 2017), section 2.1; the choice of a component is Gumbel's.
     """
     parameters = logits, means, log_scales
-    call = checked_call("logistic_mixture_sample", ("noise", noise), parameters, levels, log_scale_min)
+    call = checked_call("logistic_mixture_sample", ("u", u), parameters, levels, log_scale_min)
+    check_float("choice", choice)
+    check_like("choice", choice, u, "u")
     components = logits.shape[-1]
-    if noise.dim() == 0 or noise.shape[-1] != components + 1:
-        raise ValueError(f"noise: expected shape (..., {components + 1}), got {tuple(noise.shape)}")
-    batch = batch_of("noise", noise.shape[:-1], parameters)
+    if choice.dim() == 0 or choice.shape[-1] != components:
+        raise ValueError(f"choice: expected shape (..., {components}), got {tuple(choice.shape)}")
+    batch = batch_of("u", u.shape, (choice, *parameters))
     if call.kernels.plain:
-        return reference.logistic_mixture_sample(noise, *parameters, **call.options)
-    dtype = noise.dtype
-    noise = as_matrix(call.kernels, noise, batch, (components + 1,))
-    parameters = tuple(as_matrix(call.kernels, t, batch, (components,)) for t in parameters)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (noise, *parameters)):
-        out = LogisticMixtureSampleFunction.apply(call, noise, *parameters)
+        return reference.logistic_mixture_sample(u, choice, *parameters, **call.options)
+    dtype = u.dtype
+    u = as_matrix(call.kernels, u, batch)
+    tensors = u, *(as_matrix(call.kernels, t, batch, (components,)) for t in (choice, *parameters))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        out = LogisticMixtureSampleFunction.apply(call, *tensors)
     else:
-        out = _run(call, noise, *parameters)
+        out = _run(call, tensors)
     return out.reshape(batch).to(dtype)
 
 
-def _run(call: Call, *tensors: Tensor) -> Tensor:
+def _run(call: Call, tensors: tuple[Tensor, ...]) -> Tensor:
     return namespace(call.kernels).logistic_mixture_sample(*tensors, call.levels, call.log_scale_min)
 
 
@@ -80,9 +84,19 @@ class LogisticMixtureSampleFunction(torch.autograd.Function):
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(*tensors)
-        return _run(call, *tensors)
+        return _run(call, tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        oracle = partial(reference.logistic_mixture_sample, **ctx.call.options)
-        return None, *plain_backward(oracle, ctx.saved_tensors, ctx.needs_input_grad[1:], (g,))
+        u, choice, logits, means, log_scales = ctx.saved_tensors
+        if ctx.call.levels:
+            return None, *(torch.zeros_like(t) for t in ctx.saved_tensors)
+        chosen = chosen_component(choice, logits)
+        mine = torch.arange(logits.shape[-1], device=u.device) == chosen
+        log_scale = log_scales.gather(-1, chosen).squeeze(-1).clamp(min=ctx.call.log_scale_min)
+        g_logistic = g * torch.exp(log_scale)
+        g_log_scale = g_logistic * (torch.log(u) - torch.log1p(-u))
+        g_log_scales = torch.where(mine & (log_scales >= ctx.call.log_scale_min), g_log_scale.unsqueeze(-1), 0)
+        g_means = torch.where(mine, g.unsqueeze(-1), 0)
+        nothing = 0 * g_means  # which can be differentiated
+        return None, g_logistic / (u * (1 - u)), nothing, nothing, g_means, g_log_scales

@@ -38,7 +38,8 @@ struct MixtureKernels {
   // The derivatives are null where none are wanted.
   void (*logistic_mixture)(const Mixtures<T>&, Matrix<const T> x, T* out, const MixtureDerivatives<T>*, void* scratch,
                            int64_t begin, int64_t end);
-  void (*logistic_mixture_sample)(const Mixtures<T>&, const Components<T>& noise, T* out, int64_t begin, int64_t end);
+  void (*logistic_mixture_sample)(const Mixtures<T>&, Matrix<const T> u, const Components<T>& choice, T* out,
+                                  int64_t begin, int64_t end);
 };
 
 }  // namespace flowkern

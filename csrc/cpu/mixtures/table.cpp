@@ -8,7 +8,7 @@ size_t scratch_bytes(int64_t);
 template <class T>
 void logistic_mixture(const Mixtures<T>&, Matrix<const T>, T*, const MixtureDerivatives<T>*, void*, int64_t, int64_t);
 template <class T>
-void logistic_mixture_sample(const Mixtures<T>&, const Components<T>&, T*, int64_t, int64_t);
+void logistic_mixture_sample(const Mixtures<T>&, Matrix<const T>, const Components<T>&, T*, int64_t, int64_t);
 
 template <class T>
 const MixtureKernels<T>& mixture_kernels() {
