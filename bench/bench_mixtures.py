@@ -32,7 +32,7 @@ def discretized_mix_logistic(x: Tensor, logits: Tensor, means: Tensor, log_scale
     return torch.logsumexp(log_probs, -1)
 
 
-def sample_from_discretized_mix_logistic(u: Tensor, choice: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+def sample_from_mix_logistic(u: Tensor, choice: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     """Its sampler, with its random numbers as an argument."""
     chosen = (logits - torch.log(-torch.log(choice))).max(-1)[1]
     one_hot = F.one_hot(chosen, COMPONENTS).to(logits)
@@ -73,9 +73,9 @@ def test_logistic_mixture_sample(benchmark: Any, implementation: str) -> None:
 
     def call() -> Tensor:
         if implementation == "peer":
-            return sample_from_discretized_mix_logistic(*noise, *parameters)
+            return sample_from_mix_logistic(*noise, *parameters)
         return fk.ops.logistic_mixture_sample(*noise, *parameters, levels=LEVELS, log_scale_min=LOG_SCALE_MIN)
 
-    assert ((call() - sample_from_discretized_mix_logistic(*noise, *parameters)).abs() < 1e-4).float().mean() > 0.999
+    assert ((call() - sample_from_mix_logistic(*noise, *parameters)).abs() < 1e-4).float().mean() > 0.999
     group = f"logistic_mixture_sample: {CLIPS} x {SAMPLES}, {COMPONENTS} components, {LEVELS} levels"
     measure_operator(benchmark, call, parameters, group, implementation)

@@ -1,5 +1,5 @@
-// What kernels that evaluate elementary functions compute with: vectors of doubles for rows of floats, a double for rows
-// of doubles.
+// What kernels that evaluate elementary functions compute with: vectors of doubles for rows of floats, a double for
+// rows of doubles.
 #pragma once
 
 #include <type_traits>

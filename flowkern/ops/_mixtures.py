@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Call(NamedTuple):
     log_scale_min: float
 
     @property
-    def options(self) -> dict[str, float | int | None]:
+    def options(self) -> dict[str, Any]:
         """The constants as the oracles take them."""
         return {"levels": self.levels or None, "log_scale_min": self.log_scale_min}
 

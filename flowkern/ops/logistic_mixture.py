@@ -62,12 +62,12 @@ def logistic_mixture(
     if call.kernels.plain:
         return reference.logistic_mixture(x, *parameters, **call.options)
     dtype, components = x.dtype, logits.shape[-1]
-    x = as_matrix(call.kernels, x, batch)
-    parameters = tuple(as_matrix(call.kernels, t, batch, (components,)) for t in parameters)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-        out = LogisticMixtureFunction.apply(call, x, *parameters)
+    given = [as_matrix(call.kernels, t, batch, (components,)) for t in parameters]
+    tensors = as_matrix(call.kernels, x, batch), *given
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        out = LogisticMixtureFunction.apply(call, *tensors)
     else:
-        out, _ = _run(call, (x, *parameters), keep=False)
+        out, _ = _run(call, tensors, keep=False)
     return out.reshape(batch).to(dtype)
 
 

@@ -64,8 +64,8 @@ def logistic_mixture_sample(
     if call.kernels.plain:
         return reference.logistic_mixture_sample(u, choice, *parameters, **call.options)
     dtype = u.dtype
-    u = as_matrix(call.kernels, u, batch)
-    tensors = u, *(as_matrix(call.kernels, t, batch, (components,)) for t in (choice, *parameters))
+    given = [as_matrix(call.kernels, t, batch, (components,)) for t in (choice, *parameters)]
+    tensors = as_matrix(call.kernels, u, batch), *given
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         out = LogisticMixtureSampleFunction.apply(call, *tensors)
     else:
@@ -88,7 +88,7 @@ class LogisticMixtureSampleFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        u, choice, logits, means, log_scales = ctx.saved_tensors
+        u, choice, logits, _, log_scales = ctx.saved_tensors
         if ctx.call.levels:
             return None, *(torch.zeros_like(t) for t in ctx.saved_tensors)
         chosen = chosen_component(choice, logits)

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 import flowkern as fk
 
 
-def draw(
-    rows: int, seed: int, *, features: int = 5, components: int = 10, log_scale: float = -2.0, **options: Any
-) -> Example:
+def draw(rows: int, seed: int, *, features: int = 5, components: int = 10, log_scale: float = -2.0, **options: Any) -> Example:
     """Values on both edges and in between, and mixtures of all scales around one, some tens of them from the values."""
     generator = torch.Generator().manual_seed(seed)
     x = 2.2 * torch.rand(rows, features, generator=generator, dtype=torch.float64) - 1.1

@@ -30,7 +30,11 @@ CASE = Case(
     operator=fk.ops.logistic_mixture_sample,
     outputs=("x",),
     draw=draw,
-    variations={"one component": {"components": 1}, "many components": {"components": 40}, "least scale": {"log_scale_min": 0.0}},
+    variations={
+        "one component": {"components": 1},
+        "many components": {"components": 40},
+        "least scale": {"log_scale_min": 0.0},
+    },
     smooth={"small": {"features": 2, "components": 3}},
     any=any_variation,
     shows="x",
