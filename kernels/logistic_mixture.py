@@ -61,7 +61,7 @@ def logistic_mixture_kernel(
     logit = load_components(logits, logits_at, r, c, k, given, ACC)
     mean = load_components(means, means_at, r, c, k, given, ACC)
     raw = load_components(log_scales, log_scales_at, r, c, k, given, ACC)
-    log_scale = tl.where(raw < LEAST, LEAST, raw)
+    log_scale = tl.where(raw < LEAST, tl.full(raw.shape, LEAST, ACC), raw)
     inverse = tl.exp(-log_scale)
     m = (value - mean) * inverse
     if DISCRETE:

@@ -22,7 +22,7 @@ def logistic_mixture_sample_kernel(
     mean = tl.load(means + at, inside, 0).to(ACC)
     at = r * log_scales_at[0] + c * log_scales_at[1] + chosen * log_scales_at[2]
     log_scale = tl.load(log_scales + at, inside, 0).to(ACC)
-    log_scale = tl.where(log_scale < LEAST, LEAST, log_scale)
+    log_scale = tl.where(log_scale < LEAST, tl.full(log_scale.shape, LEAST, ACC), log_scale)
     u = tl.load(uniform + r * uniform_row + c * uniform_column, inside, 0.5).to(ACC)
     value = mean + tl.exp(log_scale) * tl.log(u / (1 - u))
     if STEPS > 0:  # the nearest of so many steps of half the way from -1 to 1

@@ -484,6 +484,9 @@ def counted() -> Iterator[tuple[str, str, float, float, str]]:
         yield f"{operator}, 256 MB of inputs", "forward", forward * matrix, 0, "tf32"
         yield f"{operator}, 256 MB of inputs", "backward", backward * matrix, 0, "tf32"
     yield "log_det, normal_log_prob, 256 MB", "forward", 256 << 20, 0, "tf32"
+    element = (256 << 20) / 30  # 10 components in float32, 256 MB of parameters
+    for work, numbers in (("forward, nothing kept", 32), ("forward", 62), ("backward", 61)):
+        yield "logistic_mixture, 256 MB of parameters", work, numbers * element, 0, "tf32"
 
 
 def main() -> int:

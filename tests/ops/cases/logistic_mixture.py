@@ -35,7 +35,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "many components": {"components": 40, "features": 2},
     "narrow": {"levels": 256, "log_scale": -9.0},
     "wide": {"levels": 65536, "log_scale": 9.0},
-    "least scale": {"levels": 256, "log_scale": -7.0, "log_scale_min": -7.0},
+    "least scale": {"levels": 256, "log_scale": -7.0, "log_scale_min": -7.1},
 }
 
 

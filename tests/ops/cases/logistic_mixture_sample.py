@@ -33,7 +33,7 @@ CASE = Case(
     variations={
         "one component": {"components": 1},
         "many components": {"components": 40},
-        "least scale": {"log_scale_min": 0.0},
+        "least scale": {"log_scale_min": 0.1},
     },
     smooth={"small": {"features": 2, "components": 3}},
     any=any_variation,
