@@ -37,6 +37,8 @@ OPERATORS = {
         Operator("iaf_step", "rows", ("cpu", "triton"), runs=_COUPLING),
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
+        Operator("logistic_mixture", "mixtures", ("cpu", "triton")),
+        Operator("logistic_mixture_sample", "mixtures", ("cpu", "triton")),
         Operator("masked_mlp", "masked_networks", ("cpu", "triton")),
         Operator("autoregressive", "masked_networks", ("cpu", "triton"), runs=_CHAIN),
         Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda"), runs=_CHAIN),

@@ -3,6 +3,6 @@
 The operators of the CPU kernels are registered by csrc/ops.
 """
 
-from flowkern.bindings import masked_networks, rows
+from flowkern.bindings import masked_networks, mixtures, rows
 
-__all__ = ["masked_networks", "rows"]
+__all__ = ["masked_networks", "mixtures", "rows"]

@@ -19,7 +19,7 @@ from flowkern.ops._network import optional_biases
 from flowkern.ops._sweep import sweep
 from flowkern.plan import AutoregressivePlan
 
-HEADS = ("bernoulli", "categorical", "gaussian", "mixture")
+HEADS = ("bernoulli", "categorical", "gaussian", "mixture", "logistics")
 
 
 class MADE(Model):
@@ -31,9 +31,11 @@ class MADE(Model):
 
     Args:
         features: number of features.
-        head: ``"bernoulli"``, ``"categorical"``, ``"gaussian"``, ``"mixture"``, or a :class:`flowkern.nn.Head`.
+        head: ``"bernoulli"``, ``"categorical"``, ``"gaussian"``, ``"mixture"`` (of Gaussians), ``"logistics"`` (a mixture of
+            them), or a :class:`flowkern.nn.Head`.
         categories: number of categories of the categorical head.
-        components: number of components of the mixture of Gaussians.
+        components: number of components of a mixture.
+        levels: number of values of a feature for the mixture of logistics, ``None`` for real numbers.
         hidden, context, activation, order, degrees, residual, skip, masks, generator: the network, see
             :class:`flowkern.nn.MADE`.
 
@@ -59,6 +61,7 @@ class MADE(Model):
         *,
         categories: int = 2,
         components: int = 10,
+        levels: int | None = None,
         degrees: str = "sequential",
         residual: bool = False,
         skip: bool = False,
@@ -73,6 +76,7 @@ class MADE(Model):
             "categorical": lambda: fnn.Categorical(categories),
             "gaussian": fnn.Gaussian,
             "mixture": lambda: fnn.MixtureOfGaussians(components),
+            "logistics": lambda: fnn.MixtureOfLogistics(levels, components),
         }
         self.head: fnn.Head = named[head]() if isinstance(head, str) else head
         self.network = fnn.MADE(

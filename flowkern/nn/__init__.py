@@ -4,7 +4,7 @@ from flowkern.nn.autoregressive import InverseAutoregressive, MaskedAutoregressi
 from flowkern.nn.batch_norm import BatchNorm
 from flowkern.nn.compose import Compose
 from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling, Coupling
-from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians
+from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians, MixtureOfLogistics
 from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_linear import MaskedLinear
 from flowkern.nn.multi_scale import MultiScale
@@ -28,6 +28,7 @@ __all__ = [
     "MaskedAutoregressive",
     "MaskedLinear",
     "MixtureOfGaussians",
+    "MixtureOfLogistics",
     "MultiScale",
     "Permutation",
     "Reshape",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowkern import ops
 from flowkern._checks import whole_number
 from flowkern.config import configured
 
@@ -18,6 +19,13 @@ def randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | Non
     # Named only where there is one: with generator=None, torch.compile takes no size that changes.
     source: Any = {} if generator is None else {"generator": generator}
     return torch.randn(shape, dtype=like.dtype, device=like.device, **source)
+
+
+def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers between 0 and 1 that are neither, with the dtype and on the device of a tensor."""
+    source: Any = {} if generator is None else {"generator": generator}
+    drawn = torch.rand(shape, dtype=like.dtype, device=like.device, **source)
+    return drawn.clamp_(min=2.0**-25)  # zero becomes half of float32's least; 1 is never drawn
 
 
 class Head(nn.Module):
@@ -61,6 +69,12 @@ class Bernoulli(Head):
         return torch.bernoulli(torch.sigmoid(p[..., 0]), generator=generator)
 
 
+def impossible_elsewhere(x: Tensor, levels: int, log_prob: Tensor) -> Tensor:
+    """Log-probabilities of whole numbers from 0 to levels - 1, where x is one; it has none elsewhere."""
+    valid = (x == x.round()) & (x >= 0) & (x <= levels - 1)
+    return torch.where(valid, log_prob, torch.where(x.isnan(), x, -math.inf))
+
+
 class Categorical(Head):
     """Whole numbers 0 to categories - 1, stored as floats; one logit per category.
 
@@ -77,9 +91,8 @@ class Categorical(Head):
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         index = x.long().clamp(0, self.categories - 1).unsqueeze(-1)
-        valid = (x == x.round()) & (x >= 0) & (x <= self.categories - 1)
         found = F.log_softmax(p, -1).expand(*x.shape, -1).gather(-1, index).squeeze(-1)
-        return torch.where(valid, found, torch.where(x.isnan(), x, -math.inf))
+        return impossible_elsewhere(x, self.categories, found)
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         draws = torch.multinomial(F.softmax(p, -1).reshape(-1, self.categories), 1, generator=generator)
@@ -129,3 +142,58 @@ class MixtureOfGaussians(Head):
         index = draws.reshape(*mean.shape[:-1], 1)
         mean, log_std = mean.gather(-1, index).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
         return mean + log_std.exp() * randn(mean.shape, p, generator)
+
+
+class MixtureOfLogistics(Head):
+    """Logits, means and log-scales of the components, in this order.
+
+    With ``levels``, features are whole numbers 0 to levels - 1, stored as floats, each with the probability of its interval;
+    the network sees them scaled to [-1, 1]. Scales are then at least e^-2 of half a level, where an interval around a mean
+    has the probability 0.999 (a log-scale of -7.5 for 8 bits), and at least e^-7 for real numbers. Everything is computed in
+    float32 at least.
+
+    Args:
+        levels: number of values of a feature, ``None`` for real numbers.
+        components: of the mixture.
+
+    Example:
+        >>> head = MixtureOfLogistics(256, components=5)
+        >>> parameters = torch.zeros(3, 4, head.outputs)
+        >>> x = head.sample(parameters)
+        >>> head.log_prob(x, parameters).shape
+        torch.Size([3, 4])
+
+    References:
+        PixelCNN++ (Salimans et al., 2017), section 2.1; see :func:`flowkern.ops.logistic_mixture`.
+    """
+
+    @configured
+    def __init__(self, levels: int | None = None, components: int = 10) -> None:
+        super().__init__()
+        self.levels = None if levels is None else whole_number("levels", levels, 2)
+        self.components = whole_number("components", components, 1)
+        self.outputs = 3 * self.components
+        self.log_scale_min = -7.0 if self.levels is None else -math.log(self.levels - 1) - 2
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x if self.levels is None else x * (2 / (self.levels - 1)) - 1
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        parameters = self._parameters_of(p)
+        found = ops.logistic_mixture(self.encode(x.to(parameters[0].dtype)), *parameters, **self._options)
+        found = found.to(torch.promote_types(x.dtype, p.dtype))
+        return found if self.levels is None else impossible_elsewhere(x, self.levels, found)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        logits, means, log_scales = self._parameters_of(p)
+        u, choice = (uniform(shape, logits, generator) for shape in (logits.shape[:-1], logits.shape))
+        x = ops.logistic_mixture_sample(u, choice, logits, means, log_scales, **self._options)
+        return (x if self.levels is None else torch.round((x + 1) * ((self.levels - 1) / 2))).to(p.dtype)
+
+    def _parameters_of(self, p: Tensor) -> tuple[Tensor, ...]:
+        exact = p.to(torch.promote_types(p.dtype, torch.float32))
+        return exact.unflatten(-1, (3, self.components)).unbind(-2)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"levels": self.levels, "log_scale_min": self.log_scale_min}

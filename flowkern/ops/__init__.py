@@ -8,6 +8,8 @@ from flowkern.ops.autoregressive_inverse import autoregressive_inverse
 from flowkern.ops.coupling import coupling
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
+from flowkern.ops.logistic_mixture import logistic_mixture
+from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
@@ -24,6 +26,8 @@ __all__ = [
     "coupling",
     "iaf_step",
     "log_det",
+    "logistic_mixture",
+    "logistic_mixture_sample",
     "masked_mlp",
     "normal_log_prob",
     "pack",

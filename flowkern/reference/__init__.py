@@ -7,6 +7,8 @@ from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.coupling import coupling
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
+from flowkern.reference.logistic_mixture import logistic_mixture
+from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
 
@@ -20,6 +22,8 @@ __all__ = [
     "elementwise",
     "iaf_step",
     "log_det",
+    "logistic_mixture",
+    "logistic_mixture_sample",
     "masked_mlp",
     "normal_log_prob",
     "permutation",

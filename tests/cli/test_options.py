@@ -51,7 +51,7 @@ class Schedule:
     [
         (flows.MAF, {"features", "transforms", *NETWORK, "batch_norm", "scale", "placement", "constants"}),
         (flows.IAF, {"features", "transforms", *NETWORK, "gated", "batch_norm", "scale", "placement", "constants"}),
-        (models.MADE, {"features", "head", *NETWORK, "categories", "components", "masks"}),
+        (models.MADE, {"features", "head", *NETWORK, "categories", "components", "levels", "masks"}),
         (Schedule, {"rate", "warm_up", "decay", "kind", "ends"}),
     ],
 )

@@ -147,7 +147,11 @@ class Short:
         (lambda: MAF(4, base=Short()).sample((2,)), ValueError, "base: expected samples of shape (2, 4), got (2, 3)"),
         (lambda: Flow(fnn.Reverse(4)), TypeError, "transforms: expected a sequence of transforms, got Reverse"),
         (lambda: Flow([fnn.Reverse(4), 3]), TypeError, "transforms[1]: expected a flowkern.nn.Transform, got int"),
-        (lambda: MADE(4, head=fnn.Gaussian), ValueError, "head: expected one of bernoulli, categorical, gaussian, mixture or"),
+        (
+            lambda: MADE(4, head=fnn.Gaussian),
+            ValueError,
+            "head: expected one of bernoulli, categorical, gaussian, mixture, logistics or",
+        ),
         (
             lambda: MADE(4, "categorical", categories=2.5),
             ValueError,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -40,6 +41,8 @@ from flowkern.kernels.affine import affine, affine_gradients
 from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
 from flowkern.kernels.autoregressive_chain import autoregressive_chain, autoregressive_chain_gradients, launches_of
 from flowkern.kernels.log_det import log_det
+from flowkern.kernels.logistic_mixture import logistic_mixture
+from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
 from flowkern.plan import ACTIVATIONS
@@ -245,6 +248,20 @@ def reduction_launches(dtype: str, width: int) -> list[Launch]:
     return record(run, f"{dtype}, {width} features", dtype=dtype, family="rows", gathered="no")
 
 
+def mixture_launches(dtype: str, components: int, levels: int, log_scale_min: float, keep: bool) -> list[Launch]:
+    """Log-probabilities, with their derivatives where they are kept, and samples."""
+    x = torch.zeros(64, 64, dtype=DTYPES[dtype])
+    parts = [torch.zeros(64, 64, components, dtype=DTYPES[dtype]) for _ in range(4)]
+
+    def run() -> None:
+        logistic_mixture(x, *parts[:3], levels, log_scale_min, keep)
+        logistic_mixture_sample(x, *parts, levels, log_scale_min)
+
+    kind = f"{levels} levels" if levels else "densities"
+    label = f"{dtype}, {components} components, {kind}, log-scales from {log_scale_min}"
+    return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="mixtures")
+
+
 NETWORKS = [
     ("autoregressive", "masked_mlp"),
     tuple(DTYPES),
@@ -257,6 +274,7 @@ NETWORKS = [
 ]
 CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), *NETWORKS[3:]]
 ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
+MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 
 
@@ -270,6 +288,7 @@ def cover(strength: int) -> Iterator[Job]:
         (chain_launches, CHAIN_NETWORKS),
         (row_launches, ROWS),
         (reduction_launches, ROWS[:2]),
+        (mixture_launches, MIXTURES),
     ):
         for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
             yield from launched(architecture, make, *case)
@@ -298,6 +317,8 @@ def listed() -> Iterator[Job]:
     cases.append((row_launches, "float32", 64, "sigmoid", "gate", False, "all"))
     cases += [(row_launches, "float32", 64, "exp", "scale_shift", False, f) for f in ("half", "alternating", "table")]
     cases += [(row_launches, "float32", 65536, "exp", "standardize", False, "all"), (reduction_launches, "float32", 64)]
+    cases += [(mixture_launches, dtype, 10, 65536, -14.0, True) for dtype in ROW_DTYPES]
+    cases += [(mixture_launches, "float32", 10, 65536, -14.0, False), (mixture_launches, "float32", 10, 0, -math.inf, True)]
     for case, architecture in product(cases, ARCHITECTURES):
         yield from launched(architecture, *case)
 
@@ -463,6 +484,9 @@ def counted() -> Iterator[tuple[str, str, float, float, str]]:
         yield f"{operator}, 256 MB of inputs", "forward", forward * matrix, 0, "tf32"
         yield f"{operator}, 256 MB of inputs", "backward", backward * matrix, 0, "tf32"
     yield "log_det, normal_log_prob, 256 MB", "forward", 256 << 20, 0, "tf32"
+    element = (256 << 20) / 30  # 10 components in float32, 256 MB of parameters
+    for work, numbers in (("forward, nothing kept", 32), ("forward", 62), ("backward", 61)):
+        yield "logistic_mixture, 256 MB of parameters", work, numbers * element, 0, "tf32"
 
 
 def main() -> int:

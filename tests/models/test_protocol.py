@@ -164,6 +164,7 @@ def layers() -> list[nn.Module]:
         fnn.Bernoulli(),
         fnn.Gaussian(),
         fnn.Categorical(4),
+        fnn.MixtureOfLogistics(16, 3),
     ]
 
 

@@ -365,19 +365,32 @@ def test_heads_by_hand() -> None:
     assert fnn.Gaussian().log_prob(one, torch.tensor([[0.5, 0.3]])).item() == pytest.approx(normal)
     two = torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.3, 0.3]])
     assert fnn.MixtureOfGaussians(2).log_prob(one, two).item() == pytest.approx(normal)
+    logistic = math.log(0.25) - 0.3
+    assert fnn.MixtureOfLogistics(None, 2).log_prob(0.5 * one, two).item() == pytest.approx(logistic)
+    # Three levels are -1, 0 and 1, half a level is 0.5: the middle one has sigmoid(0.5) - sigmoid(-0.5).
+    middle = math.log(math.tanh(0.25))
+    assert fnn.MixtureOfLogistics(3, 1).log_prob(one, torch.zeros(1, 3)).item() == pytest.approx(middle)
+    for elsewhere in (0.5, -1.0, 3.0):
+        assert fnn.MixtureOfLogistics(3, 1).log_prob(elsewhere * one, torch.zeros(1, 3)).item() == -math.inf
+    with pytest.raises(ValueError, match="levels"):
+        fnn.MixtureOfLogistics(1)
     with pytest.raises(ValueError, match="categories"):
         fnn.Categorical(1)
     with pytest.raises(ValueError, match="components"):
         fnn.MixtureOfGaussians(0)
 
 
-@pytest.mark.parametrize("head", ["bernoulli", "categorical", "gaussian", "mixture"])
-def test_samples_of_a_made_follow_its_density(head: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "levels"),
+    [("bernoulli", 2), ("categorical", 3), ("gaussian", None), ("mixture", None), ("logistics", 5), ("logistics", None)],
+)
+def test_samples_of_a_made_follow_its_density(head: str, levels: int | None) -> None:
     torch.manual_seed(3)
-    model = fk.models.MADE(2, head, (16,), order="reverse", categories=3, components=2).double()
+    model = fk.models.MADE(2, head, (16,), order="reverse", categories=3, components=2, levels=levels).double()
+    assert model.levels == levels
     x = model.sample((20_000,), generator=torch.Generator().manual_seed(0))
-    if head in ("bernoulli", "categorical"):
-        n = 2 if head == "bernoulli" else 3
+    if levels:
+        n = levels
         grid = torch.cartesian_prod(torch.arange(n), torch.arange(n)).double()
         expected = model.log_prob(grid).exp()
         assert expected.sum().item() == pytest.approx(1)
@@ -385,12 +398,24 @@ def test_samples_of_a_made_follow_its_density(head: str) -> None:
         assert (found - expected).abs().max() < 0.015
     else:
         # E[-log p] over samples against the same by quadrature.
-        axis = torch.linspace(-12, 12, 601, dtype=torch.float64)
+        axis = torch.linspace(-24, 24, 801, dtype=torch.float64)
         log_p = model.log_prob(torch.cartesian_prod(axis, axis))
         cell = (axis[1] - axis[0]) ** 2
         assert (log_p.exp().sum() * cell).item() == pytest.approx(1, abs=1e-3)
         entropy = -(log_p.exp() * log_p).sum() * cell
         assert (-model.log_prob(x).mean()).item() == pytest.approx(entropy.item(), abs=0.05)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_a_mixture_of_logistics_of_low_precision_keeps_its_levels(low: torch.dtype) -> None:
+    head, p = fnn.MixtureOfLogistics(256, 2), torch.randn(1000, 6).to(low)
+    x = head.sample(p)
+    assert x.dtype == low
+    assert torch.equal(x, x.round())
+    log_prob = head.log_prob(torch.arange(256).to(low).expand(1000, 256).T, p)
+    assert log_prob.dtype == low
+    torch.testing.assert_close(log_prob.float().exp().sum(0), torch.ones(1000), rtol=0, atol=0.05)
+    torch.testing.assert_close(head.log_prob(x.float(), p), head.log_prob(x.float(), p.float()))
 
 
 # -- what a review found once ---------------------------------------------------------------------------------------

@@ -18,7 +18,12 @@ from flowkern.training import Checkpoints, Processes, Training
 
 SMALL: dict[str, list[str]] = {}  # options that keep a model small, where `hidden` is none of its own
 # Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
-WHOLE = {"made": {"binary": ["head=bernoulli"], "levels": ["head=categorical", "categories=3"]}}
+WHOLE = {
+    "made": {
+        "binary": [["head=bernoulli"]],
+        "levels": [["head=categorical", "categories=3"], ["head=logistics", "levels=3", "components=2"]],
+    }
+}
 
 
 def small(model: str) -> list[str]:
@@ -37,7 +42,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
 
 
 CASES = [(model, "real", []) for model in models()]
-CASES += [(model, data, options) for model, kinds in WHOLE.items() for data, options in kinds.items()]
+CASES += [(model, data, options) for model, kinds in WHOLE.items() for data, ways in kinds.items() for options in ways]
 
 
 @pytest.mark.parametrize(("model", "data", "options"), CASES, ids=lambda value: value if isinstance(value, str) else None)

@@ -1,0 +1,68 @@
+"""What the operators on mixtures of logistics share: checks, shapes, the constants of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkern._checks import HALF, check_float, check_like, whole_number
+from flowkern.backends import Kernels, kernels_for
+
+
+class Call(NamedTuple):
+    """What is constant about a call: what serves it, the levels (0 for a density), the least log-scale."""
+
+    kernels: Kernels
+    levels: int
+    log_scale_min: float
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constants as the oracles take them."""
+        return {"levels": self.levels or None, "log_scale_min": self.log_scale_min}
+
+
+def checked_call(
+    operator: str, first: tuple[str, Tensor], parameters: Sequence[Tensor], levels: int | None, log_scale_min: float
+) -> Call:
+    """Checks everything but the shape of the first argument, whose name comes with it."""
+    name, value = first
+    check_float(name, value)
+    components = 0
+    for other, t in zip(("logits", "means", "log_scales"), parameters, strict=True):
+        check_float(other, t)
+        check_like(other, t, value, name)
+        if t.dim() == 0 or t.shape[-1] == 0:
+            raise ValueError(f"{other}: expected shape (..., components), got {tuple(t.shape)}")
+        components = components or t.shape[-1]
+        if t.shape[-1] != components:
+            raise ValueError(f"{other}: expected {components} components like logits, got shape {tuple(t.shape)}")
+    if not isinstance(log_scale_min, float | int) or log_scale_min != log_scale_min:
+        raise ValueError(f"log_scale_min: expected a number, got {log_scale_min!r}")
+    count = 0 if levels is None else whole_number("levels", levels, 2)
+    return Call(kernels_for(value, operator), count, float(log_scale_min))
+
+
+def batch_of(name: str, batch: torch.Size, parameters: Sequence[Tensor]) -> torch.Size:
+    """The common batch shape of the elements and of parameters with one more dimension."""
+    if not torch.compiler.is_compiling() and all(t.shape[:-1] == batch for t in parameters):
+        return batch
+    try:
+        return torch.broadcast_shapes(batch, *(t.shape[:-1] for t in parameters))
+    except RuntimeError:
+        got = ", ".join(str(tuple(t.shape)) for t in parameters)
+        raise ValueError(f"{name}: shapes {tuple(batch)} and {got} less the components do not broadcast") from None
+
+
+def as_matrix(kernels: Kernels, t: Tensor, batch: torch.Size, last: Sequence[int] = ()) -> Tensor:
+    """t, broadcast to a batch shape, with two dimensions for it; the CPU kernels take half precision as float32.
+
+    The second one is all but the first: then parameters that lie before time or space, as a convolution leaves them, are
+    not copied.
+    """
+    t = t.float() if kernels.on_cpu and t.dtype in HALF else t
+    rows, columns = (batch[0], batch[1:].numel()) if batch else (1, 1)
+    return t.expand((*batch, *last)).reshape((rows, columns, *last))
