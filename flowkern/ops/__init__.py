@@ -5,6 +5,8 @@ from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive_chain import ElementwiseStep, NetworkStep, PermutationStep, Step, autoregressive_chain
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
+from flowkern.ops.causal_conv1d import causal_conv1d
+from flowkern.ops.causal_conv1d_update import causal_conv1d_update
 from flowkern.ops.coupling import coupling
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
@@ -21,6 +23,8 @@ __all__ = [
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "coupling",
     "iaf_step",
     "log_det",

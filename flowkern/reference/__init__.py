@@ -4,6 +4,8 @@ from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
 from flowkern.reference.autoregressive_chain import autoregressive_chain
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
+from flowkern.reference.causal_conv1d import causal_conv1d
+from flowkern.reference.causal_conv1d_update import causal_conv1d_update
 from flowkern.reference.coupling import coupling
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
@@ -16,6 +18,8 @@ __all__ = [
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "coupling",
     "iaf_step",
     "log_det",

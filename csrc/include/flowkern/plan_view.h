@@ -8,9 +8,6 @@
 
 #include "flowkern/panel.h"
 
-// Every instruction set's kernels include this header: a function that is not inlined there would be shared by all.
-#define FK_ALWAYS_INLINE __attribute__((always_inline))
-
 namespace flowkern {
 
 constexpr int64_t kPlanVersion = 3;
