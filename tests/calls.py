@@ -64,7 +64,7 @@ def strided(t: Tensor, how: str) -> Tensor:
     if how == "sliced":  # between the values lie some that must not be read
         shape = [2 * t.shape[0], *(n + 3 for n in t.shape[1:])]
         wide = torch.full(shape, float("nan"), dtype=t.dtype, device=t.device)
-        view = wide[::2, 1:-2] if t.dim() == 2 else wide[::2]
+        view = wide[(slice(None, None, 2), *[slice(1, -2)] * (t.dim() - 1))]
         view.copy_(t)
         return view
     if how == "expanded" and len(t):

@@ -21,7 +21,8 @@ Tensor convolve(const Convolution& c, const Tensor& x, const Tensor& weight, con
   const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
   Tensor y = empty<T>({c.batch, c.groups * c.outputs, c.time});
   T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
-  kernels.pack(c, const_data<T>(weight), packed);
+  parallel(c.groups * c.chunks(), c.packed_size(),
+           [&](int64_t chunk) { kernels.pack(c, const_data<T>(weight), packed, chunk); });
   const int64_t turn = kernels.tile * kTurnTiles, turns = (c.time + turn - 1) / turn;
   parallel(c.batch * turns, work(c), [&](int64_t i) {
     T* memory = static_cast<T*>(scratch((c.columns() + kChunkRows) * kernels.tile * sizeof(T)));

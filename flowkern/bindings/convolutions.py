@@ -21,10 +21,15 @@ def _update_like(x, state, step, weight, bias, dilation, groups):  # type: ignor
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+def _generated_like(uniform, previous, queues, weights, biases, dilations):  # type: ignore[no-untyped-def]
+    return previous.new_empty(uniform.shape), torch.empty_like(queues)
+
+
 _SHAPES = {
     "causal_conv1d": _causal_conv1d_like,
     "causal_conv1d_backward": _gradients_like,
     "causal_conv1d_update": _update_like,
+    "wavenet_generate": _generated_like,
 }
 if BUILD_ERROR is None:
     for _name, _like in _SHAPES.items():

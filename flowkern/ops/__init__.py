@@ -13,12 +13,14 @@ from flowkern.ops.log_det import log_det
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
+from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 
 __all__ = [
     "ElementwiseStep",
     "NetworkStep",
     "PermutationStep",
     "Step",
+    "WaveNetState",
     "affine",
     "autoregressive",
     "autoregressive_chain",
@@ -31,4 +33,5 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "pack",
+    "wavenet_generate",
 ]

@@ -1,4 +1,4 @@
-"""What the operators on sequences share: checks, autocast, the precision of the kernels."""
+"""What the operators on sequences share: their checks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from torch import Tensor
 from flowkern._checks import autocasts, check_float, check_like, check_tensor, whole_number
 
 
-def lowered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Under autocast x in the dtype of the weight, and the weight rounded to autocast's, as in masked networks."""
+def lowers(x: Tensor, weight: Tensor) -> bool:
+    """Whether autocast rounds the weight."""
     check_float("x", x)
     check_float("weight", weight)
-    if not autocasts(x) or weight.dtype is torch.float64:
-        return x, weight
-    return x.to(weight.dtype), weight.to(torch.get_autocast_dtype(x.device.type)).to(weight.dtype)
+    return autocasts(x) and weight.dtype is not torch.float64
 
 
 def check_convolution(

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern import reference
 from flowkern._checks import HALF
 from flowkern.backends import kernels_for
-from flowkern.ops._convolutions import check_convolution, lowered
+from flowkern.ops._convolutions import check_convolution, lowers
 from flowkern.ops._derivatives import plain_backward, wants_plain
 
 
@@ -42,20 +42,23 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dila
     References:
         WaveNet: A Generative Model for Raw Audio (van den Oord et al., 2016), section 2.1.
     """
-    x, weight = lowered(x, weight)
+    if lowers(x, weight):
+        # Autocast's rounding of the weights, as in masked networks; the products take them in the dtype that they had.
+        low, dtype = torch.get_autocast_dtype(x.device.type), weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return causal_conv1d(x.to(dtype), weight.to(low).to(dtype), bias, dilation=dilation, groups=groups)
     check_convolution(x, weight, bias, dilation, groups, -2, "(..., in, time)")
     if x.shape[-1] == 0:
         raise ValueError(f"x: expected at least one time, got shape {tuple(x.shape)}")
     kernels = kernels_for(x, "causal_conv1d")
     if kernels.plain:
-        with torch.autocast(x.device.type, enabled=False):
-            return reference.causal_conv1d(x, weight, bias, dilation=dilation, groups=groups)
+        return reference.causal_conv1d(x, weight, bias, dilation=dilation, groups=groups)
     dtype, batch = x.dtype, x.shape[:-2]
     tensors = [x.reshape(batch.numel(), *x.shape[-2:]), weight, bias]
     x, weight, bias = (t if t is None or t.dtype not in HALF else t.float() for t in tensors)  # type: ignore[assignment]
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     run = CausalConv1dFunction.apply if needed else _run
-    return run(x, weight, bias, dilation, groups).to(dtype).reshape(*batch, -1, x.shape[-1])
+    return run(x, weight, bias, dilation, groups).to(dtype).reshape(*batch, weight.shape[0], x.shape[-1])
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:

@@ -23,7 +23,7 @@ def causal_conv1d_update(
     Args:
         x: the inputs at this time (..., in).
         state: the inputs of the (k - 1) dilation times before (..., in, (k - 1) dilation), that of time t at
-            t mod ((k - 1) dilation). It is changed in place.
+            t mod ((k - 1) dilation). It is changed in place; one in half precision, or with strides, is copied at each step.
         step: this time, from 0.
         weight, bias, dilation, groups: the convolution.
 
@@ -50,12 +50,15 @@ def causal_conv1d_update(
     if state.shape != expected:
         raise ValueError(f"state: expected shape {expected}, got {tuple(state.shape)}")
     kernels = kernels_for(x, "causal_conv1d_update")
-    if kernels.plain or x.dtype in HALF:
+    if kernels.plain:
         return reference.causal_conv1d_update(x, state, step, weight, bias, dilation=dilation, groups=groups)
-    rows = x.shape[:-1].numel()
-    ring = state.reshape(rows, *state.shape[-2:]).contiguous()
-    tensors = x.reshape(rows, -1).contiguous(), ring, step, weight.contiguous(), None if bias is None else bias.contiguous()
-    y = torch.ops.flowkern.causal_conv1d_update(*tensors, dilation, groups)
+    rows, dtype = x.shape[:-1].numel(), torch.float32 if x.dtype in HALF else x.dtype
+    row, ring, weights = (
+        t.to(dtype).contiguous()
+        for t in (x.reshape(rows, x.shape[-1]), state.reshape(rows, *state.shape[-2:]), weight)
+    )
+    biases = None if bias is None else bias.to(dtype).contiguous()
+    y = torch.ops.flowkern.causal_conv1d_update(row, ring, step, weights, biases, dilation, groups)
     if ring.data_ptr() != state.data_ptr():
         state.copy_(ring.view_as(state))
-    return y.reshape(*x.shape[:-1], -1)
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])

@@ -11,8 +11,10 @@ from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
+from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_logits
 
 __all__ = [
+    "WaveNetState",
     "affine",
     "affine_map",
     "autoregressive",
@@ -25,4 +27,6 @@ __all__ = [
     "log_det",
     "masked_mlp",
     "normal_log_prob",
+    "wavenet_generate",
+    "wavenet_logits",
 ]

@@ -7,15 +7,16 @@
 namespace flowkern::FK_ISA {
 
 template <class T>
-void pack(const Convolution& c, const T* weight, T* packed) {
+void pack(const Convolution& c, const T* weight, T* packed, int64_t chunk) {
   const int64_t row_stride = c.transposed ? c.taps : c.columns();
   const int64_t input_stride = c.transposed ? c.outputs * c.taps : c.taps;
-  for (int64_t g = 0; g < c.groups; ++g, weight += c.outputs * c.columns())
-    for (int64_t o = 0; o < c.outputs; o += kChunkRows)
-      for (int64_t j = 0; j < c.taps; ++j)
-        for (int64_t i = 0; i < c.inputs; ++i)
-          for (int64_t r = 0; r < kChunkRows; ++r)
-            *packed++ = o + r < c.outputs ? weight[(o + r) * row_stride + i * input_stride + j] : T(0);
+  const int64_t first = chunk % c.chunks() * kChunkRows;
+  weight += chunk / c.chunks() * c.outputs * c.columns() + first * row_stride;
+  packed += chunk * c.columns() * kChunkRows;
+  for (int64_t j = 0; j < c.taps; ++j)
+    for (int64_t i = 0; i < c.inputs; ++i)
+      for (int64_t r = 0; r < kChunkRows; ++r)
+        *packed++ = first + r < c.outputs ? weight[r * row_stride + i * input_stride + j] : T(0);
 }
 
 // Some channels at the times [from, from + R), zero outside of the sequence.
@@ -23,11 +24,14 @@ template <class T>
 void gather_times(const T* x, int64_t channels, int64_t times, int64_t from, T* to) {
   constexpr int64_t R = kTileRows<T>;
   const bool inside = from >= 0 && from + R <= times;
-  for (int64_t i = 0; i < channels; ++i, x += times, to += R)
+  for (int64_t i = 0; i < channels; ++i, x += times, to += R) {
+    // The next tile's: a channel is a page of its own, where no hardware looks ahead.
+    for (int64_t r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(x + from + R + r);
     if (inside)
       __builtin_memcpy(to, x + from, R * sizeof(T));
     else
       for (int64_t r = 0; r < R; ++r) to[r] = from + r >= 0 && from + r < times ? x[from + r] : T(0);
+  }
 }
 
 // What the outputs of a group read at the times of a tile; x is the group's first channel.
@@ -128,7 +132,7 @@ void bias_gradient(const Convolution& c, const T* g_y, int64_t output, T* g_bias
 }
 
 #define FK_INSTANTIATE(T)                                                                                     \
-  template void pack<T>(const Convolution&, const T*, T*);                                                    \
+  template void pack<T>(const Convolution&, const T*, T*, int64_t);                                           \
   template void causal_conv1d<T>(const Convolution&, const T*, const T*, const T*, T*, int64_t, int64_t, T*); \
   template void weight_gradient<T>(const Convolution&, const T*, const T*, int64_t, int64_t, T*, T*);         \
   template void unpack<T>(const Convolution&, const T*, int64_t, int64_t, T*);                                \

@@ -32,8 +32,8 @@ struct ConvolutionKernels {
   int64_t tile;
 
   // weight is [groups][outputs][inputs][taps], or with inputs and outputs exchanged where the convolution is
-  // transposed; packed is [groups][chunks][columns][kChunkRows].
-  void (*pack)(const Convolution&, const T* weight, T* packed);
+  // transposed; packed is [groups][chunks][columns][kChunkRows], of which one chunk is written.
+  void (*pack)(const Convolution&, const T* weight, T* packed, int64_t chunk);
 
   // The tile that begins at `time`. `bias` may be null. Scratch: columns + kChunkRows tiles.
   void (*causal_conv1d)(const Convolution&, const T* x, const T* packed, const T* bias, T* y, int64_t row, int64_t time,

@@ -5,7 +5,7 @@
 namespace flowkern::FK_ISA {
 
 template <class T>
-void pack(const Convolution&, const T*, T*);
+void pack(const Convolution&, const T*, T*, int64_t);
 template <class T>
 void causal_conv1d(const Convolution&, const T*, const T*, const T*, T*, int64_t, int64_t, T*);
 template <class T>
