@@ -63,6 +63,8 @@ def wavenet_generate(
     kernels = kernels_for(uniform, "wavenet_generate")
     if kernels.plain or uniform.dtype in HALF:
         return reference.wavenet_generate(uniform, state, weights, biases, dilations)
+    if not torch.compiler.is_compiling() and not ((state.previous >= 0) & (state.previous < len(weights[0]))).all():
+        raise ValueError(f"state.previous: expected classes from 0 to {len(weights[0]) - 1}, got {state.previous.tolist()}")
     tensors = [t.contiguous() for t in (uniform, state.previous, state.queues)]
     packed = [t.contiguous() for t in weights], [t.contiguous() for t in biases]
     classes, queues = torch.ops.flowkern.wavenet_generate(*tensors, *packed, dilations)
