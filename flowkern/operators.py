@@ -13,7 +13,8 @@ class Operator(NamedTuple):
     """An operator: its name everywhere, its family, where it has kernels, what their GPU must be able to do at least.
 
     A family shares a folder in csrc/cpu, a file of flowkern/bindings, a benchmark. ``cpu`` and ``cuda`` are native kernels.
-    ``runs``: the operators whose kernels it runs, where it has none of its own.
+    ``runs``: the operators whose kernels it runs, where it has none of its own. ``gradients``: whether it has them, and is
+    held to the contract of those that do.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Operator(NamedTuple):
     kernels: tuple[str, ...]
     runs: Mapping[str, str] = MappingProxyType({})
     capability: tuple[int, int] = (8, 0)
+    gradients: bool = True
 
     def registered(self, kernels: str) -> str:
         """The name under which kernels of one kind are registered."""
@@ -43,6 +45,9 @@ OPERATORS = {
         Operator("autoregressive", "masked_networks", ("cpu", "triton"), runs=_CHAIN),
         Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda"), runs=_CHAIN),
         Operator("autoregressive_chain", "masked_networks", ("cpu", "triton")),
-        Operator("pack", "masked_networks", ("cpu",)),
+        Operator("pack", "masked_networks", ("cpu",), gradients=False),
+        Operator("causal_conv1d", "convolutions", ("cpu",)),
+        Operator("causal_conv1d_update", "convolutions", ("cpu",), gradients=False),
+        Operator("wavenet_generate", "convolutions", ("cpu",), gradients=False),
     )
 }

@@ -37,7 +37,9 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   for (int64_t i = static_cast<int64_t>(sizes.size()) - 2; i >= 0; --i)
     strides[i] = strides[i + 1] * std::max<int64_t>(sizes[i + 1], 1);
   AtenTensorHandle handle = nullptr;
-  const int32_t code = dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  const int32_t code = dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Long ? aoti_torch_dtype_int64()
+                                                   : aoti_torch_dtype_float32();
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), code, aoti_torch_device_type_cpu(), 0,
                                                          &handle));

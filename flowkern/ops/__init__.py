@@ -5,6 +5,8 @@ from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive_chain import ElementwiseStep, NetworkStep, PermutationStep, Step, autoregressive_chain
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
+from flowkern.ops.causal_conv1d import causal_conv1d
+from flowkern.ops.causal_conv1d_update import causal_conv1d_update
 from flowkern.ops.coupling import coupling
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
@@ -13,16 +15,20 @@ from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
+from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 
 __all__ = [
     "ElementwiseStep",
     "NetworkStep",
     "PermutationStep",
     "Step",
+    "WaveNetState",
     "affine",
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "coupling",
     "iaf_step",
     "log_det",
@@ -31,4 +37,5 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "pack",
+    "wavenet_generate",
 ]

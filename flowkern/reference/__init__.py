@@ -4,6 +4,8 @@ from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
 from flowkern.reference.autoregressive_chain import autoregressive_chain, elementwise, permutation
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
+from flowkern.reference.causal_conv1d import causal_conv1d
+from flowkern.reference.causal_conv1d_update import causal_conv1d_update
 from flowkern.reference.coupling import coupling
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
@@ -11,13 +13,17 @@ from flowkern.reference.logistic_mixture import logistic_mixture
 from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
+from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_logits
 
 __all__ = [
+    "WaveNetState",
     "affine",
     "affine_map",
     "autoregressive",
     "autoregressive_chain",
     "autoregressive_inverse",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "coupling",
     "elementwise",
     "iaf_step",
@@ -27,4 +33,6 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "permutation",
+    "wavenet_generate",
+    "wavenet_logits",
 ]

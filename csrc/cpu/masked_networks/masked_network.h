@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/masked_networks/kernels.h"
+#include "cpu/products.h"
 #include "flowkern/activations.h"
 
 namespace flowkern::FK_ISA {
@@ -18,63 +19,6 @@ void activate(Activation kind, double constant, const T* in, T* out, int64_t n) 
   with_activation(kind, [=](auto tag) {
     map_elements(in, out, n, [=](Vec<T> x) { return activation<decltype(tag)::value, T>(x, constant); });
   });
-}
-
-// p[i] += sum_k w[k][i] a[k] for N rows i of a panel, one row of the batch per lane.
-template <class T, int N>
-FK_INLINE void panel_rows(const T* w, const T* a, int64_t columns, T* p) {
-  constexpr int W = kLanes<T>;
-  Vec<T> acc[N][2];
-  for (int i = 0; i < N; ++i) {
-    acc[i][0] = load<Vec<T>>(p + i * 2 * W);
-    acc[i][1] = load<Vec<T>>(p + i * 2 * W + W);
-  }
-  for (int64_t k = 0; k < columns; ++k, w += kChunkRows, a += 2 * W) {
-    const auto a0 = load<Vec<T>>(a), a1 = load<Vec<T>>(a + W);
-    for (int i = 0; i < N; ++i) {
-      acc[i][0] += w[i] * a0;
-      acc[i][1] += w[i] * a1;
-    }
-  }
-  for (int i = 0; i < N; ++i) {
-    store(p + i * 2 * W, acc[i][0]);
-    store(p + i * 2 * W + W, acc[i][1]);
-  }
-}
-
-// The same with the eight units in the lanes; lanes outside [first, first + n) are dropped.
-template <class T, int R>
-void panel_units(const T* w, const T* a, int64_t columns, T* p, int64_t first, int64_t n) {
-  using P = Panel8<T>;
-  constexpr int Unroll = R == 1 ? 4 : 2;  // independent sums hide the latency of the additions
-  P acc[Unroll][R] = {};
-  int64_t k = 0;
-  for (; k + Unroll <= columns; k += Unroll)
-    for (int u = 0; u < Unroll; ++u) {
-      const P column = load<P>(w + (k + u) * kChunkRows);
-      for (int r = 0; r < R; ++r) acc[u][r] += a[(k + u) * R + r] * column;
-    }
-  for (; k < columns; ++k)
-    for (int r = 0; r < R; ++r) acc[0][r] += a[k * R + r] * load<P>(w + k * kChunkRows);
-  for (int r = 0; r < R; ++r) {
-    P sum = acc[0][r];
-    for (int u = 1; u < Unroll; ++u) sum += acc[u][r];
-    for (int64_t i = 0; i < n; ++i) p[i * R + r] += sum[first + i];
-  }
-}
-
-// Rows [first, first + n) of a panel whose first stored column is w.
-template <class T, int R>
-void panel(const T* w, int64_t first, int64_t n, const T* a, int64_t columns, T* p) {
-  if constexpr (R < kTileRows<T>) {
-    panel_units<T, R>(w, a, columns, p, first, n);
-  } else {
-    w += first;
-    // Sixteen sums of two vectors need 32 registers; with 16, four rows at a time.
-    constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-    for (; n >= Rows; n -= Rows, w += Rows, p += Rows * R) panel_rows<T, Rows>(w, a, columns, p);
-    if (n > 0) with_count<Rows - 1>(n, [&](auto count) { panel_rows<T, decltype(count)::value>(w, a, columns, p); });
-  }
 }
 
 // Which rows of the batch a tile holds.

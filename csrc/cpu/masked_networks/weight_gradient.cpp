@@ -3,42 +3,9 @@
 // They are summed in the sorted order of the plan, where whole vectors are stored, and put in the order of the tensors
 // once at the end (measured: docs/measured.md).
 #include "cpu/masked_networks/kernels.h"
-#include "flowkern/simd.h"
+#include "cpu/products.h"
 
 namespace flowkern::FK_ISA {
-
-// Rows after which sums are put aside: their error grows with the rows that are added one after another.
-constexpr int64_t kSumRows = 32;
-
-// sums[i][lane] += over all rows of N deltas i times V vectors of the R inputs of a panel; the first tiles begin them.
-template <class T, int N, int V>
-FK_INLINE void outer_products(const WeightGradient<T>& g, const T* inputs, const T* d, int64_t stride, T* sums,
-                              int64_t sums_stride) {
-  constexpr int W = kLanes<T>, R = kTileRows<T>;
-  Vec<T> acc[N][V] = {}, total[N][V] = {};
-  for (int64_t tile = 0; tile < g.tiles; ++tile, d += stride) {
-    if (tile > 0 && tile % (kSumRows / R) == 0)
-      for (int i = 0; i < N; ++i)
-        for (int h = 0; h < V; ++h) {
-          total[i][h] += acc[i][h];
-          acc[i][h] = Vec<T>{};
-        }
-    for (int i = 0; i < N; ++i)  // the next tile's deltas lie on other pages, where no hardware looks ahead
-      for (int r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(d + stride + i * R + r);
-    const int64_t rows = g.rows - tile * R < R ? g.rows - tile * R : R;
-    for (int64_t r = 0; r < rows; ++r, inputs += R) {
-      Vec<T> a[V];
-      for (int h = 0; h < V; ++h) a[h] = load<Vec<T>>(inputs + h * W);
-      for (int i = 0; i < N; ++i)
-        for (int h = 0; h < V; ++h) acc[i][h] += d[i * R + r] * a[h];
-    }
-  }
-  for (int i = 0; i < N; ++i, sums += sums_stride)
-    for (int h = 0; h < V; ++h) {
-      total[i][h] += acc[i][h];
-      store(sums + h * W, g.first ? total[i][h] : load<Vec<T>>(sums + h * W) + total[i][h]);
-    }
-}
 
 template <class T>
 void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int64_t begin, int64_t end) {
@@ -65,9 +32,9 @@ void weight_gradient(const WeightGradient<T>& g, int linear, int64_t panel, int6
         const T* from = d + i * R;
         T* to = sums + (k.row + i) * width;
         if (k.columns - column > kLanes<T>)
-          outer_products<T, decltype(n)::value, 2>(g, inputs, from, stride, to, width);
+          outer_products<T, decltype(n)::value, 2>(g.rows, g.first, inputs, from, stride, to, width);
         else
-          outer_products<T, decltype(n)::value, 1>(g, inputs, from, stride, to, width);
+          outer_products<T, decltype(n)::value, 1>(g.rows, g.first, inputs, from, stride, to, width);
       });
   }
 }

@@ -6,13 +6,11 @@
 
 #include <cstdint>
 
-// Every instruction set's kernels include this header: a function that is not inlined there would be shared by all.
-#define FK_ALWAYS_INLINE __attribute__((always_inline))
+#include "flowkern/panel.h"
 
 namespace flowkern {
 
 constexpr int64_t kPlanVersion = 3;
-constexpr int64_t kChunkRows = 8;  // rows of one packed panel; a panel is [columns][kChunkRows]
 constexpr int kMaxHidden = 64;     // hidden layers; bounds the pointer arrays that live on the stack
 constexpr int kMaxConditioners = 64;
 // Nodes: hidden layers from 0, then the parameters, then the conditioners; before them these two.

@@ -1,0 +1,48 @@
+// The kernels of causal convolutions for one instruction set.
+#include "cpu/convolutions/kernels.h"
+#include "flowkern/simd.h"
+
+namespace flowkern::FK_ISA {
+
+template <class T>
+void pack(const Convolution&, const T*, T*, int64_t);
+template <class T>
+void causal_conv1d(const Convolution&, const T*, const T*, const T*, T*, int64_t, int64_t, T*);
+template <class T>
+void weight_gradient(const Convolution&, const T*, const T*, int64_t, int64_t, T*, T*);
+template <class T>
+void unpack(const Convolution&, const T*, int64_t, int64_t, T*);
+template <class T>
+void bias_gradient(const Convolution&, const T*, int64_t, T*);
+template <class T>
+void causal_conv1d_update(const Convolution&, const T*, T*, int64_t, const T*, const T*, T*, T*);
+template <class T>
+void pack_panels(const PanelMatrix<T>&, Matrix<const T>, int64_t, int64_t);
+template <class T>
+void pack_bias(const PanelMatrix<T>&, const T*, bool);
+template <class T>
+void wavenet_stage(const WaveNet<T>&, int64_t, int64_t, int64_t, int64_t);
+template <class T>
+void wavenet_embed(const WaveNet<T>&, int64_t, int64_t, int64_t);
+
+template <class T>
+const ConvolutionKernels<T>& convolution_kernels() {
+  static constexpr ConvolutionKernels<T> kTable = {
+      .tile = kTileRows<T>,
+      .pack = &pack<T>,
+      .causal_conv1d = &causal_conv1d<T>,
+      .weight_gradient = &weight_gradient<T>,
+      .unpack = &unpack<T>,
+      .bias_gradient = &bias_gradient<T>,
+      .causal_conv1d_update = &causal_conv1d_update<T>,
+      .pack_panels = &pack_panels<T>,
+      .pack_bias = &pack_bias<T>,
+      .wavenet_stage = &wavenet_stage<T>,
+      .wavenet_embed = &wavenet_embed<T>,
+  };
+  return kTable;
+}
+template const ConvolutionKernels<float>& convolution_kernels<float>();
+template const ConvolutionKernels<double>& convolution_kernels<double>();
+
+}  // namespace flowkern::FK_ISA
