@@ -146,4 +146,4 @@ def test_doctor_names_what_installs_a_missing_package(
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     _, found = run_doctor(capsys)
-    assert found["numpy"] == found["matplotlib"] == "not installed; `pip install 'flowkern[demo]'`"
+    assert found["numpy"] == found["matplotlib"] == "not installed; `pip install 'flowkern[train]'`"
