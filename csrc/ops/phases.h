@@ -28,24 +28,29 @@ void run_phases(int64_t phases, int64_t parts, const F& f) {
     return;
   }
   struct alignas(64) Counter {
-    std::atomic<int64_t> value{0};
+    std::atomic<int64_t> phases{0};
   };
-  std::vector<Counter> taken(parts);  // phases whose part i somebody has taken
-  Counter done;                       // parts
+  std::vector<Counter> taken(parts), finished(parts);  // of each part the phases that somebody has begun, and ended
   const auto take = [&](int64_t phase, int64_t part) {
     int64_t expected = phase;
-    if (!taken[part].value.compare_exchange_strong(expected, phase + 1, std::memory_order_acq_rel)) return false;
+    if (!taken[part].phases.compare_exchange_strong(expected, phase + 1, std::memory_order_acq_rel)) return false;
     f(phase, part);
-    done.value.fetch_add(1, std::memory_order_acq_rel);
+    finished[part].phases.store(phase + 1, std::memory_order_release);
     return true;
+  };
+  const auto current = [&] {  // the phase that not all parts have finished
+    int64_t phase = phases;
+    for (const Counter& part : finished) phase = std::min(phase, part.phases.load(std::memory_order_acquire));
+    return phase;
   };
   torch::stable::parallel_for(0, parts, 1, [&](int64_t own, int64_t) {
     constexpr int kPatience = 200;  // turns of a waiting loop, some microseconds
     int patience = kPatience;
-    for (int64_t phase = 0; phase < phases; phase = done.value.load(std::memory_order_acquire) / parts) {
+    for (int64_t phase = 0; phase < phases;) {
       take(phase, own);
       bool helped = false;
-      for (int turn = 0; done.value.load(std::memory_order_acquire) < (phase + 1) * parts; ++turn) {
+      int64_t next = current();
+      for (int turn = 0; next <= phase; ++turn, next = current()) {
         if (turn < patience) {
           relax();
           continue;
@@ -56,6 +61,7 @@ void run_phases(int64_t phases, int64_t parts, const F& f) {
         if (!found) std::this_thread::yield();
       }
       patience = helped ? 0 : kPatience;  // who is missing now will be missing for a while
+      phase = next;
     }
   });
 }

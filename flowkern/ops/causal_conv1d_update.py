@@ -54,8 +54,7 @@ def causal_conv1d_update(
         return reference.causal_conv1d_update(x, state, step, weight, bias, dilation=dilation, groups=groups)
     rows, dtype = x.shape[:-1].numel(), torch.float32 if x.dtype in HALF else x.dtype
     row, ring, weights = (
-        t.to(dtype).contiguous()
-        for t in (x.reshape(rows, x.shape[-1]), state.reshape(rows, *state.shape[-2:]), weight)
+        t.to(dtype).contiguous() for t in (x.reshape(rows, x.shape[-1]), state.reshape(rows, *state.shape[-2:]), weight)
     )
     biases = None if bias is None else bias.to(dtype).contiguous()
     y = torch.ops.flowkern.causal_conv1d_update(row, ring, step, weights, biases, dilation, groups)

@@ -85,7 +85,9 @@ def _check_network(uniform: Tensor, weights: Sequence[Tensor], biases: Sequence[
     for i, dimensions in ((0, 2), (1, 3), (3, 2), (-2, 2)):
         if weights[i].dim() != dimensions or 0 in weights[i].shape:
             index = i % len(weights)
-            raise ValueError(f"weights[{index}]: expected {dimensions} dimensions, none of size 0, got {tuple(weights[i].shape)}")
+            raise ValueError(
+                f"weights[{index}]: expected {dimensions} dimensions, none of size 0, got {tuple(weights[i].shape)}"
+            )
     classes, residual = weights[0].shape
     gate, skip, hidden = weights[1].shape[0] // 2, weights[3].shape[0], weights[-2].shape[0]
     layer = [(2 * gate, residual, 2), (residual, gate), (skip, gate)]

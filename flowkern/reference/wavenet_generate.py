@@ -47,7 +47,7 @@ def wavenet_logits(
 def wavenet_generate(
     uniform: Tensor, state: WaveNetState, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
 ) -> tuple[Tensor, WaveNetState]:
-    """Classes (batch, time) drawn one after another, and the state after them, as `flowkern.ops.wavenet_generate` defines it."""
+    """Classes (batch, time) drawn one after another, and the state, as `flowkern.ops.wavenet_generate` defines them."""
     embedding, *rest = weights
     queues = [queue.clone() for queue in state.queues.split(list(dilations), 1)]
     gates = [gate.transpose(1, 2).flatten(1) for gate in rest[: 3 * len(dilations) : 3]]  # columns of the past, of the present

@@ -95,7 +95,13 @@ def test_the_update_changes_a_state_with_strides_and_leaves_no_gradient() -> Non
     ],
 )
 def test_bad_arguments_of_the_update_are_named(change: dict, error: type[Exception], message: str) -> None:
-    arguments = {"x": torch.zeros(2, 4), "state": torch.zeros(2, 4, 4), "step": 0, "weight": torch.zeros(6, 4, 3), "dilation": 2}
+    arguments = {
+        "x": torch.zeros(2, 4),
+        "state": torch.zeros(2, 4, 4),
+        "step": 0,
+        "weight": torch.zeros(6, 4, 3),
+        "dilation": 2,
+    }
     fk.ops.causal_conv1d_update(**arguments)
     with pytest.raises(error, match=message):
         fk.ops.causal_conv1d_update(**{**arguments, **change})

@@ -58,11 +58,13 @@ void causal_conv1d(const Convolution& c, const T* x, const T* packed, const T* b
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t r = 0; r < R; ++r) sums[i * R + r] = bias ? bias[g * c.outputs + o + i] : T(0);
       panel<T, R>(packed, 0, rows, read, columns, sums);
-      for (int64_t i = 0; i < rows; ++i, y += c.time)
+      for (int64_t i = 0; i < rows; ++i, y += c.time) {
+        for (int64_t r = 0; r < R; r += 64 / sizeof(T)) __builtin_prefetch(y + R + r, 1);  // the next tile's
         if (count == R)
           __builtin_memcpy(y, sums + i * R, R * sizeof(T));
         else
           for (int64_t r = 0; r < count; ++r) y[r] = sums[i * R + r];
+      }
     }
   }
 }
@@ -83,29 +85,28 @@ void transpose_tile(const T* from, T* to) {
 template <class T>
 void weight_gradient(const Convolution& c, const T* x, const T* g_y, int64_t begin, int64_t end, T* sums, T* scratch) {
   constexpr int64_t R = kTileRows<T>, Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-  const int64_t columns = c.columns(), width = whole_tiles(columns, R), row_tiles = whole_tiles(c.time, R) / R;
-  T *read = scratch, *inputs = read + width * R, *deltas = inputs + kTurnTiles * width * R;
-  for (int64_t i = columns * R; i < width * R; ++i) read[i] = 0;
+  const int64_t columns = c.columns(), width = whole_tiles(c.outputs, R), row_tiles = whole_tiles(c.time, R) / R;
+  T *cotangents = scratch, *transposed = cotangents + width * R, *read = transposed + kTurnTiles * width * R;
+  for (int64_t i = c.outputs * R; i < width * R; ++i) cotangents[i] = 0;
   for (int64_t first = begin; first < end; first += kTurnTiles) {
     const int64_t tiles = end - first < kTurnTiles ? end - first : kTurnTiles;
     for (int64_t g = 0; g < c.groups; ++g) {
       for (int64_t n = 0; n < tiles; ++n) {
         const int64_t row = (first + n) / row_tiles, time = (first + n) % row_tiles * R;
-        gather_taps(c, x + (row * c.groups + g) * c.inputs * c.time, time, read);
-        for (int64_t p = 0; p < width; p += R) transpose_tile(read + p * R, inputs + (p * tiles + n * R) * R);
-        gather_times(g_y + (row * c.groups + g) * c.outputs * c.time, c.outputs, c.time, time,
-                     deltas + n * c.outputs * R);
+        gather_times(g_y + (row * c.groups + g) * c.outputs * c.time, c.outputs, c.time, time, cotangents);
+        for (int64_t o = 0; o < width; o += R) transpose_tile(cotangents + o * R, transposed + (o * tiles + n * R) * R);
+        gather_taps(c, x + (row * c.groups + g) * c.inputs * c.time, time, read + n * columns * R);
       }
-      T* to = sums + g * c.outputs * width;
-      for (int64_t p = 0; p < width; p += R)
-        for (int64_t o = 0; o < c.outputs; o += Rows)
-          with_count<Rows>(c.outputs - o < Rows ? c.outputs - o : Rows, [&](auto rows) {
+      T* to = sums + g * columns * width;
+      for (int64_t o = 0; o < width; o += R)
+        for (int64_t q = 0; q < columns; q += Rows)
+          with_count<Rows>(columns - q < Rows ? columns - q : Rows, [&](auto rows) {
             constexpr int N = decltype(rows)::value;
-            const T *a = inputs + p * tiles * R, *d = deltas + o * R;
-            if (columns - p > kLanes<T>)
-              outer_products<T, N, 2>(tiles * R, first == begin, a, d, c.outputs * R, to + o * width + p, width);
+            const T *in = transposed + o * tiles * R, *d = read + q * R;
+            if (c.outputs - o > kLanes<T>)
+              outer_products<T, N, 2>(tiles * R, first == begin, in, d, columns * R, to + q * width + o, width);
             else
-              outer_products<T, N, 1>(tiles * R, first == begin, a, d, c.outputs * R, to + o * width + p, width);
+              outer_products<T, N, 1>(tiles * R, first == begin, in, d, columns * R, to + q * width + o, width);
           });
     }
   }
@@ -113,11 +114,12 @@ void weight_gradient(const Convolution& c, const T* x, const T* g_y, int64_t beg
 
 template <class T>
 void unpack(const Convolution& c, const T* sums, int64_t parts, int64_t output, T* g_weight) {
-  const int64_t width = whole_tiles(c.columns(), kTileRows<T>), size = gradient_sums(c, kTileRows<T>);
+  const int64_t width = whole_tiles(c.outputs, kTileRows<T>), size = gradient_sums(c, kTileRows<T>);
+  sums += output / c.outputs * c.columns() * width + output % c.outputs;
   g_weight += output * c.columns();
   for (int64_t q = 0; q < c.columns(); ++q) {
     double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + output * width + q];
+    for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + q * width];
     g_weight[q % c.inputs * c.taps + q / c.inputs] = static_cast<T>(sum);
   }
 }

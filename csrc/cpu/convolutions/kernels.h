@@ -99,12 +99,13 @@ struct ConvolutionKernels {
 constexpr int64_t kTurnTiles = 8;  // that a thread takes at a turn
 
 FK_ALWAYS_INLINE inline int64_t whole_tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile * tile; }
+// [groups][columns][outputs], the last in whole tiles.
 FK_ALWAYS_INLINE inline int64_t gradient_sums(const Convolution& c, int64_t tile) {
-  return c.groups * c.outputs * whole_tiles(c.columns(), tile);
+  return c.groups * c.columns() * whole_tiles(c.outputs, tile);
 }
 FK_ALWAYS_INLINE inline int64_t gradient_scratch(const Convolution& c, int64_t tile) {
-  const int64_t columns = whole_tiles(c.columns(), tile);
-  return (kTurnTiles * (columns + c.outputs) + columns) * tile;
+  const int64_t outputs = whole_tiles(c.outputs, tile);
+  return (kTurnTiles * (outputs + c.columns()) + outputs) * tile;
 }
 
 }  // namespace flowkern

@@ -54,8 +54,6 @@ FK_INLINE void add_product(const T*& w, Inputs<T> x, Vec<T> (&sums)[B][2]) {
   Vec<T> part[Unroll][B][2] = {};
   int64_t c = 0;
   const auto column = [&](int u) {
-    __builtin_prefetch(w + 24 * 2 * W);
-    __builtin_prefetch(w + 24 * 2 * W + W);
     const auto w0 = load<Vec<T>>(w), w1 = load<Vec<T>>(w + W);
     for (int b = 0; b < B; ++b) {
       part[u][b][0] += x.data[b * x.stride + c + u] * w0;
@@ -103,6 +101,12 @@ FK_INLINE void store_panel(const Vec<T> (&v)[2], int64_t n, T* to, F f) {
       store_part(to, f(v[h], h), n);
 }
 
+// In float32 by tanh, which is one of its own: off by an ulp of 1.
+FK_INLINE Vec<float> sigmoid_of(Vec<float> x) { return 0.5f + 0.5f * tanh(0.5f * x); }
+FK_INLINE Vec<double> sigmoid_of(Vec<double> x) {
+  return apply([](auto a) { return sigmoid(a); }, x);
+}
+
 template <class T>
 FK_INLINE Vec<T> relu(Vec<T> x) {
   return x < 0 ? Vec<T>{} : x;
@@ -117,7 +121,7 @@ void gate(const WaveNet<T>& net, int64_t time, int64_t layer, int64_t part, int6
   const Inputs<T> present{net.rings[layer] + time % slots * step, net.residual, net.residual};
   apply_matrix(net.matrices[2 * layer], net.batch, past, present, part, parts,
                [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
-                 const Vec<T> u = tanh_of(v[0]) * apply([](auto a) { return sigmoid(a); }, v[1]);
+                 const Vec<T> u = tanh_of(v[0]) * sigmoid_of(v[1]);
                  T* to = net.gated + (row * net.layers + layer) * net.gate + panel * W;
                  const int64_t n = net.gate - panel * W;
                  n >= W ? store(to, u) : store_part(to, u, n);
@@ -153,28 +157,44 @@ void dense(const WaveNet<T>& net, const PanelMatrix<T>& m, const T* x, T* y, boo
                });
 }
 
+// Logits to probabilities that are not yet divided by their sum.
+template <class T>
+void exponentials(const T* logits, int64_t n, double* to) {
+  constexpr int W = kLanes<double>;
+  typedef T Part __attribute__((vector_size(W * sizeof(T))));
+  Part largest = Part{} + logits[0];
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const auto v = load<Part>(logits + i);
+    largest = v > largest ? v : largest;
+  }
+  T most = largest[0];
+  for (int j = 1; j < W; ++j) most = largest[j] > most ? largest[j] : most;
+  for (; i < n; ++i) most = logits[i] > most ? logits[i] : most;
+  for (i = 0; i < n; i += W) {
+    const VecD x =
+        __builtin_convertvector(n - i < W ? load_part<Part>(logits + i, n - i) : load<Part>(logits + i), VecD);
+    const VecD p = exp(x - static_cast<double>(most));
+    n - i < W ? store_part(to + i, p, n - i) : store(to + i, p);
+  }
+}
+template <>
+void exponentials(const double* logits, int64_t n, double* to) {
+  double most = logits[0];
+  for (int64_t i = 1; i < n; ++i) most = logits[i] > most ? logits[i] : most;
+  for (int64_t i = 0; i < n; ++i) to[i] = exp(logits[i] - most);
+}
+
 // The first class whose cumulative probability exceeds a uniform number. Logits that are not finite give some class.
 template <class T>
-int64_t choose(const T* logits, int64_t n, double uniform, double* cumulative) {
-  T largest = logits[0];
-  for (int64_t i = 1; i < n; ++i) largest = logits[i] > largest ? logits[i] : largest;
-  if constexpr (sizeof(T) == 8) {
-    for (int64_t i = 0; i < n; ++i) cumulative[i] = exp(logits[i] - largest);
-  } else {
-    constexpr int W = kLanes<double>;
-    typedef T Part __attribute__((vector_size(W * sizeof(T))));
-    int64_t i = 0;
-    for (; i + W <= n; i += W)
-      store(cumulative + i, exp(__builtin_convertvector(load<Part>(logits + i), VecD) - largest));
-    for (; i < n; ++i) cumulative[i] = exp(static_cast<double>(logits[i]) - largest);
-  }
+int64_t choose(const T* logits, int64_t n, double uniform, double* p) {
+  exponentials(logits, n, p);
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) cumulative[i] = sum += cumulative[i];
-  const double threshold = uniform * sum;
+  for (int64_t i = 0; i < n; ++i) p[i] = sum += p[i];
   int64_t below = 0, above = n - 1;  // the class is among these
   while (below < above) {
     const int64_t middle = (below + above) / 2;
-    if (cumulative[middle] <= threshold)
+    if (p[middle] <= uniform * sum)
       below = middle + 1;
     else
       above = middle;
@@ -189,20 +209,34 @@ void wavenet_embed(const WaveNet<T>& net, int64_t row, int64_t drawn, int64_t ti
   __builtin_memcpy(to, net.embedding + drawn * net.residual, net.residual * sizeof(T));
 }
 
+// Asks for the first weights of a part of a stage, which then arrive while the threads wait for each other.
+template <class T>
+FK_INLINE void prefetch(const PanelMatrix<T>& m, int64_t part, int64_t parts) {
+  constexpr int64_t kBytes = 4096;
+  const char* from =
+      reinterpret_cast<const char*>(m.panels + m.count(kTileRows<T>) * part / parts * m.columns * kTileRows<T>);
+  for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(from + i);
+}
+
 template <class T>
 void wavenet_stage(const WaveNet<T>& net, int64_t time, int64_t stage, int64_t part, int64_t parts) {
   const int64_t last = 2 * net.layers - 1;  // the residual of the last layer is read by nobody
-  const PanelMatrix<T>* end = net.matrices + last;
-  if (stage < last) return (stage % 2 ? residual<T> : gate<T>)(net, time, stage / 2, part, parts);
-  if (stage == last) return dense(net, end[0], net.gated, net.skips, true, part, parts);
-  if (stage == last + 1) return dense(net, end[1], net.skips, net.hiddens, true, part, parts);
-  if (stage == last + 2) return dense(net, end[2], net.hiddens, net.logits, false, part, parts);
-  if (part > 0) return;
-  for (int64_t row = 0; row < net.batch; ++row) {
-    const int64_t at = row * net.time + time;
-    net.drawn[at] = choose(net.logits + row * net.classes, net.classes, net.uniform[at], net.cumulative);
-    wavenet_embed(net, row, net.drawn[at], time + 1);
-  }
+  const PanelMatrix<T>* m = net.matrices + stage;
+  if (stage < last)
+    (stage % 2 ? residual<T> : gate<T>)(net, time, stage / 2, part, parts);
+  else if (stage == last)
+    dense(net, *m, net.gated, net.skips, true, part, parts);
+  else if (stage == last + 1)
+    dense(net, *m, net.skips, net.hiddens, true, part, parts);
+  else if (stage == last + 2)
+    dense(net, *m, net.hiddens, net.logits, false, part, parts);
+  else if (part == 0)
+    for (int64_t row = 0; row < net.batch; ++row) {
+      const int64_t at = row * net.time + time;
+      net.drawn[at] = choose(net.logits + row * net.classes, net.classes, net.uniform[at], net.cumulative);
+      wavenet_embed(net, row, net.drawn[at], time + 1);
+    }
+  prefetch(net.matrices[stage < last + 2 ? stage + 1 : 0], part, parts);
 }
 
 #define FK_INSTANTIATE(T)                                                                 \

@@ -11,7 +11,7 @@
 namespace flowkern {
 
 constexpr int64_t kPlanVersion = 3;
-constexpr int kMaxHidden = 64;     // hidden layers; bounds the pointer arrays that live on the stack
+constexpr int kMaxHidden = 64;  // hidden layers; bounds the pointer arrays that live on the stack
 constexpr int kMaxConditioners = 64;
 // Nodes: hidden layers from 0, then the parameters, then the conditioners; before them these two.
 constexpr int kInput = -1, kContext = -2;

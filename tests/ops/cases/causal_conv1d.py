@@ -84,7 +84,11 @@ CASE = Case(
         "channels": (lambda a: {"x": a["x"][:, 1:]}, ValueError, r"x: expected shape \(\.\.\., in, time\) with 5 channels"),
         "no channels": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected shape \(\.\.\., in, time\)"),
         "no time": (lambda a: {"x": a["x"][..., :0]}, ValueError, "x: expected at least one time"),
-        "weight": (lambda a: {"weight": a["weight"][0]}, ValueError, r"weight: expected shape \(out, in / groups, kernel size\)"),
+        "weight": (
+            lambda a: {"weight": a["weight"][0]},
+            ValueError,
+            r"weight: expected shape \(out, in / groups, kernel size\)",
+        ),
         "no taps": (lambda a: {"weight": a["weight"][..., :0]}, ValueError, "weight: expected shape"),
         "dtype of weight": (lambda a: {"weight": a["weight"].double()}, TypeError, "weight: expected dtype"),
         "device of weight": (lambda a: {"weight": a["weight"].to("meta")}, ValueError, "weight: expected device"),
