@@ -20,6 +20,7 @@ template <class T>
 Tensor convolve(const Convolution& c, const Tensor& x, const Tensor& weight, const T* bias) {
   const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
   Tensor y = empty<T>({c.batch, c.groups * c.outputs, c.time});
+  prefer_huge_pages(y.mutable_data_ptr(), y.numel() * sizeof(T));
   T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
   parallel(c.groups * c.chunks(), c.packed_size(),
            [&](int64_t chunk) { kernels.pack(c, const_data<T>(weight), packed, chunk); });
@@ -77,7 +78,7 @@ Tensors causal_conv1d_backward(Tensor g_y, Tensor x, Tensor weight, int64_t dila
     if (of_weight) gradients.push_back(weight_gradient<T>(c, g_y, x, weight));
     if (of_bias) {
       gradients.push_back(empty<T>({weight.size(0)}));
-      parallel(weight.size(0), g_y.numel(), [&](int64_t output) {
+      parallel(weight.size(0), 2 * g_y.numel(), [&](int64_t output) {
         convolution_kernels<T>().bias_gradient(c, const_data<T>(g_y), output, data<T>(gradients.back()));
       });
     }

@@ -98,6 +98,8 @@ def _check_network(uniform: Tensor, weights: Sequence[Tensor], biases: Sequence[
 
 def _check_state(uniform: Tensor, state: WaveNetState, residual: int, length: int) -> None:
     """A state of as many rows as there are sequences."""
+    if not isinstance(state, WaveNetState):
+        raise TypeError(f"state: expected a WaveNetState, got {type(state).__name__}")
     if uniform.dim() != 2:
         raise ValueError(f"uniform: expected shape (batch, time), got {tuple(uniform.shape)}")
     check_tensor("state.previous", state.previous)

@@ -229,6 +229,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception]
         ValueError,
         r"biases\[0\]: expected shape \(4,\), got \(3,\)",
     ),
+    "no state": (lambda a: {"state": tuple(a["state"])}, TypeError, "state: expected a WaveNetState, got tuple"),
     "queues": (
         lambda a: {"state": a["state"]._replace(queues=a["state"].queues[:, 1:])},
         ValueError,
