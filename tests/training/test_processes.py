@@ -95,7 +95,7 @@ def test_several_processes_have_the_samples_and_the_scores_of_one(one: Path, tmp
 def test_a_rank_that_is_killed_leaves_a_checkpoint_for_any_number(
     strategy: str, counts: tuple[int, ...], tmp_path: Path
 ) -> None:
-    options = [*OPTIONS[:-2], "epochs=15", "patience=0", f"strategy={strategy}", "checkpoint_minutes=0.005"]
+    options = [*OPTIONS[:-2], "epochs=15", "patience=0", f"strategy={strategy}", "checkpoint_minutes=0"]
     whole = tmp_path / "whole"
     run(1, "train", *MODEL, "--output", str(whole), "--set", *options, "batch_size=48")
 
