@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flowkern._files import sync_folder
 from flowkern.pretrained import document
 from flowkern.pretrained.document import CONFIG, LARGEST, WEIGHTS
 from flowkern.pretrained.errors import PretrainedError
@@ -106,12 +107,7 @@ def _write(path: Path, content: bytes) -> None:
 def _rename(path: Path, name: Path) -> None:
     """On the disk before the next: a crash of the machine must not keep the second of two only."""
     path.replace(name)
-    with contextlib.suppress(OSError):  # not every system can do it for a folder
-        handle = os.open(name.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_folder(name.parent)
 
 
 def _explained(error: OSError, what: str) -> OSError:

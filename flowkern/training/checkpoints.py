@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
+from flowkern._files import sync_folder
 from flowkern.training.distributed import Processes
 from flowkern.training.errors import TrainingError
 
@@ -73,7 +74,7 @@ class Checkpoints:
             shutil.rmtree(part)
         else:
             part.rename(made)
-            _sync(self.folder)  # before the one before is removed
+            sync_folder(self.folder)  # before the one before is removed
         for old in self.folder.glob(NAMES):
             if old != made:
                 shutil.rmtree(old, ignore_errors=True)
@@ -105,15 +106,6 @@ class Checkpoints:
         with suppress(OSError):
             for path in (*self.folder.glob(NAMES), *self.folder.glob(".checkpoint.part")):
                 shutil.rmtree(path)
-
-
-def _sync(folder: Path) -> None:
-    with suppress(OSError):  # not every system can do it for a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextmanager
