@@ -21,26 +21,32 @@ class OutputFolder:
     def clear(self, names: Sequence[str]) -> None:
         """Removes what an earlier run has left under the names of this one's files."""
         for name in names:
-            for file in (self.path / name, self._part(name)):
+            for file in (self.path / name, _part(self.path / name)):
                 try:
                     file.unlink(missing_ok=True)
                 except OSError as error:
                     raise CommandError(f"--output: cannot replace {file}: {error.strerror or error}") from None
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file under a temporary name and gives it its own."""
-        part = self._part(name)
-        try:
-            part.write_bytes(content)
-            os.replace(part, self.path / name)
-        except OSError as error:
-            raise CommandError(f"cannot write {self.path / name}: {error.strerror or error}", status=1) from None
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        """Writes a file of the run."""
+        write_whole(self.path / name, content)
 
-    def _part(self, name: str) -> Path:
-        return self.path / f".{name}.part"
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and gives it its own."""
+    part = _part(path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror or error}", status=1) from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager

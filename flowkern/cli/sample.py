@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowkern.cli.errors import CommandError, require
+from flowkern.cli.output import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,4 @@ def _picture(model: Encoded, samples: Tensor, path: str) -> None:
     require(("matplotlib",), "train")
     from flowkern.cli import pictures
 
-    try:
-        Path(path).write_bytes(pictures.image_grids({"samples": samples}, model.encoding.data_levels or 256))
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}", status=1) from None
+    write_whole(Path(path), pictures.image_grids({"samples": samples}, model.encoding.data_levels or 256))

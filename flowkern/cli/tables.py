@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowkern._optional import optional
 from flowkern.cli.errors import CommandError, require
+from flowkern.cli.output import write_whole
 
 SUFFIXES = (".csv", ".npy", ".parquet")
 
@@ -29,14 +30,7 @@ def check(path: str) -> None:
 
 def write(path: str, rows: Tensor, columns: Sequence[str] | None) -> None:
     """Writes rows (n, ...) whole or not at all; .csv and .parquet have columns with names."""
-    content = _content(Path(path).suffix.lower(), rows, columns)
-    part = Path(path).with_name(f".{Path(path).name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CommandError(f"cannot write {path}: {error.strerror or error}", status=1) from None
+    write_whole(Path(path), _content(Path(path).suffix.lower(), rows, columns))
 
 
 def _content(suffix: str, rows: Tensor, columns: Sequence[str] | None) -> bytes:
