@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ class Rows:
         for part in index.split(max(1, CHUNK // max(1, self.event_shape.numel()))):
             yield self.source.index_select(0, part)
 
+    @cached_property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """The least and the largest value of every feature, (*event_shape) of float64; NaN where one is NaN."""
         low = torch.full(self.event_shape, math.inf, dtype=torch.float64)

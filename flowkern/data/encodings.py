@@ -158,7 +158,7 @@ class Standardised(Encoding):
         References:
             Updating formulae and a pairwise algorithm for computing sample variances (Chan, Golub and LeVeque, 1979).
         """
-        low, high = rows.extremes()
+        low, high = rows.extremes
         largest = torch.maximum(low.abs(), high.abs())
         count, mean, squares = 0, torch.zeros_like(largest), torch.zeros_like(largest)
         for chunk in rows.chunks():
@@ -312,7 +312,7 @@ def encoding(dataset: Dataset, levels: int | None = None, margin: float | None =
 
 def constant_column(rows: Rows) -> str | None:
     """That a column is constant, in words, where one is."""
-    low, high = rows.extremes()
+    low, high = rows.extremes
     constant = (low == high).nonzero()
     if len(constant) == 0:
         return None

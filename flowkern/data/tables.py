@@ -43,7 +43,7 @@ class Table:
     @cached_property
     def extremes(self) -> tuple[Tensor, Tensor]:
         """See :meth:`Rows.extremes`."""
-        return Rows(self.values).extremes()
+        return Rows(self.values).extremes
 
     def find(self, sought: Callable[[Tensor], Tensor]) -> tuple[int, int, int]:
         """Row and column of the first value for which a function of rows is true, and the number of such values."""

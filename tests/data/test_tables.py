@@ -332,7 +332,7 @@ def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
     scale, taken = Standardised.fit(rows), every(rows)
     torch.testing.assert_close(scale.mean, taken.mean(0))
     torch.testing.assert_close(scale.std, taken.std(0))
-    assert torch.equal(torch.stack(rows.extremes()), torch.stack(taken.aminmax(dim=0)))
+    assert torch.equal(torch.stack(rows.extremes), torch.stack(taken.aminmax(dim=0)))
     assert torch.equal(torch.cat(list(rows.chunks())), x[[3, 5, 7, 40, 41, 42, 60, 98]])
 
 
