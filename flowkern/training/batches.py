@@ -11,6 +11,8 @@ from torch import Tensor
 
 from flowkern.training.distributed import Processes
 
+# In the place of an epoch's number, for what belongs to no epoch; see seeded.
+IN_ORDER, CHOSEN, SPLIT, INSIDE = -1, -2, -3, -4
 BLOCK = 2**21  # numbers that are encoded at once: a batch of a small flow then costs a slice
 
 
@@ -82,12 +84,12 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """The batches of all rows, in their own order and with the same noise each time."""
-        return self._batches(torch.arange(len(self.rows)), -1, 0)
+        return self._batches(torch.arange(len(self.rows)), IN_ORDER, 0)
 
     def chosen(self, index: Tensor) -> tuple[Tensor, ...]:
         """Some rows, all of them in each process, with the same noise each time."""
         everywhere = torch.arange(len(index))
-        return self._encoded(index, everywhere, seeded(self.seed, -2), [len(index)])[0]
+        return self._encoded(index, everywhere, seeded(self.seed, CHOSEN), [len(index)])[0]
 
     @property
     def _per_block(self) -> int:

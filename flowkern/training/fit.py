@@ -13,7 +13,7 @@ from flowkern.data import Rows
 from flowkern.flows.flow import Flow
 from flowkern.model import Model
 from flowkern.models.encoded import Encoded
-from flowkern.training.batches import seeded
+from flowkern.training.batches import SPLIT, seeded
 from flowkern.training.distributed import Processes
 from flowkern.training.history import History
 from flowkern.training.loop import Training
@@ -87,7 +87,7 @@ def _split(x: Tensor, context: Tensor | None, fraction: float, seed: int) -> tup
     held = round(len(x) * fraction) or 1 if 0 < fraction < 1 else len(x)
     if held >= len(x):
         raise ValueError(f"validation: expected a fraction of the {len(x)} rows that leaves some for both, got {fraction}")
-    order = torch.randperm(len(x), generator=seeded(seed, -3)).to(x.device)
+    order = torch.randperm(len(x), generator=seeded(seed, SPLIT)).to(x.device)
     train, rest = order[held:], order[:held]
     if context is None:
         return (x[train], None), (x[rest], None)

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowkern.model import Model
 from flowkern.nn import BatchNorm
-from flowkern.training.batches import Batch, Batches, Encoder, Rows, seeded
+from flowkern.training.batches import CHOSEN, INSIDE, Batch, Batches, Encoder, Rows, seeded
 from flowkern.training.checkpoints import Checkpoints
 from flowkern.training.distributed import Processes, synchronise_batch_norm
 from flowkern.training.errors import TrainingError
@@ -101,7 +101,7 @@ class Training:
         self.look_every = 1  # steps
         self.began = self.saved = self.looked = time.monotonic()
         self.signal = 0
-        torch.manual_seed(seeded(settings.seed, -4, processes.rank).initial_seed())  # of noise inside of models
+        torch.manual_seed(seeded(settings.seed, INSIDE, processes.rank).initial_seed())  # of noise inside of models
 
     def _parallel(self) -> nn.Module:
         """The loss, shared by the processes as the strategy says."""
@@ -310,7 +310,7 @@ class Training:
 
     def _calibrate(self, loss: Any) -> None:
         """Takes batch norm's statistics from training rows: the running ones lag behind the weights."""
-        index = torch.randperm(len(self.train.rows), generator=seeded(self.settings.seed, -2))[:CALIBRATED]
+        index = torch.randperm(len(self.train.rows), generator=seeded(self.settings.seed, CHOSEN))[:CALIBRATED]
         sharded = isinstance(loss, FSDPModule)
         if sharded:
             loss.unshard()
