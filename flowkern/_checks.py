@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,15 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number is None or number < least or isinstance(value, bool):
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return number
+
+
+def meant(name: str, kind: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none: what it may have been, or else all that there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name[:100], known)  # comparing takes long with a long one
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are the {kind} {', '.join(known)}" if known else "there are none"
 
 
 def widths(name: str, given: Any) -> tuple[int, ...]:

@@ -104,7 +104,7 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
         del parts["model_options"]
     made, known = whole(model, located(data), parts), options_of(model)
     given = opt.assignments(options.set or [])
-    opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()})
+    opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()}, "--set")
     for name, text in given.items():
         part = next(part for part, of_part in known.items() if name in of_part)
         getattr(made, part)[name] = opt.parse(known[part][name], text)
@@ -146,7 +146,7 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
         if not isinstance(values, dict):
             raise CommandError(f"{name}: {os.fspath(path)}: {part}: expected options, got {values!r}")
         try:
-            opt.check_names(values, known[part])
+            opt.check_names(values, known[part], part)
             given[part] = {key: opt.check(known[part][key], value) for key, value in values.items()}
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None

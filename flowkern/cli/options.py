@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import itertools
 import math
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flowkern._checks import meant
 from flowkern.cli.errors import CommandError
 
 REQUIRED = inspect.Parameter.empty
@@ -237,13 +237,12 @@ def assignments(given: Iterable[str]) -> dict[str, str]:
     return values
 
 
-def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
+def check_names(given: Iterable[str], allowed: Iterable[str], source: str) -> None:
     """Raises CommandError for the first name that is not allowed, with those that look like it, or else with all."""
     allowed = list(allowed)
     for name in given:
         if name not in allowed:
-            near = " or ".join(difflib.get_close_matches(name, allowed))
-            raise CommandError(f"--set {name}: expected {near or _one_of(allowed)}, got {name!r}")
+            raise CommandError(f"{source}: no option is called {name!r}; {meant(name, 'options', allowed)}")
 
 
 def describe(options: Mapping[str, Option]) -> str:

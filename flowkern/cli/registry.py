@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from typing import Any
 
+from flowkern._checks import meant
 from flowkern.cli.errors import CommandError
 from flowkern.model import Model
 
@@ -24,11 +23,5 @@ def model_class(name: str) -> type[Model]:
     """The class of a name."""
     known = models()
     if name not in known:
-        raise CommandError(f"MODEL: {name!r} is none{nearest(name, known)}; there are {', '.join(known)}")
+        raise CommandError(f"MODEL: {name!r} is none; {meant(name, 'models', known)}")
     return known[name]
-
-
-def nearest(name: str, known: Any) -> str:
-    """What a user may have meant, as the end of a sentence."""
-    close = difflib.get_close_matches(name, list(known), n=2)
-    return f", did you mean {' or '.join(close)}?" if close else ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from pathlib import Path
 
+from flowkern._checks import meant
 from flowkern.data import cifar, files, idx, named, pictures
 from flowkern.data.dataset import DataError, Dataset
 
@@ -65,9 +65,7 @@ def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
         return named.load(source, seed) if isinstance(source, str) and source in names() else _from_path(Path(source), seed)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
-        near = difflib.get_close_matches(str(source), names(), cutoff=0.7)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"names of data sets are {', '.join(names())}"
-        raise DataError(f"{missing}; {meant}") from None
+        raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
     except OSError as error:
         raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
     except ImportError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from flowkern._checks import meant
 from flowkern.pretrained.errors import PretrainedError, short
 from flowkern.univariate import UnivariateMap
 
@@ -35,9 +35,8 @@ def _public(home: str) -> dict[str, Any]:
 def class_named(name: Any, source: str) -> type:
     """The class, or a PretrainedError with names like it."""
     if not isinstance(name, str) or name not in classes():
-        near = difflib.get_close_matches(str(name)[:100], classes(), n=3, cutoff=0.5)
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise PretrainedError(f"{source}: class: this flowkern has no {str(name)[:100]!r}{hint}")
+        hint = meant(str(name), "classes", classes())
+        raise PretrainedError(f"{source}: class: this flowkern has no {str(name)[:100]!r}; {hint}")
     return classes()[name]
 
 

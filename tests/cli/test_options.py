@@ -228,17 +228,17 @@ def test_what_is_no_assignment(given: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "allowed", "expected"),
     [
-        ("hiden", ["hidden", "order"], "hidden"),
-        ("orders", ["order", "order2", "hidden"], "order or order2"),
-        ("zzz", ["hidden", "order"], "one of hidden, order"),
-        ("zzz", [], "one of none"),
+        ("hiden", ["hidden", "order"], "did you mean hidden?"),
+        ("orders", ["order", "order2", "hidden"], "did you mean order or order2?"),
+        ("zzz", ["hidden", "order"], "there are the options hidden, order"),
+        ("zzz", [], "there are none"),
     ],
 )
 def test_a_name_that_is_no_option(name: str, allowed: list[str], expected: str) -> None:
-    check_names(allowed, allowed)
+    check_names(allowed, allowed, "--set")
     with pytest.raises(CommandError) as error:
-        check_names([*allowed, name], allowed)
-    assert str(error.value) == f"--set {name}: expected {expected}, got {name!r}"
+        check_names([*allowed, name], allowed, "--set")
+    assert str(error.value) == f"--set: no option is called {name!r}; {expected}"
 
 
 @pytest.mark.parametrize("columns", [5, 60, 120])

@@ -52,11 +52,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mafs"], "MODEL: 'mafs' is none, did you mean maf?; there are "),
+        (["mafs"], "MODEL: 'mafs' is none; did you mean maf?"),
         (["maf", "--data", "digit"], "--data: cannot read digit: No such file or directory; did you mean digits?"),
         (["maf"], "expected --data DATA, or --config"),
         ([], "expected MODEL, or --config"),
-        (["maf", "--set", "hiden=8"], "--set hiden: expected hidden, got 'hiden'"),
+        (["maf", "--set", "hiden=8"], "--set: no option is called 'hiden'; did you mean hidden?"),
         (["maf", "--set", "hidden=x"], "--set hidden=x: expected whole numbers separated by commas, got 'x'"),
         (["maf", "--set", "hidden=0"], "--set hidden: expected positive widths, got (0,)"),
         (["maf", "--set", "epochs=1.5"], "epochs=1.5: expected a whole number"),

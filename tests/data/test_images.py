@@ -57,9 +57,9 @@ def test_digits_are_levels() -> None:
 
 
 def test_a_name_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"cannot read digist: No such file or directory; did you mean digits\?"):
+    with pytest.raises(DataError, match=r"cannot read digist: No such file or directory; did you mean digits or iris\?"):
         load("digist")
-    with pytest.raises(DataError, match=r"cannot read x/y: No such file.*; names of data sets are digits, moons, iris"):
+    with pytest.raises(DataError, match=r"cannot read x/y: No such file.*; there are the data sets digits, moons, iris"):
         load("x/y")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "iris").mkdir()

@@ -315,7 +315,7 @@ CRAFTED = {
     "another entry": (put("code", "import os"), "expected the entries format, flowkern, .*, got .*'code', 'checksums'$"),
     "config: a list": (put("config", []), "config: expected dict, got list$"),
     "buffers: numbers": (put("buffers/base.like", 3), "buffers: expected strings$"),
-    "class: near": (put("class", "flows.MFA"), "class: this flowkern has no 'flows.MFA'; there are flows.MAF"),
+    "class: near": (put("class", "flows.MFA"), "class: this flowkern has no 'flows.MFA'; did you mean flows.MAF"),
     "class: a path": (put("class", "os.system"), "class: this flowkern has no 'os.system'"),
     "class: private": (put("class", "flows.maf.MAF"), "class: this flowkern has no 'flows.maf.MAF'"),
     "class: no model": (put("class", "nn.Reverse"), "class: nn.Reverse is no model$"),
