@@ -79,3 +79,20 @@ def test_logistic_mixture_sample(benchmark: Any, implementation: str) -> None:
     assert ((call() - sample_from_mix_logistic(*noise, *parameters)).abs() < 1e-4).float().mean() > 0.999
     group = f"logistic_mixture_sample: {CLIPS} x {SAMPLES}, {COMPONENTS} components, {LEVELS} levels"
     measure_operator(benchmark, call, parameters, group, implementation)
+
+
+ROWS, FEATURES = 100, 784
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "peer"])
+def test_gaussian_mixture(benchmark: Any, implementation: str) -> None:
+    """The head of a MADE on MNIST. The peer is the usual PyTorch code, and the oracle."""
+    torch.manual_seed(0)
+    x, parameters = torch.randn(ROWS, FEATURES), torch.randn(ROWS, FEATURES, 3, COMPONENTS).requires_grad_()
+
+    def call() -> Tensor:
+        operator = fk.ops.gaussian_mixture if implementation == "flowkern" else fk.reference.gaussian_mixture
+        return operator(x, *parameters.unbind(-2))
+
+    group = f"gaussian_mixture forward + backward: {ROWS} x {FEATURES}, {COMPONENTS} components"
+    measure_operator(benchmark, call, [parameters], group, implementation)

@@ -30,6 +30,7 @@ class Operator(NamedTuple):
 
 
 _COUPLING = {"cpu": "coupling", "triton": "coupling"}
+_MIXTURE = {"cpu": "logistic_mixture", "triton": "logistic_mixture"}
 _CHAIN = {"cpu": "autoregressive_chain"}
 OPERATORS = {
     row.name: row
@@ -40,6 +41,7 @@ OPERATORS = {
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
         Operator("logistic_mixture", "mixtures", ("cpu", "triton")),
+        Operator("gaussian_mixture", "mixtures", ("cpu", "triton"), runs=_MIXTURE),
         Operator("logistic_mixture_sample", "mixtures", ("cpu", "triton")),
         Operator("masked_mlp", "masked_networks", ("cpu", "triton")),
         Operator("autoregressive", "masked_networks", ("cpu", "triton"), runs=_CHAIN),

@@ -1,4 +1,4 @@
-"""Log-probabilities under mixtures of logistics, and their derivatives: one read of everything, one write."""
+"""Log-probabilities under mixtures, and their derivatives: one read of everything, one write."""
 
 import math
 
@@ -19,6 +19,12 @@ def density(m, log_scale):
     r = 1 / (1 + e)
     t = (1 - e) * r  # tanh(|m| / 2)
     return -size - log_scale, r * r, tl.where(m < 0, t, -t), size * t - 1
+
+
+@triton.jit
+def normal_density(m, log_scale):
+    """Of a normal distribution, in the same way."""
+    return -0.5 * m * m - log_scale - 0.91893853320467274178, 1.0, -m, m * m - 1  # log(2 pi) / 2
 
 
 @triton.jit
@@ -53,8 +59,8 @@ def interval(x, m, inverse, log_scale, HALF: tl.constexpr, LOG_HALF: tl.constexp
 def logistic_mixture_kernel(
     x, logits, means, log_scales, out, by_logits, by_means, by_log_scales, count, columns, components,
     x_row, x_column, logits_at, means_at, log_scales_at,
-    DISCRETE: tl.constexpr, HALF: tl.constexpr, LOG_HALF: tl.constexpr, LEAST: tl.constexpr, KEEP: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+    GAUSSIAN: tl.constexpr, DISCRETE: tl.constexpr, HALF: tl.constexpr, LOG_HALF: tl.constexpr, LEAST: tl.constexpr,
+    KEEP: tl.constexpr, ACC: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     e, r, c, k, inside, given = elements_of(count, columns, components, BLOCK_E, BLOCK_K)
     value = tl.load(x + r * x_row + c * x_column, inside, 0).to(ACC)[:, None]
@@ -64,7 +70,9 @@ def logistic_mixture_kernel(
     log_scale = tl.where(raw < LEAST, tl.full(raw.shape, LEAST, ACC), raw)
     inverse = tl.exp(-log_scale)
     m = (value - mean) * inverse
-    if DISCRETE:
+    if GAUSSIAN:
+        high, factor, by_m, by_log_scale = normal_density(m, log_scale)
+    elif DISCRETE:
         high, factor, by_m, by_log_scale = interval(value, m, inverse, log_scale, HALF, LOG_HALF)
     else:
         high, factor, by_m, by_log_scale = density(m, log_scale)
@@ -85,11 +93,11 @@ def logistic_mixture_kernel(
         tl.store(by_log_scales + at, tl.where(raw < LEAST, 0, share * scale * by_log_scale), given)
 
 
-def logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep):
+def logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, gaussian, keep):
     """Log-probabilities of x (rows, columns) and, where they are kept, their derivatives by the parameters.
 
-    Parameters are (rows, columns, components), of any strides; ``levels`` is 0 for densities. Derivatives are contiguous, in
-    float32 at least.
+    Parameters are (rows, columns, components), of any strides; ``levels`` is 0 for densities, which may be those of
+    Gaussians. Derivatives are contiguous, in float32 at least.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -101,6 +109,7 @@ def logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep):
         with _launch.on(x):
             logistic_mixture_kernel[grid](
                 x=x, out=out, by_logits=by_logits, by_means=by_means, by_log_scales=by_log_scales, x_row=x.stride(0),
-                x_column=x.stride(1), DISCRETE=levels > 0, HALF=half, LOG_HALF=math.log(half), KEEP=keep, **arguments,
+                x_column=x.stride(1), GAUSSIAN=gaussian, DISCRETE=levels > 0, HALF=half, LOG_HALF=math.log(half), KEEP=keep,
+                **arguments,
             )  # fmt: skip
     return out, kept

@@ -1,4 +1,4 @@
-// The operators on mixtures of logistics.
+// The operators on mixtures.
 #include "cpu/mixtures/kernels.h"
 
 #include "ops/tensors.h"
@@ -23,10 +23,11 @@ Components<T> components_of(const Tensor& t) {
 
 template <class T>
 Mixtures<T> mixtures_of(const Tensor& logits, const Tensor& means, const Tensor& log_scales, int64_t levels,
-                        double log_scale_min) {
+                        double log_scale_min, bool gaussian = false) {
   return {logits.size(1),
           logits.size(2),
           levels,
+          gaussian,
           log_scale_min,
           components_of<T>(logits),
           components_of<T>(means),
@@ -34,10 +35,10 @@ Mixtures<T> mixtures_of(const Tensor& logits, const Tensor& means, const Tensor&
 }
 
 std::tuple<Tensor, Tensors> logistic_mixture(Tensor x, Tensor logits, Tensor means, Tensor log_scales, int64_t levels,
-                                             double log_scale_min, bool keep) {
+                                             double log_scale_min, bool gaussian, bool keep) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensors> {
     using T = decltype(zero);
-    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min);
+    const auto mixtures = mixtures_of<T>(logits, means, log_scales, levels, log_scale_min, gaussian);
     const MixtureKernels<T>& kernels = mixture_kernels<T>();
     const int64_t rows = x.size(0), columns = x.size(1);
     Tensor out = empty<T>({rows, columns});
@@ -73,7 +74,7 @@ Tensor logistic_mixture_sample(Tensor u, Tensor choice, Tensor logits, Tensor me
 #define FK_MIXTURES "Tensor logits, Tensor means, Tensor log_scales, int levels, float log_scale_min"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
-  m.def("logistic_mixture(Tensor x, " FK_MIXTURES ", bool keep) -> (Tensor, Tensor[])");
+  m.def("logistic_mixture(Tensor x, " FK_MIXTURES ", bool gaussian, bool keep) -> (Tensor, Tensor[])");
   m.def("logistic_mixture_sample(Tensor u, Tensor choice, " FK_MIXTURES ") -> Tensor");
 }
 

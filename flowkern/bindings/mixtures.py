@@ -1,4 +1,4 @@
-"""The operators on mixtures of logistics: those of the Triton kernels, and the shapes of all for torch.compile."""
+"""The operators on mixtures: those of the Triton kernels, and the shapes of all for torch.compile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flowkern.bindings.namespaces import TRITON
 _MIXTURE = "Tensor logits, Tensor means, Tensor log_scales, int levels, float log_scale_min"
 
 
-@TRITON.define(f"logistic_mixture(Tensor x, {_MIXTURE}, bool keep) -> (Tensor, Tensor[])")
-def _logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep):  # type: ignore[no-untyped-def]
+@TRITON.define(f"logistic_mixture(Tensor x, {_MIXTURE}, bool gaussian, bool keep) -> (Tensor, Tensor[])")
+def _logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, gaussian, keep):  # type: ignore[no-untyped-def]
     from flowkern.kernels.logistic_mixture import logistic_mixture
 
-    return logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, keep)
+    return logistic_mixture(x, logits, means, log_scales, levels, log_scale_min, gaussian, keep)
 
 
 @TRITON.define(f"logistic_mixture_sample(Tensor u, Tensor choice, {_MIXTURE}) -> Tensor")
@@ -25,7 +25,7 @@ def _logistic_mixture_sample(u, choice, logits, means, log_scales, levels, log_s
     return logistic_mixture_sample(u, choice, logits, means, log_scales, levels, log_scale_min)
 
 
-def _log_probs_like(x, logits, means, log_scales, levels, log_scale_min, keep):  # type: ignore[no-untyped-def]
+def _log_probs_like(x, logits, means, log_scales, levels, log_scale_min, gaussian, keep):  # type: ignore[no-untyped-def]
     exact = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape), [t.new_empty(t.shape, dtype=exact) for t in (logits, means, log_scales) if keep]
 

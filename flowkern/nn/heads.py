@@ -131,10 +131,7 @@ class MixtureOfGaussians(Head):
         self.outputs = 3 * self.components
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
-        logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)
-        u = (x.unsqueeze(-1) - mean) * torch.exp(-log_std)
-        part = -0.5 * (u.square() + math.log(2 * math.pi)) - log_std
-        return torch.logsumexp(F.log_softmax(logits, -1) + part, -1)
+        return ops.gaussian_mixture(x.to(p.dtype), *p.unflatten(-1, (3, self.components)).unbind(-2))
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         logits, mean, log_std = p.unflatten(-1, (3, self.components)).unbind(-2)

@@ -8,6 +8,7 @@ from flowkern.ops.autoregressive_inverse import autoregressive_inverse
 from flowkern.ops.causal_conv1d import causal_conv1d
 from flowkern.ops.causal_conv1d_update import causal_conv1d_update
 from flowkern.ops.coupling import coupling
+from flowkern.ops.gaussian_mixture import gaussian_mixture
 from flowkern.ops.iaf_step import iaf_step
 from flowkern.ops.log_det import log_det
 from flowkern.ops.logistic_mixture import logistic_mixture
@@ -30,6 +31,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "coupling",
+    "gaussian_mixture",
     "iaf_step",
     "log_det",
     "logistic_mixture",

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern.ops._derivatives import plain_backward, wants_plain
-from flowkern.ops._mixtures import Call, as_matrix, batch_of, checked_call
-from flowkern.ops._rows import namespace
+from flowkern.ops._mixtures import checked_call, log_probs
 
 
 def logistic_mixture(
@@ -58,40 +53,4 @@ def logistic_mixture(
     """
     parameters = logits, means, log_scales
     call = checked_call("logistic_mixture", ("x", x), parameters, levels, log_scale_min)
-    batch = batch_of("x", x.shape, parameters)
-    if call.kernels.plain:
-        return reference.logistic_mixture(x, *parameters, **call.options)
-    dtype, components = x.dtype, logits.shape[-1]
-    given = [as_matrix(call.kernels, t, batch, (components,)) for t in parameters]
-    tensors = as_matrix(call.kernels, x, batch), *given
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        out = LogisticMixtureFunction.apply(call, *tensors)
-    else:
-        out, _ = _run(call, tensors, keep=False)
-    return out.reshape(batch).to(dtype)
-
-
-def _run(call: Call, tensors: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities and, where they are kept, their derivatives by the parameters."""
-    return namespace(call.kernels).logistic_mixture(*tensors, call.levels, call.log_scale_min, keep)
-
-
-class LogisticMixtureFunction(torch.autograd.Function):
-    """The kernel makes the derivatives too, second ones go through the oracle."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> Tensor:
-        out, kept = _run(call, tensors, keep=True)
-        ctx.call, ctx.inputs = call, len(tensors)
-        ctx.save_for_backward(*tensors, *kept)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        tensors, kept = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
-        if wants_plain((g,)):
-            oracle = partial(reference.logistic_mixture, **ctx.call.options)
-            return None, *plain_backward(oracle, tensors, ctx.needs_input_grad[1:], (g,))
-        found = [g.unsqueeze(-1) * derivative for derivative in kept]
-        g_x = -found[1].sum(-1) if ctx.needs_input_grad[1] else None  # x and the means are only seen as a difference
-        return None, g_x, *(t.to(g.dtype) for t in found)
+    return log_probs(call, reference.logistic_mixture, x, parameters)

@@ -7,6 +7,7 @@ from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.causal_conv1d import causal_conv1d
 from flowkern.reference.causal_conv1d_update import causal_conv1d_update
 from flowkern.reference.coupling import coupling
+from flowkern.reference.gaussian_mixture import gaussian_mixture
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.log_det import log_det
 from flowkern.reference.logistic_mixture import logistic_mixture
@@ -26,6 +27,7 @@ __all__ = [
     "causal_conv1d_update",
     "coupling",
     "elementwise",
+    "gaussian_mixture",
     "iaf_step",
     "log_det",
     "logistic_mixture",

@@ -248,16 +248,19 @@ def reduction_launches(dtype: str, width: int) -> list[Launch]:
     return record(run, f"{dtype}, {width} features", dtype=dtype, family="rows", gathered="no")
 
 
-def mixture_launches(dtype: str, components: int, levels: int, log_scale_min: float, keep: bool) -> list[Launch]:
+def mixture_launches(
+    dtype: str, components: int, levels: int, log_scale_min: float, keep: bool, gaussian: bool = False
+) -> list[Launch]:
     """Log-probabilities, with their derivatives where they are kept, and samples."""
     x = torch.zeros(64, 64, dtype=DTYPES[dtype])
     parts = [torch.zeros(64, 64, components, dtype=DTYPES[dtype]) for _ in range(4)]
 
     def run() -> None:
-        logistic_mixture(x, *parts[:3], levels, log_scale_min, keep)
-        logistic_mixture_sample(x, *parts, levels, log_scale_min)
+        logistic_mixture(x, *parts[:3], levels, log_scale_min, gaussian, keep)
+        if not gaussian:
+            logistic_mixture_sample(x, *parts, levels, log_scale_min)
 
-    kind = f"{levels} levels" if levels else "densities"
+    kind = "Gaussians" if gaussian else f"{levels} levels" if levels else "densities"
     label = f"{dtype}, {components} components, {kind}, log-scales from {log_scale_min}"
     return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="mixtures")
 
@@ -319,6 +322,7 @@ def listed() -> Iterator[Job]:
     cases += [(row_launches, "float32", 65536, "exp", "standardize", False, "all"), (reduction_launches, "float32", 64)]
     cases += [(mixture_launches, dtype, 10, 65536, -14.0, True) for dtype in ROW_DTYPES]
     cases += [(mixture_launches, "float32", 10, 65536, -14.0, False), (mixture_launches, "float32", 10, 0, -math.inf, True)]
+    cases += [(mixture_launches, "float32", 10, 0, -math.inf, True, True)]
     for case, architecture in product(cases, ARCHITECTURES):
         yield from launched(architecture, *case)
 

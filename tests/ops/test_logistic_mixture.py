@@ -159,7 +159,7 @@ def test_broadcasting() -> None:
 
 def test_what_a_convolution_leaves_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters lie before time or space; the operator sees strides."""
-    module = importlib.import_module("flowkern.ops.logistic_mixture")
+    module = importlib.import_module("flowkern.ops._mixtures")
     seen: list[Any] = []
     run = module._run
     monkeypatch.setattr(module, "_run", lambda call, tensors, keep: seen.append(tensors) or run(call, tensors, keep))

@@ -1,4 +1,4 @@
-// The CPU kernels on mixtures of logistics as seen from csrc/ops: plain functions on raw pointers.
+// The CPU kernels on mixtures as seen from csrc/ops: plain functions on raw pointers.
 //
 // Elements are those of a matrix, numbered row by row; a range of them is worked on at a time.
 #pragma once
@@ -17,10 +17,11 @@ struct Components {
   int64_t row_stride, column_stride, component_stride;
 };
 
-// The mixtures of all elements; levels is 0 for densities.
+// The mixtures of all elements, of logistics or of Gaussians; levels is 0 for densities.
 template <class T>
 struct Mixtures {
   int64_t columns, components, levels;
+  bool gaussian;
   double log_scale_min;
   Components<T> logits, means, log_scales;
 };

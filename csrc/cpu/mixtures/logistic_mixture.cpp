@@ -1,4 +1,4 @@
-// Log-probabilities under mixtures of logistics, and their derivatives.
+// Log-probabilities under mixtures, and their derivatives.
 #include "cpu/mixtures/lanes.h"
 
 namespace flowkern::FK_ISA {
@@ -27,6 +27,16 @@ struct Density {
   FK_INLINE Term<X> operator()(X, X log_scale, const Component<X>& c) const {
     const X size = abs(c.m), e = exp(-size), r = 1 / (1 + e), t = (1 - e) * r;  // tanh(|m| / 2)
     return {-size - log_scale, r * r, select(c.m < 0, t, -t), size * t - 1};
+  }
+};
+
+// The density of a normal distribution.
+struct NormalDensity {
+  template <class X>
+  FK_INLINE Term<X> operator()(X, X log_scale, const Component<X>& c) const {
+    constexpr double kHalfLog2Pi = 0.91893853320467274178;
+    const X square = c.m * c.m;
+    return {-0.5 * square - log_scale - kHalfLog2Pi, X{} + 1, -c.m, square - 1};
   }
 };
 
@@ -111,6 +121,7 @@ template <class T, class F>
 FK_INLINE void specialised(const Mixtures<T>& mixtures, bool keep, F f) {
   const double half = 1.0 / (mixtures.levels - 1);
   const auto with_keep = [&](auto kind) { keep ? f(kind, std::true_type{}) : f(kind, std::false_type{}); };
+  if (mixtures.gaussian) return with_keep(NormalDensity{});
   mixtures.levels ? with_keep(Interval{half, log(half)}) : with_keep(Density{});
 }
 
