@@ -165,6 +165,42 @@ def test_sbi_posterior(benchmark: Any, implementation: str, tmp_path: Path, monk
     measure(benchmark, sample, "sbi NPE maf, posterior.sample of 100,000, D=10", implementation)
 
 
+# -- wavenet_vocoder --------------------------------------------------------------------------------------------------
+
+
+def wavenet() -> dict[str, Any]:
+    """20 layers of two taps, 64 channels between them, 256 skips and classes. Only an accelerated one can be copied."""
+    wavenet_vocoder = pytest.importorskip("wavenet_vocoder")
+    torch.manual_seed(0)
+    widths = {"out_channels": 256, "residual_channels": 64, "gate_channels": 128, "skip_out_channels": 256}
+    model = fk.accelerate(wavenet_vocoder.WaveNet(layers=20, stacks=2, kernel_size=2, dropout=0.0, **widths).eval())
+    return {"flowkern": model, "peer": fk.restore(copy.deepcopy(model))}
+
+
+def heard(time: int) -> torch.Tensor:
+    """Classes as vectors (1, 256, time)."""
+    return torch.nn.functional.one_hot(torch.randint(256, (1, time)), 256).transpose(1, 2).float().contiguous()
+
+
+@BY
+def test_wavenet_vocoder_loop(benchmark: Any, implementation: str) -> None:
+    models, x = wavenet(), heard(20)
+    compare(models, lambda model: model.incremental_forward(test_inputs=x, T=20, quantize=False))
+    model = models[implementation]
+    group = "wavenet_vocoder incremental_forward of 1000 samples, L=20, R=64, S=256, A=256"
+    measure(benchmark, lambda: model.incremental_forward(T=1000), group, implementation)
+
+
+@BY
+def test_wavenet_vocoder_training(benchmark: Any, implementation: str) -> None:
+    models, x = wavenet(), heard(8000)
+    compare(models, lambda model: model(x))
+    model, classes = models[implementation].train(), x.argmax(1)
+    loss = lambda: torch.nn.functional.cross_entropy(model(x[..., :-1]), classes[:, 1:])  # noqa: E731
+    group = "wavenet_vocoder forward + backward, 8000 samples, L=20, R=64, S=256, A=256"
+    measure(benchmark, step(model, loss), group, implementation)
+
+
 # -- the line itself --------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ def test_torch_alone_is_enough() -> None:
         "normflows",
         "pyro",
         "sbi",
+        "wavenet_vocoder",
         "matplotlib",
         "rich",
         "sklearn",

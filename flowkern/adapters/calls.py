@@ -18,15 +18,20 @@ from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, s
 
 def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
     """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it."""
-    state = state_of(layer)
+    state = serving(layer, inverse)
+    return _arguments(state) if state is not None and state.network.fits(x, context) else None
+
+
+def serving(layer: Any, inverse: bool) -> State | None:
+    """The state of a layer, if the operators may serve a call of it now."""
+    state: State | None = state_of(layer)
     if state is None or state.network.busy() is not None:
         return None
     if torch.compiler.is_compiling():
-        if state.network.obstacle(inverse) is not None or not _checked_while_tracing(layer):
-            return None
-    elif not _ready(layer, state, inverse):
-        return None
-    return _arguments(state) if state.network.fits(x, context) else None
+        able = state.network.obstacle(inverse) is None and _checked_while_tracing(layer)
+    else:
+        able = _ready(layer, state, inverse)
+    return state if able else None
 
 
 def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> dict[str, Any] | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flowkern import ops
-from flowkern.adapters.network import PeerNetwork
+from flowkern.adapters.network import Network
 from flowkern.ops.pack import PackedFrom, warn_of_change
 
 
@@ -16,13 +14,12 @@ class Frozen:
     """The packed weights of a network, and what they were made from: buffers, such as running statistics, included.
 
     Args:
+        packed: what the network packed.
         name: of the layer in its model, for the warning that something has changed.
     """
 
-    def __init__(self, layer: nn.Module, network: PeerNetwork, arguments: dict[str, Any], name: str) -> None:
-        self._network, self._plan = network, network.plan
-        with torch.no_grad():
-            self._packed = ops.pack(network.plan, arguments["weights"], arguments["biases"])
+    def __init__(self, layer: nn.Module, network: Network, packed: Any, name: str) -> None:
+        self._network, self._plan, self._packed = network, network.plan, packed
         names = {module: path for path, module in layer.named_modules(prefix=name)}
         self._made_from = PackedFrom(
             (names.get(m, f"{name}: {type(m).__name__}"), tensors)
@@ -30,7 +27,7 @@ class Frozen:
             for tensors in (m._parameters, m._buffers)
         )
 
-    def packed(self, network: PeerNetwork) -> Tensor | None:
+    def packed(self, network: Network) -> Any:
         """What was packed, if it is still true; else warns."""
         if network is not self._network or network.plan is not self._plan:
             warn_of_change("the structure or a mask of a layer")

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from flowkern.adapters.network import PeerNetwork, class_path, differs
+from flowkern.adapters.network import Network, class_path, differs
 
 
 @dataclass(frozen=True)
@@ -17,15 +15,15 @@ class Layer:
 
     Args:
         read: the network of a layer; raises :class:`UnsupportedError` with the reason why it is left alone.
-        evaluate: (layer, x, context) -> (y, log_det) of the direction that costs the peer one pass, by the peer's own
-            code; the self-check compares the operators with it.
+        evaluate: of a flow (layer, x, context) -> (y, log_det) of the direction that costs the peer one pass, by the peer's
+            own code; the self-check compares the operators with it, see :meth:`Network.disagreement`.
         methods: what the accelerated class overrides; each calls :func:`fast` or :func:`own`.
         set_aside: instance attributes that would hide the methods.
         caches: instance attributes that calls write, and that do not change what the layer computes.
     """
 
-    read: Callable[[Any], PeerNetwork]
-    evaluate: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    read: Callable[[Any], Network]
+    evaluate: Callable[..., Any]
     methods: Mapping[str, Callable[..., Any]]
     set_aside: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
+from flowkern import ops
 from flowkern._checks import FLOATS
 from flowkern._tensors import content
 from flowkern.backends import exporting
+from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan, Conditioner
 from flowkern.univariate import Affine, UnivariateMap
 
@@ -112,12 +115,18 @@ def parameter_of(module: nn.Module, name: str) -> Tensor | None:
     return own[name] if name in own else getattr(module, name)
 
 
-def _stored(module: nn.Module, name: str) -> Tensor | None:
+def stored(module: nn.Module, name: str) -> Tensor | None:
     """A parameter, or of one with a parametrization, which is not evaluated, a tensor that it is made from."""
     own = module._parameters
     if name in own or not parametrize.is_parametrized(module, name):
         return parameter_of(module, name)
     return next(iter(module.parametrizations[name].state_dict(keep_vars=True).values()))  # type: ignore[index, union-attr]
+
+
+def weight_norm_of(module: nn.Module) -> WeightNorm | None:
+    """The hook of torch.nn.utils.weight_norm, which makes the weight of a module anew before each of its calls."""
+    hooks = module._forward_pre_hooks.values()
+    return next((hook for hook in hooks if isinstance(hook, WeightNorm) and hook.name == "weight"), None)
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -141,7 +150,7 @@ class Linear:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.biased = self._has_bias = _stored(module, "bias") is not None
+        self.biased = self._has_bias = stored(module, "bias") is not None
 
     def mask(self) -> Tensor:
         """What each unit may read, on the mask's device."""
@@ -227,7 +236,7 @@ class ContextLinear:
     def __init__(self, module: nn.Module, norm: nn.Module | None) -> None:
         self.module = expect(module, "torch.nn.modules.linear.Linear", "context layer")
         self.norm = None if norm is None else _expect_norm(norm)
-        self.biased = _stored(module, "bias") is not None
+        self.biased = stored(module, "bias") is not None
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, as many as when the layer was read. The shift of the norm is the layer's."""
@@ -257,7 +266,78 @@ def _shared_plan(masks: Sequence[Tensor], **structure: Any) -> AutoregressivePla
     return plan
 
 
-class PeerNetwork:
+class Network:
+    """What an accelerated layer computes, and when the operators may compute it.
+
+    ``modules`` are those whose hooks and modes matter: all that the operators' call passes over. ``plan`` is what is made
+    once, and anew where masks change.
+    """
+
+    modules: Sequence[nn.Module] = ()
+    plan: Any = None
+
+    def same_as(self, other: Any) -> bool:
+        """Whether another network that was read from the same layer differs in nothing but its tensors."""
+        raise NotImplementedError
+
+    def touched(self) -> bool:
+        """Whether something that the plan depends on may have changed since it was last looked at."""
+        return False
+
+    def follow(self) -> bool:
+        """Makes a new plan where it must be another now, and says whether it is."""
+        return False
+
+    def busy(self) -> str | None:
+        """Why the peer's own code must run now whatever the modules are like, or ``None``."""
+        if _has_any_global_hook():
+            return "a hook on all modules is registered, which the fused call would pass over"
+        if exporting():
+            return "it is being exported: what is stored is the library's own code, which runs without flowkern"
+        return None
+
+    def obstacle(self, inverse: bool) -> str | None:
+        """Why the modes and hooks of the modules call for the peer's own code, or ``None``."""
+        for m in self.modules:
+            if self.hooked(m):
+                return f"a hook is registered on its {type(m).__name__}, which the fused call would pass over"
+            replaced = m.__dict__.get("forward")
+            # Who replaces a method for a time puts the bound method of the class in its place afterwards.
+            if replaced is not None and getattr(replaced, "__func__", None) is not type(m).forward:
+                return f"the forward of its {type(m).__name__} was replaced"
+            reason = self.mode(m, inverse)
+            if reason is not None:
+                return reason
+        return None
+
+    def hooked(self, module: nn.Module) -> bool:
+        """Whether there are hooks on a module that a call of it would run."""
+        m = module
+        return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+    def mode(self, module: nn.Module, inverse: bool) -> str | None:
+        """Why the mode that a module is in calls for the peer's own code, or ``None``."""
+        raise NotImplementedError
+
+    def packed(self) -> Any:
+        """What :func:`flowkern.frozen` keeps, made of the weights; ``None`` where there is no such thing."""
+        raise NotImplementedError
+
+    def abridged(self, layer: Any) -> Any:
+        """What the self-check copies: the layer, or the peer's own object that computes the same with fewer like parts."""
+        return layer
+
+    def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
+        """How the operators differ from the peer's code, or ``None``.
+
+        Args:
+            evaluate: the peer's own code for the layer that this network was read from, which is in float64.
+            noise: sizes -> uniform numbers in [-1, 1).
+        """
+        raise NotImplementedError
+
+
+class PeerNetwork(Network):
     """What a layer computes: a masked network, read layer by layer, and a univariate map.
 
     Args:
@@ -357,6 +437,10 @@ class PeerNetwork:
         # Inference tensors, like none at all, count no changes.
         self._seen = [(m, None if m is None or m.is_inference() else m._version) for m in self._masks()]
 
+    def same_as(self, other: PeerNetwork) -> bool:
+        """Whether map and plan are the same."""
+        return self.map == other.map and self.plan is other.plan
+
     def touched(self) -> bool:
         """Whether masks were exchanged, or written to, since they were last looked at."""
         seen = iter(self._seen)
@@ -391,36 +475,26 @@ class PeerNetwork:
         return True
 
     def busy(self) -> str | None:
-        """Why the peer's own code must run now whatever the modules are like, or ``None``."""
-        if _has_any_global_hook():
-            return "a hook on all modules is registered, which the fused call would pass over"
-        if exporting():
-            return "it is being exported: what is stored is the library's own code, which runs without flowkern"
-        if torch._C._are_functorch_transforms_active() and any(
-            now is not before for now, (before, _) in zip(self._masks(), self._seen, strict=True)
-        ):
+        """The same; masks that a transform of torch.func exchanges are another reason."""
+        reason = super().busy()
+        if reason is not None or not torch._C._are_functorch_transforms_active():
+            return reason
+        if any(now is not before for now, (before, _) in zip(self._masks(), self._seen, strict=True)):
             return "its masks are an argument of a torch.func transform: those of an ensemble may differ"
         return None
 
-    def obstacle(self, inverse: bool) -> str | None:
-        """Why the modes and hooks of the modules call for the peer's own code, or ``None``."""
-        for m in self.modules:
-            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-                return f"a hook is registered on its {type(m).__name__}, which the fused call would pass over"
-            replaced = m.__dict__.get("forward")
-            # Who replaces a method for a time puts the bound method of the class in its place afterwards.
-            if replaced is not None and getattr(replaced, "__func__", None) is not type(m).forward:
-                return f"the forward of its {type(m).__name__} was replaced"
-            if isinstance(m, nn.BatchNorm1d) and (m.training or m.running_mean is None):
-                return "its batch normalisation uses the statistics of the batch (train mode)"
-            if isinstance(m, nn.Dropout) and m.training and m.p > 0:
-                return "dropout draws anew in every pass (train mode)" if inverse else "dropout is active (train mode)"
+    def mode(self, module: nn.Module, inverse: bool) -> str | None:
+        """Statistics of a batch, and dropout."""
+        if isinstance(module, nn.BatchNorm1d) and (module.training or module.running_mean is None):
+            return "its batch normalisation uses the statistics of the batch (train mode)"
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+            return "dropout draws anew in every pass (train mode)" if inverse else "dropout is active (train mode)"
         return None
 
     def fits(self, x: Tensor, context: Tensor | None) -> bool:
         """Whether the operators take these arguments; those that they do not are for the peer to judge."""
         own = self.linears[0].module._parameters
-        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
+        like = own["weight"] if "weight" in own else stored(self.linears[0].module, "weight")
         return (
             like is not None
             and isinstance(x, Tensor)
@@ -437,7 +511,7 @@ class PeerNetwork:
     def fits_like(self, x: Tensor, width: int) -> bool:
         """The same for a network beside one that fits, given the width of the context, 0 for none."""
         own = self.linears[0].module._parameters
-        like = own["weight"] if "weight" in own else _stored(self.linears[0].module, "weight")
+        like = own["weight"] if "weight" in own else stored(self.linears[0].module, "weight")
         return (
             like is not None
             and like.dtype is x.dtype
@@ -470,6 +544,32 @@ class PeerNetwork:
             if bias is not None:
                 biases.append(bias)
         return {"weights": weights, "biases": biases, "plan": self.plan, "map": self.map}
+
+    def packed(self) -> Tensor | None:
+        """The weights as the CPU kernels read them."""
+        arguments = self.arguments()
+        weights, biases = arguments["weights"], arguments["biases"]
+        return ops.pack(self.plan, weights, biases) if can_pack(weights[0]) else None
+
+    def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
+        """Compares on two rows: the value, the log-determinant, and the inverse by the way back through the peer's code."""
+        x, context = noise(2, self.features), noise(2, self.context) if self.context else None
+        expected = evaluate(x, context)
+        arguments = {**self.arguments(), "context": context}
+        for name, ours, theirs in zip(("value", "log-determinant"), ops.autoregressive(x, **arguments), expected, strict=True):
+            error = error_of(ours, theirs)
+            if not error < 1e-9:
+                return f"its {name} differs from the operator's by {error:.1e}: another version of the formula?"
+        back, _ = ops.autoregressive_inverse(expected[0], **arguments)
+        error = error_of(evaluate(back, context)[0], expected[0])
+        return None if error < 1e-6 else f"the round trip through its own code is off by {error:.1e}"
+
+
+def error_of(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - theirs).abs().max() / (1 + theirs.abs().max()))
 
 
 def affine(scale: str, placement: str, *constants: Any) -> Affine:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from flowkern.adapters.freeze import Frozen
 from flowkern.adapters.library import Container, Layer
-from flowkern.adapters.network import ChangedError, PeerNetwork, UnsupportedError
+from flowkern.adapters.network import ChangedError, Network, UnsupportedError, weight_norm_of
 from flowkern.adapters.structure import Structure
-from flowkern.ops.pack import can_pack
 
 STATE = "_flowkern"
 
@@ -32,7 +32,7 @@ class State:
     layer: Layer
     owner: weakref.ref[Any]
     accelerated: type  # the class that the layer has now
-    network: PeerNetwork
+    network: Any  # a Network; its library's file knows of which class
     structure: Structure | None  # of the layer when its network was read; none where that is known to be no longer true
     aside: dict[str, Any]
     verdict: str | None  # None once the self-check passed; else why not, UNCHECKED before it
@@ -112,10 +112,18 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
         hold(twin, state.layer)
         return twin
     renewed(self, state)
+    memo.update(_normed_weights(self))
     twin = peer_copy(self, state, memo)
     with suppress(UnsupportedError):  # changed since it was accelerated: the copy is the peer's own
         attach(twin, state.layer, state.verdict)
     return twin
+
+
+def _normed_weights(layer: Any) -> dict[int, Tensor]:
+    """Copies of what torch.nn.utils.weight_norm computed: it has a graph and cannot be copied; each call makes it anew."""
+    modules = layer.modules() if isinstance(layer, nn.Module) else ()
+    found: list[Any] = [m.weight for m in modules if weight_norm_of(m) is not None]
+    return {id(weight): weight.detach().clone() for weight in found}
 
 
 def peer_copy(layer: Any, state: State | Held | None, memo: dict[int, Any]) -> Any:
@@ -141,9 +149,10 @@ def _freeze(self: Any, name: str) -> None:
     state = state_of(self)
     if isinstance(state, State) and renewed(self, state) is None:
         with suppress(ChangedError):
-            arguments = state.network.arguments()
-            if can_pack(arguments["weights"][0]):
-                state.frozen = Frozen(self, state.network, arguments, name)
+            with torch.no_grad():
+                packed = state.network.packed()
+            if packed is not None:
+                state.frozen = Frozen(self, state.network, packed, name)
 
 
 def _thaw(self: Any) -> None:
@@ -195,7 +204,7 @@ def is_accelerated(layer: Any) -> bool:
     return hasattr(type(layer), "_flowkern_peer") and state_of(layer) is not None
 
 
-def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: PeerNetwork | None = None) -> None:
+def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Network | None = None) -> None:
     """Accelerates one layer, or raises :class:`UnsupportedError`.
 
     Other threads may use the layer meanwhile: at each step here either the peer's methods serve it or the new ones.
@@ -231,10 +240,9 @@ def _structure(layer: Any, state: State) -> Structure:
     return Structure(layer, frozenset((STATE, *state.layer.set_aside, *state.layer.caches, *state.harmless)))
 
 
-def read_network(layer: Any, how: Layer) -> PeerNetwork:
+def read_network(layer: Any, how: Layer) -> Network:
     """The network of a layer; whatever goes wrong is a reason to leave it alone."""
-    methods = {k for base in peer_class(type(layer)).__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
-    hidden = [k for k, v in vars(layer).copy().items() if callable(v) and k in methods and k not in how.set_aside]
+    hidden = [name for name in replaced_methods(layer) if name not in how.set_aside]
     if hidden:
         raise UnsupportedError(f"its {', '.join(hidden)} was replaced")
     try:
@@ -243,6 +251,12 @@ def read_network(layer: Any, how: Layer) -> PeerNetwork:
         raise
     except Exception as error:
         raise UnsupportedError(f"it is not built as expected: {type(error).__name__}: {error}") from error
+
+
+def replaced_methods(module: Any) -> list[str]:
+    """The methods of a library's class that attributes of an object hide."""
+    methods = {k for base in peer_class(type(module)).__mro__ if not base.__module__.startswith("torch.") for k in vars(base)}
+    return [k for k, v in vars(module).copy().items() if callable(v) and k in methods]
 
 
 def detach(layer: Any) -> None:
@@ -282,7 +296,7 @@ def _look_again(layer: Any, state: State) -> None:
     if changed is None or changed:
         try:
             network = read_network(layer, state.layer)
-            if network.map == state.network.map and network.plan is state.network.plan:
+            if network.same_as(state.network):
                 state.suspects |= _numbers_on(layer, changed or [])
             state.verdict = UNCHECKED
             state.network, state.unread = network, None  # last: other threads may be at work with the layer

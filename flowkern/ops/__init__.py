@@ -17,6 +17,7 @@ from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
 from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
+from flowkern.ops.wavenet_layer import wavenet_layer
 
 __all__ = [
     "ElementwiseStep",
@@ -40,4 +41,5 @@ __all__ = [
     "normal_log_prob",
     "pack",
     "wavenet_generate",
+    "wavenet_layer",
 ]

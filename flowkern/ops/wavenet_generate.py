@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,27 +16,58 @@ from flowkern.reference import WaveNetState
 
 @torch.no_grad()
 def wavenet_generate(
-    uniform: Tensor, state: WaveNetState, weights: Sequence[Tensor], biases: Sequence[Tensor], dilations: Sequence[int]
+    noise: Tensor,
+    state: WaveNetState,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    dilations: Sequence[int],
+    condition: Tensor | None = None,
+    condition_weights: Sequence[Tensor] = (),
+    *,
+    output: str = "categorical",
+    levels: int | None = None,
+    log_scale_min: float = -math.inf,
+    bound: float = math.inf,
 ) -> tuple[Tensor, WaveNetState]:
-    r"""Draws classes one after another from a WaveNet, each given all before it, in one call.
+    r"""Draws samples one after another from a WaveNet, each given all before it, in one call.
 
-    From the class c before: h = E_c; for each layer of dilation d (a, b) = V_0 h' + V_1 h + b_v, where h' is what the layer
-    read d times before; u = tanh(a) sigmoid(b); s = s + W_s u + b_s; h = h + W_r u + b_r. The next class is the first
-    whose cumulative probability under softmax(W_2 relu(W_1 relu(s) + b_1) + b_2) exceeds the uniform number.
+    From the sample x before: h = E_x + b_e, for a number x E + b_e; for each layer of dilation d (a, b) = sum over the taps j
+    of V_j h^(j) + b_v + V_c c, where h^(j) is what the layer read (k - 1 - j) d times before, the present included, and c the
+    condition; u = tanh(a) sigmoid(b); s = s + W_s u + b_s; h = h + W_r u + b_r. The parameters of the next sample are
+    W_2 relu(W_1 relu(s) + b_1) + b_2. What they mean, and what the numbers of ``noise`` for each sample are:
 
-    Calls of any lengths, each continuing from the state of the one before, give the same classes as one call. The
+    ============= ================================== ==============================================================
+    output        parameters                         noise, and the sample
+    ============= ================================== ==============================================================
+    categorical   logits of the classes              a number in [0, 1): the first class whose cumulative
+                                                     probability exceeds it
+    logistics     logits, means and log-scales of    as many in (0, 1) as components, and one more: what
+                  the components                     :func:`flowkern.ops.logistic_mixture_sample` makes of them
+    gaussians     logits, means and log-deviations   as many in (0, 1) as components, which choose in the same way,
+                  of the components                  and a standard-normal number: mean + deviation times it
+    ============= ================================== ==============================================================
+
+    Calls of any lengths, each continuing from the state of the one before, give the same samples as one call. The
     weights are packed once per call, about a millisecond per million. A temperature is a factor of the last weights.
 
     Args:
-        uniform: numbers in [0, 1) (batch, time), one for each class; there may be no time.
-        state: where to begin; at the beginning of all, the class of silence and zeros.
-        weights: the embedding E (classes, residual); of each layer V (2 gate, residual, 2), whose last taps are those of the
-            present, W_r (residual, gate) and W_s (skip, gate); W_1 (hidden, skip) and W_2 (classes, hidden).
-        biases: of each layer b_v, b_r and b_s; b_1 and b_2.
+        noise: random numbers (batch, time, numbers per sample); there may be no time.
+        state: where to begin; at the beginning of all, the class of silence, or 0.0, and zeros.
+        weights: the embedding E (classes, residual), of numbers (1, residual); of each layer V (2 gate, residual, k), whose
+            last tap is that of the present, W_r (residual, gate) and W_s (skip, gate); W_1 (hidden, skip) and W_2 (outputs,
+            hidden). They may be bfloat16 where all else is float32: they are widened as they are read.
+        biases: b_e; of each layer b_v (2 gate,), or one for each row (batch, 2 gate), b_r and b_s; b_1 and b_2.
         dilations: of each layer.
+        condition: c (batch, channels, time), or ``None``.
+        condition_weights: V_c (2 gate, channels) of each layer, where there is a condition; of the dtype of the weights.
+        output: ``"categorical"``, ``"logistics"`` or ``"gaussians"``.
+        levels: of logistics, the number of values from -1 to 1, to the nearest of which samples are rounded; ``None`` for none.
+        log_scale_min: log-scales and log-deviations below it count as this.
+        bound: samples that are numbers are clamped to [-bound, bound].
 
     Returns:
-        The classes (batch, time), and the state after them. Nothing given is changed, and nothing records a gradient.
+        The samples (batch, time), classes (int64) or numbers, and the state after them. Nothing given is changed, and nothing
+        records a gradient.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit each other.
@@ -45,10 +77,10 @@ def wavenet_generate(
         >>> dilations, (classes, residual, gate, skip) = (1, 2, 4), (16, 4, 5, 6)
         >>> layer = (2 * gate, residual, 2), (residual, gate), (skip, gate)
         >>> weights = [torch.randn(s) for s in ((classes, residual), *3 * layer, (7, skip), (classes, 7))]
-        >>> biases = [torch.zeros(len(w)) for w in weights[1:]]
+        >>> biases = [torch.zeros(residual), *(torch.zeros(len(w)) for w in weights[1:])]
         >>> state = WaveNetState(torch.tensor([8]), torch.zeros(1, sum(dilations), residual))
-        >>> drawn, state = wavenet_generate(torch.rand(1, 100), state, weights, biases, dilations)
-        >>> more, state = wavenet_generate(torch.rand(1, 50), state, weights, biases, dilations)
+        >>> drawn, state = wavenet_generate(torch.rand(1, 100, 1), state, weights, biases, dilations)
+        >>> more, state = wavenet_generate(torch.rand(1, 50, 1), state, weights, biases, dilations)
         >>> drawn.shape, more.shape
         (torch.Size([1, 100]), torch.Size([1, 50]))
 
@@ -57,12 +89,27 @@ def wavenet_generate(
         Algorithm (Le Paine et al., 2016).
     """
     dilations = [whole_number("dilations", dilation, 1) for dilation in dilations]
-    check_float("uniform", uniform)
+    check_float("noise", noise)
+    taps = {w.shape[-1] for w in weights[1:-2:3]}
+    older = output == "categorical" and condition is None and taps == {2} and weights[0].dtype == noise.dtype
+    kernels = kernels_for(noise, "wavenet_generate")
+    if kernels.plain or noise.dtype in HALF or not older or any(b.dim() > 1 for b in biases):
+        return reference.wavenet_generate(
+            noise,
+            state,
+            weights,
+            biases,
+            dilations,
+            condition,
+            condition_weights,
+            output=output,
+            levels=levels,
+            log_scale_min=log_scale_min,
+            bound=bound,
+        )
+    uniform, biases, weights = noise[..., 0], biases[1:], [weights[0] + biases[0], *weights[1:]]
     _check_network(uniform, weights, biases, len(dilations))
     _check_state(uniform, state, weights[0].shape[1], sum(dilations))
-    kernels = kernels_for(uniform, "wavenet_generate")
-    if kernels.plain or uniform.dtype in HALF:
-        return reference.wavenet_generate(uniform, state, weights, biases, dilations)
     if not torch.compiler.is_compiling() and not ((state.previous >= 0) & (state.previous < len(weights[0]))).all():
         raise ValueError(f"state.previous: expected classes from 0 to {len(weights[0]) - 1}, got {state.previous.tolist()}")
     tensors = [t.contiguous() for t in (uniform, state.previous, state.queues)]

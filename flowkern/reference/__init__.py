@@ -14,7 +14,8 @@ from flowkern.reference.logistic_mixture import logistic_mixture
 from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
-from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_logits
+from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_outputs
+from flowkern.reference.wavenet_layer import wavenet_layer
 
 __all__ = [
     "WaveNetState",
@@ -36,5 +37,6 @@ __all__ = [
     "normal_log_prob",
     "permutation",
     "wavenet_generate",
-    "wavenet_logits",
+    "wavenet_layer",
+    "wavenet_outputs",
 ]
