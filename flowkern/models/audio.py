@@ -13,11 +13,9 @@ from flowkern._checks import (
     autocasts,
     check_context,
     check_device,
-    check_features,
     check_float,
     check_generator,
     check_like,
-    check_tensor,
     sizes,
     whole_number,
 )
@@ -66,7 +64,10 @@ class AudioModel(Model):
 
     @torch.no_grad()
     def log_mel(self, x: Tensor) -> Tensor:
-        """The local condition (..., mels, ceil(time / hop)) of audio (..., time), see :mod:`flowkern.nn.spectra`."""
+        """The local condition (..., mels, ceil(time / hop)) of audio (..., time).
+
+        See :func:`flowkern.nn.spectra.log_mel_spectrogram`; it has no gradient.
+        """
         return log_mel_spectrogram(x, self.mels, self.rate, self.hop)
 
     @property
@@ -223,12 +224,21 @@ class AudioModel(Model):
             temperature: below 1 samples are more probable, above 1 less: of classes and of the components of a mixture
                 probabilities become p^(1 / temperature), scales and deviations are multiplied by it.
             chunk: samples of a chunk, of which the last may have less; ``None`` for a number that is fast.
-            prime: audio (n,) or (batch, n) that the new samples continue.
+            prime: audio (n,) or (batch, n) that the new samples continue, such as what was made before.
             batch: sequences, where nothing else says how many.
             generator: source of the random numbers.
 
         Raises:
             TypeError, ValueError: for arguments that do not fit, before anything is made.
+
+        Example:
+            >>> import torch, flowkern as fk
+            >>> model = fk.models.WaveNet(100, layers=3, residual=8, skip=8, mels=5, upsample=(4, 5), rate=8000)
+            >>> spectrogram = model.log_mel(torch.randn(2, 300))
+            >>> for chunk in model.stream(300, local=spectrogram, chunk=200):
+            ...     print(chunk.shape)
+            torch.Size([2, 200])
+            torch.Size([2, 100])
         """
         time = whole_number("time", time, 1)
         chunk = self.chunk if chunk is None else whole_number("chunk", chunk, 1)
@@ -237,8 +247,9 @@ class AudioModel(Model):
         check_generator(generator)
         shapes = [torch.Size((whole_number("batch", batch, 0),))]
         if prime is not None:
-            check_tensor("prime", prime)
-            check_features("prime", prime, prime.shape[-1] if prime.dim() else 0)
+            check_float("prime", prime)
+            if prime.dim() == 0:
+                raise ValueError("prime: expected audio of shape (n,) or (batch, n), got a single number")
             shapes.append(prime.shape[:-1])
         past = 0 if prime is None else prime.shape[-1]
         shapes.append(self._check_conditions(context, local, past + time, exactly=False))

@@ -55,7 +55,8 @@ class ParallelWaveNet(AudioModel):
     z_t is logistic or Gaussian noise; of each flow x^i_t = x^{i-1}_t s^i(x^{i-1}_{<t}) + mu^i(x^{i-1}_{<t}). In all
     x_t = z_t s_t + mu_t, with s_t and mu_t from the noise before t, so that p(x_t | z_{<t}) is known. Samples are made at once.
     ``log_prob`` of any other audio inverts the flows sample by sample: exact, with gradients, and very slow (each of T samples
-    takes a pass over the receptive field). Train by :class:`flowkern.models.Distillation`.
+    takes a pass over the receptive field); so is a ``prime`` of :meth:`stream`. Samples are not clamped to [-1, 1], as a stream
+    is. Train by :class:`flowkern.models.Distillation`.
 
     Args:
         features: length of what ``sample`` draws; any length has a density.

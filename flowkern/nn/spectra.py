@@ -26,6 +26,11 @@ def log_mel_spectrogram(x: Tensor, mels: int, rate: int, hop: int) -> Tensor:
     1 + log10(max(m, 1e-5)) / 5, where m sums magnitudes of a Hann window of 4 hops, around the middle of the frame's samples,
     with weights that fall linearly from a band's centre to those of its neighbours, which are equally far apart on the scale
     2595 log10(1 + f / 700). Beyond the ends is silence.
+
+    >>> tone = torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(4000))
+    >>> loudness = log_mel_spectrogram(tone, mels=40, rate=16000, hop=200)
+    >>> loudness.shape, int(loudness[:, 10].argmax()), round(float(loudness[:, 10].max()), 1)
+    (torch.Size([40, 20]), 13, 1.0)
     """
     frames, size = -(-x.shape[-1] // hop), 4 * hop
     before = (size - hop) // 2
