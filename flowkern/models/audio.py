@@ -68,6 +68,7 @@ class AudioModel(Model):
 
         See :func:`flowkern.nn.spectra.log_mel_spectrogram`; it has no gradient.
         """
+        check_float("x", x)
         return log_mel_spectrogram(x, self.mels, self.rate, self.hop)
 
     @property
@@ -133,7 +134,6 @@ class AudioModel(Model):
             local: spectrograms (..., mels, ceil(time / hop)); where the model has mels and none are given, those of x.
         """
         if self.mels and local is None:
-            check_float("x", x)
             local = self.log_mel(x)
         rows, given, batch = self._rows("x", x, context, local)
         return self._log_prob(rows, given).reshape(batch)

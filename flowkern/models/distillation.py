@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern._checks import whole_number
+from flowkern._checks import check_like, whole_number
 from flowkern.config import configured
-from flowkern.model import Model
+from flowkern.model import Model, parts_of
 from flowkern.models.audio import Given
 from flowkern.models.audio_outputs import Gaussian, MuLaw
 from flowkern.models.parallel_wavenet import ParallelWaveNet, Synthesis
@@ -112,9 +112,9 @@ class Distillation(Model):
         Args:
             batch: audio (batch, time), or (audio,) or (audio, context).
         """
-        y, context = _parts(batch)
+        y, *context = parts_of(batch)
         local = self.student.log_mel(y) if self.student.mels else None
-        y, given, _ = self.student._rows("x", y, context, local)
+        y, given, _ = self.student._rows("x", y, context[0] if context else None, local)
         generator = None if self.training else torch.Generator(y.device).manual_seed(0)
         made = self.student.synthesize(self.student.noise_of(len(y), y.shape[1], generator), *given)
         u = self._uniform(made.mean, generator)
@@ -157,13 +157,6 @@ def _between_gaussians(made: Synthesis, mean: Tensor, log_std: Tensor) -> dict[s
     return {"kl": kl.mean(), "regularisation": difference.square().mean()}
 
 
-def _parts(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    if len(parts) not in (1, 2):
-        raise ValueError(f"batch: expected x, (x,) or (x, context), got {len(parts)} parts")
-    return parts[0], parts[1] if len(parts) == 2 else None
-
-
 def _check_pair(student: Any, teacher: Any) -> None:
     """Raises for what cannot learn from, or teach, the other."""
     for name, model, cls in (("student", student, ParallelWaveNet), ("teacher", teacher, WaveNet)):
@@ -180,3 +173,4 @@ def _check_pair(student: Any, teacher: Any) -> None:
             raise ValueError(f"student: expected {name} {wanted} like the teacher, got {got}")
     if teacher.mels and teacher.hop != student.hop:
         raise ValueError(f"student: expected frames of {teacher.hop} samples like the teacher, got {student.hop}")
+    check_like("student", student._like, teacher._like, "the teacher")

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkern import nn as fnn
 from flowkern import ops
 from flowkern.config import configured
+from flowkern.model import parts_of
 from flowkern.models.audio import AudioModel, Given, Player
 from flowkern.models.audio_outputs import output_named
 from flowkern.reference import WaveNetState
@@ -86,7 +87,7 @@ class WaveNet(AudioModel):
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """The mean negative log-likelihood of a chunk in nats, and the bits per sample that this is."""
         terms = super().loss(batch)
-        time = (batch if isinstance(batch, Tensor) else batch[0]).shape[-1]
+        time = parts_of(batch)[0].shape[-1]
         return {**terms, "bits_per_sample": terms["loss"].detach() / (time * math.log(2))}
 
     def _log_prob(self, x: Tensor, given: Given) -> Tensor:

@@ -346,6 +346,7 @@ def test_pairs_that_do_not_fit() -> None:
             ValueError,
             "student: expected frames of 4 samples like the teacher, got 2",
         ),
+        (lambda: Distillation(copy.deepcopy(student).float(), teacher), TypeError, "student: expected dtype torch.float64"),
         (lambda: Distillation(student, teacher, draws=0), ValueError, "draws: expected"),
         (lambda: Distillation(student, teacher, power=-1.0), ValueError, "power: expected a weight of at least 0"),
         (lambda: Distillation(student, teacher, contrastive=0.3), ValueError, "contrastive: the term compares conditions"),
