@@ -33,7 +33,8 @@ class Distillation(Model):
       pass of the teacher over x gives for all samples, is the mean over ``draws`` fresh values of the sample, spread evenly.
     - Between two Gaussians the divergence is known too. As in ClariNet log-deviations below -6 count as this, and 4 times the
       squared difference of the log-deviations is added, a term of its own.
-    - phi is the power spectrum averaged over time, see :func:`flowkern.nn.spectra.power_spectrum`.
+    - phi is the power spectrum averaged over time, see :func:`flowkern.nn.spectra.power_spectrum`; the squares are averaged
+      over its bins.
     - c' are the conditions of another row of the batch. A batch of one row has none, and no such term.
 
     Densities are those of real numbers: of the components of a mixture, log-scales below -7 count as this. The teacher is
@@ -61,8 +62,8 @@ class Distillation(Model):
         >>> terms["loss"].backward()
 
     References:
-        Parallel WaveNet: Fast High-Fidelity Speech Synthesis (van den Oord et al., 2018), sections 3.1 and 5; ClariNet (Ping
-        et al., 2019), sections 3.3 and 3.4.
+        Parallel WaveNet: Fast High-Fidelity Speech Synthesis (van den Oord et al., 2018), section 4; ClariNet (Ping et al.,
+        2019), section 3.3.
     """
 
     teacher: WaveNet
@@ -121,7 +122,7 @@ class Distillation(Model):
         terms = self._divergence(made, given, u)
         loss = terms["kl"] + REGULARISATION * terms.get("regularisation", 0.0)
         if self.power:
-            terms["power"] = (power_spectrum(made.x) - power_spectrum(y)).square().sum(-1).mean()
+            terms["power"] = (power_spectrum(made.x) - power_spectrum(y)).square().mean()
             loss = loss + self.power * terms["power"]
         if self.contrastive and len(y) > 1:
             others = Given(*(None if c is None else c.roll(1, 0) for c in given))

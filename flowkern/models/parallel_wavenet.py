@@ -79,7 +79,7 @@ class ParallelWaveNet(AudioModel):
         True
 
     References:
-        Parallel WaveNet: Fast High-Fidelity Speech Synthesis (van den Oord et al., 2018), section 4; ClariNet (Ping et al.,
+        Parallel WaveNet: Fast High-Fidelity Speech Synthesis (van den Oord et al., 2018), section 3; ClariNet (Ping et al.,
         2019), section 3.2.
     """
 

@@ -51,7 +51,7 @@ class WaveNet(AudioModel):
 
     References:
         WaveNet: A Generative Model for Raw Audio (van den Oord et al., 2016); Parallel WaveNet (van den Oord et al., 2018),
-        section 2, for the mixture of logistics; ClariNet (Ping et al., 2019), section 3.1, for the Gaussian.
+        section 2.1, for the mixture of logistics; ClariNet (Ping et al., 2019), section 3.1, for the Gaussian.
     """
 
     @configured
