@@ -267,6 +267,13 @@ def test_dtypes(output: str) -> None:
     assert (drawn.dtype, drawn.shape) == (torch.bfloat16, (2, ROWS, TIME))
 
 
+def test_one_graph() -> None:
+    model = made("logistics, 16 bits", "both").float()
+    x, context = torch.rand(ROWS, TIME), torch.randn(ROWS, 2)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, context), model(x, context))
+
+
 def test_what_is_saved(tmp_path: Path) -> None:
     model = made("logistics, 16 bits", "both", rate=22050).float().eval()
     assert fk.models.WaveNet(**model.config).rate == 22050
