@@ -28,6 +28,13 @@ def model_class(name: str) -> type[Model]:
     return known[name]
 
 
+def distillation_class() -> type[Model]:
+    """What trains a student from a teacher."""
+    from flowkern import models as others
+
+    return others.Distillation
+
+
 def nearest(name: str, known: Any) -> str:
     """What a user may have meant, as the end of a sentence."""
     close = difflib.get_close_matches(name, list(known), n=2)
