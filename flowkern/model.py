@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Model(nn.Module):
 
     event_shape: torch.Size
     levels: int | None = None  # a model of whole numbers gives the number of values that each can take
+    settings: ClassVar[Mapping[str, Any]] = {}  # defaults of its training that are others than flowkern.training.Settings has
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 
     @property

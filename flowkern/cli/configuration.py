@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flowkern.cli.registry import distillation_class, model_class
 from flowkern.data import names
 from flowkern.training import Settings
 
+CONDITIONS = ("context", "mels", "upsample")  # options of a student that are its teacher's
 PARTS = ("model_options", "distillation", "data_options", "training")
 
 
@@ -91,13 +92,15 @@ class Configuration:
 def options_of(model: str, command: str = "train") -> dict[str, dict[str, opt.Option]]:
     """The options of a model, of the data, and of the training, by the part of the configuration that they belong to."""
     of_data = opt.options_of(DataOptions)
-    # What has no default is the shape of the data, and what the data have is not the model's to choose.
-    of_model = opt.options_of(model_class(model)).items()
+    # What has no default is the shape of the data, and what the data or the teacher have is not the model's to choose.
+    chosen = {*of_data, *(CONDITIONS if command == "distill" else ())}
+    cls = model_class(model)
+    of_model, of_training = opt.options_of(cls).items(), opt.options_of(Settings).items()
     return {
-        "model_options": {n: o for n, o in of_model if o.default is not opt.REQUIRED and n not in of_data},
+        "model_options": {n: o for n, o in of_model if o.default is not opt.REQUIRED and n not in chosen},
         "distillation": opt.options_of(distillation_class()) if command == "distill" else {},
         "data_options": of_data,
-        "training": opt.options_of(Settings),
+        "training": {n: replace(o, default=cls.settings.get(n, o.default)) for n, o in of_training},
     }
 
 
@@ -121,12 +124,13 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
         missing = "MODEL" if not model else "--data DATA" if not data else "TEACHER"
         raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
     if base is not None and distilled != (base.command == "distill"):
-        given = "--resume" if options.resume else "--config"
-        raise CommandError(f"{given}: expected a run of `flowkern {command}`, got one of `flowkern {base.command}`")
+        start = "--resume" if options.resume else "--config"
+        raise CommandError(f"{start}: expected a run of `flowkern {command}`, got one of `flowkern {base.command}`")
     parts = {} if base is None else {part: getattr(base, part) for part in PARTS}
     if base is not None and base.model != model:
         del parts["model_options"]
-    made, known = whole(model, located(data), parts, command), options_of(model, command)
+    made = whole(model, located(data), parts, command)
+    known = options_of(model, command)
     made.teacher = located(teacher) if teacher else None
     given = opt.assignments(options.set or [])
     opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()})

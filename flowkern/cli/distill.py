@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from flowkern.cli.train import add_run_arguments, carry_out
+
 STUDENT = "parallelwavenet"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
-    parser.add_argument(
-        "teacher", nargs="?", metavar="TEACHER", help="folder of a run of `flowkern train wavenet --set output=logistics`"
-    )
-    parser.add_argument("--data", help="audio of the teacher's kind, best its own")
-    parser.add_argument("--output", metavar="FOLDER", required=True, help="where the student and all else of the run go")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", help="options, see below")
-    parser.add_argument("--config", metavar="FILE", help="start from the options in the run.json of another run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
+    kind = "folder of a run of `flowkern train wavenet --set output=logistics`, or gaussian"
+    parser.add_argument("teacher", nargs="?", metavar="TEACHER", help=kind)
+    add_run_arguments(parser, "audio of the teacher's kind, best its own")
     parser.set_defaults(run=run, model=STUDENT)
 
 
@@ -30,6 +26,4 @@ def details(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Trains the student, and writes it, metrics, pictures and results."""
-    from flowkern.cli.train import carry_out
-
     return carry_out(options, "distill")

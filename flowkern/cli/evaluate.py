@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowkern.cli.errors import CommandError, require
 
 if TYPE_CHECKING:
     from flowkern.data import Rows
+    from flowkern.model import Model
     from flowkern.models import Encoded
 
 PARTS = ("test", "validation", "train")
@@ -32,9 +33,9 @@ def run(options: argparse.Namespace) -> int:
     require(("numpy",), "train")
     from flowkern.cli import tables
     from flowkern.cli.processes import first_does, joined, say
-    from flowkern.cli.report import verdict
+    from flowkern.cli.report import distance, verdict
     from flowkern.cli.trained import model_from
-    from flowkern.training import evaluate
+    from flowkern.training import evaluate, mean_terms
 
     if options.output:
         tables.check(options.output)
@@ -43,12 +44,30 @@ def run(options: argparse.Namespace) -> int:
         name, rows, notes = _rows(options, model)
         for note in notes:
             say(here, note)
+        teaching = _teaching(options, model)
+        if teaching is not None:
+            say(here, f"{name}: {distance(mean_terms(teaching, rows, model.encoding, here, options.seed))}")
+            return 0
         score, nats = evaluate(model, rows, here, options.seed)
         say(here, f"{name}: {verdict(score, model)}")
         if options.output:
             first_does(here, lambda: tables.write(options.output, nats[:, None], ["log_prob"]))
             say(here, f"the log-density of each row is in {options.output}")
     return 0
+
+
+def _teaching(options: argparse.Namespace, student: Encoded) -> Model | None:
+    """What tells a student's worth, by its teacher: its own density would take a pass for each sample."""
+    from flowkern.cli.registry import distillation_class
+    from flowkern.cli.trained import model_from, run_of
+
+    made = run_of(options.folder)
+    if made is None or made.teacher is None:
+        return None
+    if options.output:
+        raise CommandError("--output: of rows of audio a student has no log-densities in a reasonable time; leave it out")
+    teacher: Any = model_from(made.teacher, "FOLDER: its teacher")
+    return distillation_class()(student.model, teacher.model, **made.distillation)
 
 
 def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows, Sequence[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowkern.cli.errors import CommandError, require
 from flowkern.cli.output import write_whole
@@ -48,6 +48,10 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"-n: expected a whole number of at least 1, got {options.n}")
     with joined(options.device) as here:
         model = model_from(options.folder)
+        if getattr(model.model, "mels", 0):
+            raise CommandError(
+                f"FOLDER: the model in {options.folder} speaks from spectrograms, which this command has none of"
+            )
         streams = model.encoding.rate is not None and hasattr(model.model, "stream")
         if streams and options.n is None:
             first_does(here, lambda: _sound(options, model, here))
@@ -103,7 +107,8 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
     picture = path.with_suffix(".png")
     picture.unlink(missing_ok=True)  # of an earlier sound
     generator = torch.Generator(here.device).manual_seed(options.seed)
-    stretches = model.model.to(here.device).stream(total, temperature=temperature, generator=generator)
+    streaming: Any = model.model.to(here.device)
+    stretches = streaming.stream(total, temperature=temperature, generator=generator)
     file = WaveFile(path, rate)
     try:
         with torch.no_grad(), file, Meter(total, rate) as meter:
@@ -129,8 +134,8 @@ def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
         raise CommandError(
             f"--seconds: expected a number from {1 / rate:g} to {longest:,.0f}, what a .wav file holds; got {seconds:g}"
         )
-    if not 0 <= temperature < math.inf:
-        raise CommandError(f"--temperature: expected a number of at least 0, got {temperature:g}")
+    if not 0 < temperature < math.inf:
+        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
     path = Path(options.output or Path(options.folder) / "samples.wav")
     if path.suffix.lower() != ".wav":
         raise CommandError(f"--output: expected a name that ends in .wav, as the model is one of audio, got {options.output!r}")

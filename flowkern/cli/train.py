@@ -47,15 +47,18 @@ FILES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="one of those that `flowkern list` names")
-    parser.add_argument(
-        "--data", help="a data set that `flowkern list` names, a file, or a folder of files, images or recordings"
-    )
+    add_run_arguments(parser, "a data set that `flowkern list` names, a file, or a folder of files, images or recordings")
+    parser.set_defaults(run=run)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, data: str) -> None:
+    """Adds the options of a run, of this command or of another one that trains; ``data``: what --data is."""
+    parser.add_argument("--data", help=data)
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the model and all else of the run go")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", help="options, see below")
     parser.add_argument("--config", metavar="FILE", help="start from the options in the run.json of another run")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
-    parser.set_defaults(run=run)
 
 
 def details(options: argparse.Namespace) -> str:
@@ -346,12 +349,17 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Mo
 
     import torch
 
+    from flowkern.cli.configuration import CONDITIONS
     from flowkern.cli.registry import distillation_class, model_class
 
     cls = model_class(made.model)
-    rate = {"rate": dataset.rate} if dataset.rate is not None and "rate" in inspect.signature(cls).parameters else {}
+    given = dict(made.model_options)
+    if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
+        given["rate"] = dataset.rate
+    if teacher is not None:
+        given |= {name: teacher.model.config[name] for name in CONDITIONS}
     torch.manual_seed(made.training["seed"])
-    model = cls(dataset.event_shape.numel(), **rate, **made.model_options)
+    model = cls(dataset.event_shape.numel(), **given)
     return model if teacher is None else distillation_class()(model, teacher.model, **made.distillation)
 
 

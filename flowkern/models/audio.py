@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class AudioModel(Model):
         upsample: factors by which its frames become samples; their product is the hop.
         rate: samples per second.
     """
+
+    settings: ClassVar[Mapping[str, Any]] = {"batch_size": 8}  # rows of thousands of samples
 
     def __init__(self, features: int, context: int, mels: int, upsample: Sequence[int], rate: int) -> None:
         super().__init__()
