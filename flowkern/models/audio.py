@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ from flowkern.model import Model
 from flowkern.nn.heads import uniform
 from flowkern.nn.spectra import log_mel_spectrogram
 
+Player = Callable[[int], Tensor]
+
 
 class Given(NamedTuple):
     """The conditions of some rows: global (rows, context features) and local (rows, mels, frames)."""
@@ -36,7 +38,7 @@ class Given(NamedTuple):
 class AudioModel(Model):
     """A density of audio x (..., time), one channel from -1 to 1, with a global and a local condition.
 
-    A subclass gives ``_log_prob`` of rows and ``_chunks`` of new samples.
+    A subclass gives ``_log_prob`` of rows and ``_player`` of new samples.
 
     Args:
         features: length of a training chunk, and of what ``sample`` draws.
@@ -153,7 +155,6 @@ class AudioModel(Model):
 
     # -- samples ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def sample(
         self,
         shape: Sequence[int] = (),
@@ -259,18 +260,25 @@ class AudioModel(Model):
         prime: Tensor | None,
         generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
-        """New samples (rows, up to chunk), ``time`` of them in all."""
+        """New samples (rows, up to chunk), ``time`` of them in all; as the weights say, also under autocast."""
+        play: Player | None = None
+        for start in range(0, time, chunk):
+            # Left before each yield: whoever takes the chunks is in a context of its own.
+            with torch.no_grad(), torch.autocast(self._like.device.type, enabled=False):
+                play = play or self._player(rows, given, temperature, prime, generator)
+                drawn = play(min(chunk, time - start))
+            yield drawn
+
+    def _player(
+        self, rows: int, given: Given, temperature: float, prime: Tensor | None, generator: torch.Generator | None
+    ) -> Player:
+        """What gives the next n samples (rows, n) at every call, from those after ``prime`` on."""
         raise NotImplementedError
 
     def _uniform(self, rows: int, time: int, numbers: int, generator: torch.Generator | None) -> Tensor:
         """Random numbers (rows, time, numbers), drawn time by time: cut anywhere, they are the same."""
         like = torch.empty(0, dtype=self._exact, device=self._like.device)
         return uniform((time, rows, numbers), like, generator).transpose(0, 1)
-
-
-def parts(time: int, chunk: int) -> Iterator[int]:
-    """Lengths of at most a chunk that make up a time."""
-    return (min(chunk, time - start) for start in range(0, time, chunk))
 
 
 def _broadcast(name: str, *shapes: torch.Size) -> torch.Size:

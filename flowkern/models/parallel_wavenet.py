@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowkern import nn as fnn
 from flowkern._checks import check_generator, sizes, widths
 from flowkern.config import configured
-from flowkern.models.audio import AudioModel, Given, parts
+from flowkern.models.audio import AudioModel, Given, Player
 
 CYCLE = 10
 AUDIBLE = -3.0  # log-scale of a new model's samples, which without it would be as loud as the noise
@@ -69,9 +69,6 @@ class ParallelWaveNet(AudioModel):
         upsample: factors by which its frames become samples; their product is the hop.
         rate: samples per second.
 
-    Attributes:
-        receptive_field: numbers of the noise before it that a sample depends on.
-
     Example:
         >>> import torch, flowkern as fk
         >>> student = fk.models.ParallelWaveNet(50, layers=(2, 2), residual=8, skip=8)
@@ -113,7 +110,6 @@ class ParallelWaveNet(AudioModel):
         flow: Any
         for flow in self.flows:
             nn.init.constant_(flow.last.bias[1:], AUDIBLE / len(depths))
-        self.receptive_field = sum(self._fields)
 
     @property
     def law(self) -> Noise:
@@ -121,8 +117,9 @@ class ParallelWaveNet(AudioModel):
         return NOISES[self.noise]
 
     @property
-    def _fields(self) -> list[int]:
-        return [flow.receptive_field for flow in self.flows]
+    def receptive_field(self) -> int:
+        """Numbers of the noise before it that a sample depends on."""
+        return sum(flow.receptive_field for flow in self.flows)
 
     # -- one pass ---------------------------------------------------------------------------------------------------
 
@@ -184,28 +181,22 @@ class ParallelWaveNet(AudioModel):
             x, mean, log_scale = x * scale + shift, mean * scale + shift, log_scale + log_s
         return Synthesis(x, mean, log_scale), kept
 
-    @torch.no_grad()
-    def _chunks(
-        self,
-        rows: int,
-        time: int,
-        chunk: int,
-        given: Given,
-        temperature: float,
-        prime: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Iterator[Tensor]:
-        done = 0 if prime is None else prime.shape[1]
+    def _player(
+        self, rows: int, given: Given, temperature: float, prime: Tensor | None, generator: torch.Generator | None
+    ) -> Player:
         silence = self._like.new_zeros(rows, 1, dtype=self._exact)
-        pasts = [silence for _ in self.flows]
-        if prime is not None:
-            _, _, inputs = self._inverted(prime, given)
-            fields = zip(inputs, self._fields, strict=True)
-            pasts = [torch.cat([silence, heard], 1)[:, -field:] for heard, field in fields]
-        for n in parts(time, chunk):
+        past = silence[:, :0] if prime is None else prime
+        done, inputs = past.shape[1], self._inverted(past, given)[-1]
+        fields = [flow.receptive_field for flow in self.flows]
+        pasts = [torch.cat([silence, x], 1)[:, -field:] for x, field in zip(inputs, fields, strict=True)]
+
+        def play(n: int) -> Tensor:
+            nonlocal pasts, done
             made, pasts = self._advance(temperature * self.noise_of(rows, n, generator), pasts, given, done)
             done += n
-            yield made.x
+            return made.x
+
+        return play
 
     # -- any audio --------------------------------------------------------------------------------------------------
 
@@ -234,4 +225,4 @@ def _inverse(flow: fnn.WaveNet, y: Tensor, context: Tensor | None, condition: Te
         shift, log_s = flow(heard[:, first:], context, here)[:, -1].unbind(-1)
         heard = torch.cat([heard, ((y[:, t] - shift) * torch.exp(-log_s))[:, None]], 1)
         log_scales.append(log_s)
-    return heard[:, 1:], torch.stack(log_scales, 1)
+    return heard[:, 1:], torch.stack(log_scales, 1) if log_scales else y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkern import nn as fnn
 from flowkern import ops
 from flowkern.config import configured
-from flowkern.models.audio import AudioModel, Given, parts
+from flowkern.models.audio import AudioModel, Given, Player
 from flowkern.models.audio_outputs import output_named
 from flowkern.reference import WaveNetState
 
@@ -37,9 +37,6 @@ class WaveNet(AudioModel):
         mels: bands of the local condition, a log-mel spectrogram; 0 for none.
         upsample: factors by which its frames become samples; their product is the hop.
         rate: samples per second.
-
-    Attributes:
-        receptive_field: samples before it that a sample depends on.
 
     Example:
         >>> import torch, flowkern as fk
@@ -80,7 +77,11 @@ class WaveNet(AudioModel):
         self.network = fnn.WaveNet(
             self.output.outputs, self.output.inputs, layers, cycle, residual, skip, kernel, self.context, self.mels
         )
-        self.receptive_field = self.network.receptive_field
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples before it that a sample depends on."""
+        return self.network.receptive_field
 
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """The mean negative log-likelihood of a chunk in nats, and the bits per sample that this is."""
@@ -99,31 +100,26 @@ class WaveNet(AudioModel):
         """What the network hears before each sample: silence, then x but for the last."""
         return self.output.heard(torch.cat([x.new_zeros(len(x), 1), x[:, :-1]], 1))
 
-    @torch.no_grad()
-    def _chunks(
-        self,
-        rows: int,
-        time: int,
-        chunk: int,
-        given: Given,
-        temperature: float,
-        prime: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Iterator[Tensor]:
+    def _player(
+        self, rows: int, given: Given, temperature: float, prime: Tensor | None, generator: torch.Generator | None
+    ) -> Player:
         dtype, output = self._exact, self.output
         network = self.network.generating(dtype, given.context)
         weights, biases = network["weights"], network["biases"]
         weights[-1], biases[-1] = output.last_layer(weights[-1], biases[-1], temperature)
         options = output.options(temperature)
-        state = self._state_after(self._like.new_zeros(rows, 0, dtype=dtype) if prime is None else prime, given)
-        done = 0 if prime is None else prime.shape[1]
-        for n in parts(time, chunk):
+        past = self._like.new_zeros(rows, 0, dtype=dtype) if prime is None else prime
+        state, done = self._state_after(past, given), past.shape[1]
+
+        def play(n: int) -> Tensor:
+            nonlocal state, done
             noise = output.random(self._uniform(rows, n, output.noise, generator))
             condition = self._condition(given, done, done + n, dtype)
-            with torch.autocast(noise.device.type, enabled=False):
-                drawn, state = ops.wavenet_generate(noise, state, condition=condition, **network, **options)
+            drawn, state = ops.wavenet_generate(noise, state, condition=condition, **network, **options)
             done += n
-            yield output.audio(drawn, dtype)
+            return output.audio(drawn, dtype)
+
+        return play
 
     def _state_after(self, past: Tensor, given: Given) -> WaveNetState:
         """Where to go on after audio (rows, n), of which the receptive field is read."""

@@ -50,8 +50,10 @@ def mel_filters(mels: int, rate: int, like: Tensor) -> Tensor:
 
 def _stft(x: Tensor, window: Tensor, hop: int) -> Tensor:
     """Spectra (..., bins, frames) of whole windows, in float32 at least."""
-    size = len(window)
-    rows = _exact(x).reshape(-1, x.shape[-1])
+    size, rows = len(window), _exact(x).reshape(-1, x.shape[-1])
+    if len(rows) == 0:  # which torch's transform refuses
+        shape = *x.shape[:-1], size // 2 + 1, (x.shape[-1] - size) // hop + 1
+        return rows.new_zeros(shape, dtype=rows.dtype.to_complex())
     spectra = torch.stft(rows, size, hop, window=window, center=False, return_complex=True)
     return spectra.reshape(*x.shape[:-1], *spectra.shape[1:])
 
