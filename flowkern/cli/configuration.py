@@ -120,12 +120,12 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
     data = options.data or (base and base.data)
     teacher = getattr(options, "teacher", None) or (base and base.teacher)
     distilled = command == "distill"
-    if not model or not data or (distilled and not teacher):
-        missing = "MODEL" if not model else "--data DATA" if not data else "TEACHER"
-        raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
     if base is not None and distilled != (base.command == "distill"):
         start = "--resume" if options.resume else "--config"
         raise CommandError(f"{start}: expected a run of `flowkern {command}`, got one of `flowkern {base.command}`")
+    if not model or not data or (distilled and not teacher):
+        missing = "MODEL" if not model else "--data DATA" if not data else "TEACHER"
+        raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
     parts = {} if base is None else {part: getattr(base, part) for part in PARTS}
     if base is not None and base.model != model:
         del parts["model_options"]

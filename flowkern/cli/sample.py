@@ -13,6 +13,7 @@ from flowkern.cli.output import write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowkern.cli.waves import Meter, WaveFile
     from flowkern.models import Encoded
     from flowkern.training import Processes
 
@@ -98,7 +99,6 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
     require(("matplotlib", "rich"), "train")
     import torch
 
-    from flowkern.cli import pictures
     from flowkern.cli.waves import Meter, WaveFile
 
     rate = model.encoding.rate
@@ -109,18 +109,27 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
     generator = torch.Generator(here.device).manual_seed(options.seed)
     streaming: Any = model.model.to(here.device)
     stretches = streaming.stream(total, temperature=temperature, generator=generator)
-    file = WaveFile(path, rate)
+    file, meter = WaveFile(path, rate), Meter(total, rate)
     try:
-        with torch.no_grad(), file, Meter(total, rate) as meter:
+        with torch.no_grad(), file, meter:
             for stretch in stretches:
                 if not stretch.isfinite().all():
-                    raise CommandError("the model draws samples that are not finite", status=1)
+                    raise CommandError(f"the model draws samples that are not finite{file.kept}", status=1)
                 file.write(stretch[0])
                 meter(stretch.shape[1])
-    finally:
-        if file.length:
-            write_whole(picture, pictures.recordings({path.name: [file.read()]}, rate))
-            print(f"{file.held}, a picture of it in {picture}; {meter.speed}", flush=True)
+    except KeyboardInterrupt:
+        _show(file, meter, picture)
+        raise
+    _show(file, meter, picture)
+
+
+def _show(file: WaveFile, meter: Meter, picture: Path) -> None:
+    """Draws what was written, and tells of it."""
+    from flowkern.cli import pictures
+
+    if file.length:
+        write_whole(picture, pictures.recordings({file.path.name: [file.read()]}, file.rate))
+        print(f"{file.held}, a picture of it in {picture}; {meter.speed}", flush=True)
 
 
 def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
@@ -129,10 +138,10 @@ def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
 
     seconds = SECONDS if options.seconds is None else options.seconds
     temperature = 1.0 if options.temperature is None else options.temperature
-    longest = LARGEST // 2 / rate
+    longest = LARGEST // 2 // rate
     if not 1 / rate <= seconds <= longest:  # and no NaN
         raise CommandError(
-            f"--seconds: expected a number from {1 / rate:g} to {longest:,.0f}, what a .wav file holds; got {seconds:g}"
+            f"--seconds: expected a number from {1 / rate:g} to {longest:,}, what a .wav file holds; got {seconds:g}"
         )
     if not 0 < temperature < math.inf:
         raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")

@@ -313,7 +313,8 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
     except (TypeError, ValueError) as error:
-        raise CommandError(f"{'TEACHER' if str(error).startswith('teacher') else '--set'} {error}") from None
+        argument, _, rest = str(error).partition(": ")
+        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
     except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
         raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
     if model.conditional:

@@ -61,13 +61,17 @@ class WaveFile:
         """What the file holds, in words."""
         return f"{self.length / self.rate:.2f} s ({self.length:,} samples) are in {self.path}"
 
+    @property
+    def kept(self) -> str:
+        """The same, as the end of a sentence on a failure; nothing where it holds nothing."""
+        return f"; {self.held}" if self.length else ""
+
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            kept = f"; {self.held}" if self.length else ""
-            raise CommandError(f"cannot write {self.path}: {error.strerror or error}{kept}", status=1) from None
+            raise CommandError(f"cannot write {self.path}: {error.strerror or error}{self.kept}", status=1) from None
 
     def read(self) -> Tensor:
         """The samples that were written, (n,) of int16, mapped into memory."""
