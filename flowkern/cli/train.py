@@ -192,7 +192,7 @@ class Run:
 
     @property
     def _unit(self) -> str:
-        return "the distillation's, nats per sample" if self.made.teacher else f"nats per row, {self.encoding.space} units"
+        return "nats per sample, of the distillation" if self.made.teacher else f"nats per row, {self.encoding.space} units"
 
     def _finish(self, training: Training, history: History) -> int:
         """Writes the model; where the run has come to its end, also what it is worth, and pictures."""
