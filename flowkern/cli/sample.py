@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,13 +106,14 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
     assert rate is not None
     total, temperature, path = _asked(options, rate)
     picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # of an earlier sound
     generator = torch.Generator(here.device).manual_seed(options.seed)
     streaming: Any = model.model.to(here.device)
     stretches = streaming.stream(total, temperature=temperature, generator=generator)
     file, meter = WaveFile(path, rate), Meter(total, rate)
     try:
         with torch.no_grad(), file, meter:
+            with suppress(OSError):
+                picture.unlink()  # of an earlier sound, which the file has just lost
             for stretch in stretches:
                 if not stretch.isfinite().all():
                     raise CommandError(f"the model draws samples that are not finite{file.kept}", status=1)
