@@ -49,6 +49,7 @@ class AudioModel(Model):
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"batch_size": 8}  # rows of thousands of samples
+    chunk = 4096  # samples that are made at once
 
     def __init__(self, features: int, context: int, mels: int, upsample: Sequence[int], rate: int) -> None:
         super().__init__()
@@ -181,7 +182,7 @@ class AudioModel(Model):
         for first in range(0, size.numel(), max(at_once, 1)):
             rows = torch.Size((min(at_once, size.numel() - first), *batch))
             given = self._given(context, local, rows)
-            chunks = self._chunks(rows.numel(), self.features, self.features, given, 1.0, None, generator)
+            chunks = self._chunks(rows.numel(), self.features, self.chunk, given, 1.0, None, generator)
             drawn.append(torch.cat(list(chunks), 1))
         like = self._like
         found = torch.cat(drawn) if drawn else like.new_empty(0)
@@ -206,7 +207,7 @@ class AudioModel(Model):
         context: Tensor | None = None,
         local: Tensor | None = None,
         temperature: float = 1.0,
-        chunk: int = 4096,
+        chunk: int | None = None,
         prime: Tensor | None = None,
         batch: int = 1,
         generator: torch.Generator | None = None,
@@ -222,7 +223,7 @@ class AudioModel(Model):
                 are left out.
             temperature: below 1 samples are more probable, above 1 less: of classes and of the components of a mixture
                 probabilities become p^(1 / temperature), scales and deviations are multiplied by it.
-            chunk: samples of a chunk; the last may have less.
+            chunk: samples of a chunk, of which the last may have less; ``None`` for a number that is fast.
             prime: audio (n,) or (batch, n) that the new samples continue.
             batch: sequences, where nothing else says how many.
             generator: source of the random numbers.
@@ -230,7 +231,8 @@ class AudioModel(Model):
         Raises:
             TypeError, ValueError: for arguments that do not fit, before anything is made.
         """
-        time, chunk = whole_number("time", time, 1), whole_number("chunk", chunk, 1)
+        time = whole_number("time", time, 1)
+        chunk = self.chunk if chunk is None else whole_number("chunk", chunk, 1)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
         check_generator(generator)

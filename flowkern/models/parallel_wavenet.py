@@ -82,6 +82,8 @@ class ParallelWaveNet(AudioModel):
         2019), section 3.2.
     """
 
+    chunk = 32768  # each begins with a receptive field that was passed before
+
     @configured
     def __init__(
         self,

@@ -63,7 +63,7 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
 
 
 @torch.no_grad()
-def mean_terms(model: Model, rows: Rows, encoding: Encoder, processes: Processes, seed: int = 0) -> dict[str, float]:
+def mean_terms(model: Model, rows: Rows, encoding: Encoder | None, processes: Processes, seed: int = 0) -> dict[str, float]:
     """The terms of a model's loss, see :meth:`flowkern.model.Model.loss`, each the mean over rows."""
     model.eval().to(processes.device)
     at_once = max(1, AUDIO // model.event_shape.numel())

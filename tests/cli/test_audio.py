@@ -15,6 +15,7 @@ import torch
 
 import flowkern as fk
 from flowkern.cli import main, pictures, waves
+from flowkern.cli.configuration import options_of
 from flowkern.cli.waves import Meter, WaveFile
 from flowkern.data import load
 from flowkern.models import ParallelWaveNet, WaveNet
@@ -151,6 +152,12 @@ def test_help_shows_the_options_of_audio(capsys: pytest.CaptureFixture[str]) -> 
     assert "\n  mels=" not in text  # which is the teacher's
     assert main(["list"]) == 0
     assert "\n  tones " in capsys.readouterr().out
+
+
+def test_options_of_a_student_have_different_names() -> None:
+    parts = list(options_of("parallelwavenet", "distill").values())
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert all(option.help for options in parts for option in options.values())
 
 
 @pytest.mark.parametrize(
