@@ -121,7 +121,7 @@ def _files(folder: Path) -> list[Path]:
     if not (table.is_file() and (folder / "wavs").is_dir()):
         return sorted(_recordings(folder))
     try:
-        names = [line.partition("|")[0].strip() for line in table.read_text(encoding="utf-8-sig").splitlines()]
+        names = [line.partition("|")[0].strip() for line in table.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise DataError(f"{table}: not text in UTF-8: {error.reason} at byte {error.start}") from None
     files = [folder / "wavs" / f"{name}.wav" for name in names if name]
@@ -236,25 +236,21 @@ def _trim(recording: Recording, starts: Any, peaks: Any, rate: int) -> None:
 
 def _notes(recordings: Sequence[Recording], rate: int | None, features: int) -> Iterator[str]:
     """What a user should know of the files: a line for each kind of thing."""
-    kept = [r for r in recordings if r.stop > r.start]
+    lengths = [r.stop - r.start for r in recordings]
+    short = [(r, n) for r, n in zip(recordings, lengths, strict=True) if 0 < n < features]
     found: dict[str, list[tuple[Recording, str]]] = {
-        f"resampled to {rate:,} Hz": [(r, f"from {r.rate:,} Hz") for r in recordings if r.rate != rate],
-        "mixed to one channel": [(r, f"{r.channels} channels") for r in recordings if r.channels > 1],
-        "warning: clipped": [(r, "{:,} of {:,} samples".format(*r.clipped)) for r in recordings if r.clipped[0]],
-        "left out, silent": [(r, "") for r in recordings if r not in kept],
+        f"resampled to {rate:,} Hz": [(r, f" (from {r.rate:,} Hz)") for r in recordings if r.rate != rate],
+        "mixed to one channel": [(r, f" ({r.channels} channels)") for r in recordings if r.channels > 1],
+        "warning: clipped": [(r, " ({:,} of {:,} samples)".format(*r.clipped)) for r in recordings if r.clipped[0]],
+        "left out, silent": [(r, "") for r, n in zip(recordings, lengths, strict=True) if n == 0],
         f"left out, shorter than a row of {features:,} samples": [
-            (r, f"{r.stop - r.start:,} samples without silence at its ends") for r in kept if r.stop - r.start < features
+            (r, f" ({n:,} samples without silence at its ends)") for r, n in short
         ],
     }
     for what, those in found.items():
         if those:
-            recording, detail = those[0]
-            example = f"{recording.path}" + (f" ({detail})" if detail else "")
-            yield (
-                f"{what}: "
-                + (f"{len(those):,} of {len(recordings):,} files, such as " if len(recordings) > 1 else "")
-                + example
-            )
+            (first, detail), some = those[0], f"{len(those):,} of {len(recordings):,} files, such as "
+            yield f"{what}: {some if len(recordings) > 1 else ''}{first.path}{detail}"
 
 
 def audio_dataset(
