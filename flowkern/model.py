@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Model(nn.Module):
 
     event_shape: torch.Size
     levels: int | None = None  # a model of whole numbers gives the number of values that each can take
+    settings: ClassVar[Mapping[str, Any]] = {}  # defaults of its training that are others than flowkern.training.Settings has
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 
     @property
@@ -79,10 +80,7 @@ class Model(nn.Module):
         Raises:
             ValueError: for a batch of more than two.
         """
-        parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        if len(parts) not in (1, 2):
-            raise ValueError(f"batch: expected x, (x,) or (x, context), got {len(parts)} parts")
-        return {"loss": -self(*parts).mean()}  # called as a module, so that hooks run, such as those of fully_shard
+        return {"loss": -self(*parts_of(batch)).mean()}  # called as a module, so that hooks run, such as those of fully_shard
 
     def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:
         """Takes from a data set x (n, *event_shape) what evaluation needs, such as batch norm's statistics: here nothing."""
@@ -192,3 +190,11 @@ class Model(nn.Module):
         from flowkern.pretrained import from_pretrained
 
         return from_pretrained(cls, source, revision, parts)
+
+
+def parts_of(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(x,) or (x, context) of what a data loader gives."""
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if len(parts) not in (1, 2):
+        raise ValueError(f"batch: expected x, (x,) or (x, context), got {len(parts)} parts")
+    return parts

@@ -1,4 +1,4 @@
-"""The command line: ``flowkern train``, ``sample``, ``evaluate``, ``list``, ``demo``, ``doctor``, ``bench``."""
+"""The command line: ``flowkern train``, ``distill``, ``sample``, ``evaluate``, ``list``, ``demo``, ``doctor``, ``bench``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flowkern.cli.errors import CommandError
 
 COMMANDS = {
     "train": "fit a model to data; in several processes: torchrun --nproc-per-node 2 -m flowkern.cli train ...",
+    "distill": "train a student that draws fast, a ParallelWaveNet, from a trained WaveNet",
     "sample": "draw samples from a trained model",
     "evaluate": "print how probable data are under a trained model",
     "list": "print the models and data sets that there are",

@@ -6,18 +6,19 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flowkern._version import __version__
 from flowkern.cli import options as opt
 from flowkern.cli.errors import CommandError
-from flowkern.cli.registry import model_class
+from flowkern.cli.registry import distillation_class, model_class
 from flowkern.data import names
 from flowkern.training import Settings
 
-PARTS = ("model_options", "data_options", "training")
+CONDITIONS = ("context", "mels", "upsample")  # options of a student that are its teacher's
+PARTS = ("model_options", "distillation", "data_options", "training")
 
 
 @dataclass
@@ -27,18 +28,28 @@ class DataOptions:
     Args:
         margin: of dequantised images, the papers' lambda: keeps the logit of the first and the last level finite. 1e-6 for
             MNIST in the papers, 0.05 for colour; none: 0.05.
+        features: of audio, samples of a row, the stretch that a model sees at once in training; none: 8192, for a student its
+            teacher's.
+        rate: of audio, samples a second, to which recordings are resampled; none: their own, for a student its teacher's.
     """
 
     margin: float | None = None
+    features: int | None = None
+    rate: int | None = None
 
 
 @dataclass
 class Configuration:
-    """A run: the model and the data by their names, and every option of both and of the training."""
+    """A run: the model and the data by their names, and every option of both and of the training.
+
+    That of a student has its teacher, by the name of a folder, and options of the distillation.
+    """
 
     model: str
     data: str
+    teacher: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] | None = None  # names of a table's, once it was read
@@ -51,6 +62,10 @@ class Configuration:
             return Settings(**self.training)
         except ValueError as error:
             raise CommandError(f"--set {error}") from None
+
+    def loading(self) -> dict[str, Any]:
+        """The options of :func:`flowkern.data.load`."""
+        return {name: self.data_options[name] for name in ("features", "rate")}
 
     def json(self) -> str:
         """As run.json holds it."""
@@ -70,39 +85,53 @@ class Configuration:
 
     def _flat(self) -> dict[str, Any]:
         """All of it; options have one name only, whatever part they are of."""
-        return {"model": self.model, "data": self.data, **self.model_options, **self.data_options, **self.training}
+        names = {"model": self.model, "data": self.data, "teacher": self.teacher}
+        return {**names, **self.model_options, **self.distillation, **self.data_options, **self.training}
 
 
-def options_of(model: str) -> dict[str, dict[str, opt.Option]]:
+def options_of(model: str, command: str = "train") -> dict[str, dict[str, opt.Option]]:
     """The options of a model, of the data, and of the training, by the part of the configuration that they belong to."""
+    of_data = opt.options_of(DataOptions)
+    # What has no default is the shape of the data, and what the data or the teacher have is not the model's to choose.
+    chosen = {*of_data, *(CONDITIONS if command == "distill" else ())}
+    cls = model_class(model)
+    of_model, of_training = opt.options_of(cls).items(), opt.options_of(Settings).items()
     return {
-        # What has no default is the shape of the data.
-        "model_options": {n: o for n, o in opt.options_of(model_class(model)).items() if o.default is not opt.REQUIRED},
-        "data_options": opt.options_of(DataOptions),
-        "training": opt.options_of(Settings),
+        "model_options": {n: o for n, o in of_model if o.default is not opt.REQUIRED and n not in chosen},
+        "distillation": opt.options_of(distillation_class()) if command == "distill" else {},
+        "data_options": of_data,
+        "training": {n: replace(o, default=cls.settings.get(n, o.default)) for n, o in of_training},
     }
 
 
-def describe(model: str | None) -> str:
+def describe(model: str | None, command: str = "train") -> str:
     """The options that --set takes, with their defaults."""
     if model is None:
         text = opt.describe(opt.options_of(Settings))
         return f"training, --set:\n{text}\n\n`flowkern train MODEL --help` shows a model's options\n"
-    titles = {"model_options": model, "data_options": "data", "training": "training"}
-    return "\n".join(f"{titles[part]}, --set:\n{opt.describe(options)}\n" for part, options in options_of(model).items())
+    titles = {"model_options": model, "distillation": "distillation", "data_options": "data", "training": "training"}
+    known = options_of(model, command).items()
+    return "\n".join(f"{titles[part]}, --set:\n{opt.describe(options)}\n" for part, options in known if options)
 
 
-def configuration(options: argparse.Namespace, base: Configuration | None = None) -> Configuration:
+def configuration(options: argparse.Namespace, base: Configuration | None = None, command: str = "train") -> Configuration:
     """The configuration that a command line asks for, on top of another one or of the defaults."""
     model = options.model or (base and base.model)
     data = options.data or (base and base.data)
-    if not model or not data:
-        missing = "--data DATA" if model else "MODEL"
+    teacher = getattr(options, "teacher", None) or (base and base.teacher)
+    distilled = command == "distill"
+    if base is not None and distilled != (base.command == "distill"):
+        start = "--resume" if options.resume else "--config"
+        raise CommandError(f"{start}: expected a run of `flowkern {command}`, got one of `flowkern {base.command}`")
+    if not model or not data or (distilled and not teacher):
+        missing = "MODEL" if not model else "--data DATA" if not data else "TEACHER"
         raise CommandError(f"expected {missing}, or --config with the run.json of an earlier run")
     parts = {} if base is None else {part: getattr(base, part) for part in PARTS}
     if base is not None and base.model != model:
         del parts["model_options"]
-    made, known = whole(model, located(data), parts), options_of(model)
+    made = whole(model, located(data), parts, command)
+    known = options_of(model, command)
+    made.teacher = located(teacher) if teacher else None
     given = opt.assignments(options.set or [])
     opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()}, "--set")
     for name, text in given.items():
@@ -114,7 +143,7 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
 
 def whole(model: str, data: str, given: Mapping[str, Any], command: str = "train") -> Configuration:
     """A configuration with all options: those that are given by part, and the defaults of the others."""
-    known = options_of(model)
+    known = options_of(model, command)
     made = Configuration(model, data, command=command)
     for part in PARTS:
         defaults = {name: option.default for name, option in known[part].items()}
@@ -137,10 +166,11 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
         raise CommandError(f"{name}: cannot read {os.fspath(path)}: {reason}") from None
     if not isinstance(content, dict) or not {"model", "data"} <= content.keys():
         raise CommandError(f"{name}: {os.fspath(path)} is no configuration of a run, such as the run.json in its folder")
-    for key in ("model", "data"):
-        if not isinstance(content[key], str):
-            raise CommandError(f"{name}: {os.fspath(path)}: {key}: expected a name, got {content[key]!r}")
-    known, given = options_of(content["model"]), {}
+    command = content.get("command", "train")
+    for key in ("model", "data", *(["teacher"] if command == "distill" else [])):
+        if not isinstance(content.get(key), str):
+            raise CommandError(f"{name}: {os.fspath(path)}: {key}: expected a name, got {content.get(key)!r}")
+    known, given = options_of(content["model"], command), {}
     for part in PARTS:
         values = content.get(part, {})
         if not isinstance(values, dict):
@@ -150,7 +180,8 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             given[part] = {key: opt.check(known[part][key], value) for key, value in values.items()}
         except CommandError as error:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
-    made = whole(content["model"], content["data"], given, content.get("command", "train"))
+    made = whole(content["model"], content["data"], given, command)
+    made.teacher = content.get("teacher")
     columns = content.get("columns")
     if columns is not None and not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
         raise CommandError(f"{name}: {os.fspath(path)}: columns: expected names, got {columns!r}")

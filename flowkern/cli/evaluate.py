@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowkern.cli.errors import CommandError, require
 
 if TYPE_CHECKING:
     from flowkern.data import Rows
+    from flowkern.model import Model
     from flowkern.models import Encoded
 
 PARTS = ("test", "validation", "train")
@@ -31,38 +33,60 @@ def run(options: argparse.Namespace) -> int:
     require(("numpy",), "train")
     from flowkern.cli import tables
     from flowkern.cli.processes import first_does, joined, say
-    from flowkern.cli.report import verdict
+    from flowkern.cli.report import distance, verdict
     from flowkern.cli.trained import model_from
-    from flowkern.training import evaluate
+    from flowkern.training import evaluate, mean_terms
 
     if options.output:
         tables.check(options.output)
     with joined(options.device) as here:
         model = model_from(options.folder)
-        name, rows = _rows(options, model)
+        name, rows, notes = _rows(options, model)
+        for note in notes:
+            say(here, note)
+        teaching = _teaching(options, model)
+        if teaching is not None:
+            say(here, f"{name}: {distance(mean_terms(teaching, rows, model.encoding, here, options.seed))}")
+            return 0
         score, nats = evaluate(model, rows, here, options.seed)
-        say(here, f"{name}: {verdict(score, model.encoding.space)}")
+        say(here, f"{name}: {verdict(score, model)}")
         if options.output:
             first_does(here, lambda: tables.write(options.output, nats[:, None], ["log_prob"]))
             say(here, f"the log-density of each row is in {options.output}")
     return 0
 
 
-def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
-    """What to call the rows, and the rows."""
+def _teaching(options: argparse.Namespace, student: Encoded) -> Model | None:
+    """What tells a student's worth, by its teacher: its own density would take a pass for each sample."""
+    from flowkern.cli.registry import distillation_class
+    from flowkern.cli.trained import model_from, run_of
+
+    made = run_of(options.folder)
+    if made is None or made.teacher is None:
+        return None
+    if options.output:
+        raise CommandError("--output: of rows of audio a student has no log-densities in a reasonable time; leave it out")
+    teacher: Any = model_from(made.teacher, "FOLDER: its teacher")
+    return distillation_class()(student.model, teacher.model, **made.distillation)
+
+
+def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows, Sequence[str]]:
+    """What to call the rows, the rows, and what is to be said of how they were read."""
     from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of, run_of
 
     made = run_of(options.folder)
     if options.data:
         if options.part:
             raise CommandError("--part: only of the run's own data, whose parts are known; leave out --data")
-        dataset = dataset_of(options.data, None)
+        rate = model.encoding.rate  # to which audio is resampled
+        loading = {} if rate is None else {"features": model.event_shape.numel(), "rate": rate}
+        dataset = dataset_of(options.data, None, loading)
         name, rows = Path(options.data).name, rows_of(dataset)
     else:
         if made is None:
             raise CommandError(f"--data: expected some, since {options.folder} is of no run that has its own")
         part = options.part or "test"
-        dataset = dataset_of(made.data, made.training["seed"])
+        dataset = dataset_of(made.data, made.training["seed"], made.loading())
         if made.digest not in (None, digest(dataset)):
             raise CommandError(f"FOLDER: {made.data} does not hold the run's data any more; name some by --data")
         name, rows = f"{dataset.name}, {part} part", getattr(dataset, part)
@@ -71,4 +95,4 @@ def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows]:
         raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
     check_columns(name, dataset, made)
     check_levels(name, rows, model.encoding.data_levels)
-    return name, rows
+    return name, rows, dataset.notes

@@ -27,6 +27,9 @@ def run(options: argparse.Namespace) -> int:
     print("\ndata sets, for --data")
     for name, what in data.names().items():
         print(f"  {name:16}{what}")
-    print(f"  {'FILE':16}a table of rows and columns: .npy, .npz, .csv, .tsv, .txt, .dat, .parquet; or images in an IDX file")
-    print(f"  {'FOLDER':16}tables train.*, validation.*, test.*; MNIST's or CIFAR's own files; pictures of one size")
+    print(f"  {'FILE':16}a table of rows and columns: .npy, .npz, .csv, .tsv, .txt, .dat, .parquet; or images in an IDX file;")
+    print(f"  {'':16}a recording: .wav, .flac")
+    print(
+        f"  {'FOLDER':16}tables train.*, validation.*, test.*; MNIST's or CIFAR's own files; pictures of one size; recordings"
+    )
     return 0

@@ -29,6 +29,8 @@ CORNER_COLUMNS = 8
 CONTOURS = (0.5, 0.9)  # shares of the rows inside
 POINTS = 5000  # more hide each other
 GRID = 200  # points of a density on each axis
+STRETCHES = 800  # of a sound in a picture
+DECIBELS = 80  # from the darkest to the brightest of a spectrogram
 POWERS = (-3, 4)  # of ten: numbers on an axis outside of these have a common factor
 
 
@@ -314,6 +316,75 @@ def _count(name: str, table: np.ndarray, edges: Sequence[np.ndarray]) -> str:
     low, high = (np.array([e[end] for e in edges]) for end in (0, -1))
     beyond = len(table) - int(((low <= table) & (table <= high)).all(1).sum())
     return f"{name} ({len(table):,} rows" + (f", {beyond:,} beyond the axes)" if beyond else ")")
+
+
+def recordings(sounds: Mapping[str, Sequence[Tensor]], rate: int) -> bytes:
+    """Waveforms above their spectrograms, by their title some of each in a column; one scale for all.
+
+    Args:
+        sounds: each (samples,) in [-1, 1], or of int16, as a file holds it; at least one of each title.
+        rate: in Hz.
+
+    Example:
+        >>> seconds = torch.arange(8000) / 16000
+        >>> png = recordings({"a tone": [torch.sin(2 * math.pi * 440 * seconds)]}, rate=16000)
+    """
+    rows, columns = max(map(len, sounds.values())), len(sounds)
+    envelopes = {title: [_envelope(sound) for sound in some] for title, some in sounds.items()}
+    spectra = {title: [_spectrogram(sound, rate) for sound in some] for title, some in sounds.items()}
+    loudest = max(abs(e).max() for some in envelopes.values() for e in some) or 1.0
+    peak = max(s.max() for some in spectra.values() for s in some)
+    size = (10 if columns == 1 else 5.5 * columns, 1 + 3 * rows)
+    heights = [1, 2] * rows
+    figure, axes = plt.subplots(2 * rows, columns, figsize=size, layout="constrained", squeeze=False, height_ratios=heights)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for column, (title, some) in enumerate(sounds.items()):
+        axes[0, column].set_title(title, parse_math=False)
+        for row, sound in enumerate(some):
+            wave, spectrum = axes[2 * row : 2 * row + 2, column]
+            seconds = len(sound) / rate
+            low, high = envelopes[title][row]
+            wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color=COLORS.get(title, "C0"), linewidth=0.6)
+            wave.set(xlim=(0, seconds), ylim=(-1.05 * loudest, 1.05 * loudest), xticks=[])
+            mesh = spectrum.imshow(
+                spectra[title][row] - peak,
+                aspect="auto",
+                origin="lower",
+                extent=(0, seconds, 0, rate / 2000),
+                vmin=-DECIBELS,
+                vmax=0,
+            )
+            spectrum.set(ylabel="kHz")
+            for axis in (wave, spectrum):
+                axis.set_axis_on()
+        axes[2 * len(some) - 1, column].set_xlabel("seconds")
+    figure.colorbar(mesh, ax=axes[1::2], label="decibels below the loudest", format=lambda value, _: f"{abs(value):g}")
+    return _png(figure)
+
+
+def _envelope(sound: Tensor) -> np.ndarray:
+    """The least and the greatest sample (2, columns) of as many stretches as a picture has columns; of few samples each."""
+    width = max(1, len(sound) // STRETCHES)
+    stretches = sound[: len(sound) // width * width].reshape(-1, width)
+    return np.stack([_numbers(stretches.amin(1)), _numbers(stretches.amax(1))])
+
+
+def _spectrogram(sound: Tensor, rate: int) -> np.ndarray:
+    """Decibels (frequencies, columns) of stretches of about 30 ms; of long sounds only some of the stretches are read."""
+    length = 2 ** round(math.log2(0.032 * rate)) if rate >= 100 else 4
+    if len(sound) < length:
+        sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
+    windows = sound.unfold(0, length, 1)
+    begin = (
+        torch.linspace(0, len(windows) - 1, min(STRETCHES, 1 + 4 * len(windows) // length), dtype=torch.float64).round().long()
+    )
+    stretches = _numbers(windows.index_select(0, begin)) * np.hanning(length)
+    return 20 * np.log10(np.maximum(np.abs(np.fft.rfft(stretches)), 1e-7)).T
+
+
+def _numbers(samples: Tensor) -> np.ndarray:
+    return samples.double().cpu().numpy() / (32768 if samples.dtype is torch.int16 else 1)
 
 
 def throughputs(rates: dict[str, dict[str, float]]) -> bytes:

@@ -25,3 +25,10 @@ def model_class(name: str) -> type[Model]:
     if name not in known:
         raise CommandError(f"MODEL: {name!r} is none; {meant(name, 'models', known)}")
     return known[name]
+
+
+def distillation_class() -> type[Model]:
+    """What trains a student from a teacher."""
+    from flowkern import models as others
+
+    return others.Distillation

@@ -12,18 +12,28 @@ from flowkern.cli.errors import CommandError
 from flowkern.training import Score
 
 if TYPE_CHECKING:
-    from flowkern.data import Dataset
+    from flowkern.data import Dataset, Rows
     from flowkern.models import Encoded
 
 SHOWN = 10_000  # rows of a table in a picture
+HEARD = 3  # of audio
 
 
-def verdict(score: Score, space: str) -> str:
+def verdict(score: Score, model: Encoded) -> str:
     """A score as a sentence that says in which units it is."""
+    encoding = model.encoding
     text = f"log-likelihood of {score.rows:,} rows: {score.nats:.3f} +- {score.error:.3f} nats per row in the units of the data"
-    if score.bits_per_dimension is not None:
+    if encoding.rate is not None:
+        text += f", {-score.nats / model.event_shape.numel():.3f} nats or {score.bits_per_dimension:.3f} bits per sample"
+    elif score.bits_per_dimension is not None:
         text += f", {score.bits_per_dimension:.3f} bits per dimension"
-    return text if space == "data" else f"{text} ({score.model_nats:.3f} nats in {space} units)"
+    return text if encoding.space == "data" else f"{text} ({score.model_nats:.3f} nats in {encoding.space} units)"
+
+
+def distance(terms: dict[str, float]) -> str:
+    """How far a student is from its teacher, by the terms of its loss, as a sentence."""
+    others = ", ".join(f"{name.replace('_', '-')} {value:.4g}" for name, value in terms.items() if name not in ("loss", "kl"))
+    return f"KL divergence from the teacher {terms['kl']:.4g} nats per sample, loss {terms['loss']:.4g} ({others})"
 
 
 def check_finite(samples: Tensor, left: str) -> None:
@@ -35,6 +45,9 @@ def check_finite(samples: Tensor, left: str) -> None:
 
 def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
+    if dataset.rate is not None:
+        sounds = {"data": list(spread(dataset.test, HEARD)), "samples": list(samples[:HEARD])}
+        return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
         real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
         return {"samples.png": pictures.image_grids({"real images": real, "samples": samples}, dataset.levels or 256)}
@@ -45,6 +58,11 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
         with torch.no_grad():
             found["density.png"] = pictures.density_map(model.cpu().log_prob, real, samples, columns)
     return found
+
+
+def spread(rows: Rows, most: int) -> Tensor:
+    """Some rows from the first to the last."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
 
 
 def column_names(dataset: Dataset) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowkern.cli.errors import CommandError, require
 from flowkern.cli.output import write_whole
@@ -12,18 +14,27 @@ from flowkern.cli.output import write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flowkern.cli.waves import Meter, WaveFile
     from flowkern.models import Encoded
+    from flowkern.training import Processes
 
 PICTURED = 64
+ROWS, SECONDS = 1000, 5.0  # where nothing is asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("folder", metavar="FOLDER", help="of a run of `flowkern train`, or of a model that was saved")
-    parser.add_argument("-n", type=int, default=1000, metavar="N", help="how many (1000)")
+    parser.add_argument("-n", type=int, metavar="N", help=f"how many ({ROWS})")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="of audio: below 1 it is calmer than the data (1)")
     parser.add_argument("--seed", type=int, default=0, help="another gives other samples (0)")
     parser.add_argument(
-        "--output", metavar="FILE", help=".csv, .npy or .parquet (FOLDER/samples.csv; of images samples.npy and a picture)"
+        "--output",
+        metavar="FILE",
+        help=".csv, .npy or .parquet (FOLDER/samples.csv; of images samples.npy and a picture); of audio .wav, with a picture",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
     parser.set_defaults(run=run)
@@ -32,29 +43,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draws samples and writes them."""
     require(("numpy",), "train")
-    from flowkern.cli import tables
-    from flowkern.cli.processes import first_does, joined, say
-    from flowkern.cli.report import check_finite
-    from flowkern.cli.trained import model_from, run_of
-    from flowkern.training import sample
+    from flowkern.cli.processes import first_does, joined
+    from flowkern.cli.trained import model_from
 
-    if options.n < 1:
+    if options.n is not None and options.n < 1:
         raise CommandError(f"-n: expected a whole number of at least 1, got {options.n}")
     with joined(options.device) as here:
         model = model_from(options.folder)
-        images = len(model.event_shape) == 3
-        output = options.output or str(Path(options.folder) / ("samples.npy" if images else "samples.csv"))
-        tables.check(output)
-        samples = sample(model, options.n, here, options.seed)
-        check_finite(samples, "nothing was written")
-        made = run_of(options.folder)
-        first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
-        say(here, f"{options.n:,} samples are in {output}")
-        if images:
-            picture = str(Path(output).with_suffix(".png"))
-            first_does(here, lambda: _picture(model, samples, picture))
-            say(here, f"the first {min(PICTURED, options.n)} of them are in {picture}")
+        if getattr(model.model, "mels", 0):
+            raise CommandError(
+                f"FOLDER: the model in {options.folder} speaks from spectrograms, which this command has none of"
+            )
+        streams = model.encoding.rate is not None and hasattr(model.model, "stream")
+        if streams and options.n is None:
+            first_does(here, lambda: _sound(options, model, here))
+        else:
+            _rows(options, model, here)
     return 0
+
+
+def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
+    """Rows in a table, and a picture where they are images."""
+    from flowkern.cli import tables
+    from flowkern.cli.processes import first_does, say
+    from flowkern.cli.report import check_finite
+    from flowkern.cli.trained import run_of
+    from flowkern.training import sample
+
+    for name in ("seconds", "temperature"):
+        if getattr(options, name) is not None:
+            raise CommandError(f"--{name}: only of a model of audio, which -n asks for rows of; got {getattr(options, name):g}")
+    images, n = len(model.event_shape) == 3, options.n or ROWS
+    single = images or model.encoding.rate is not None
+    output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
+    tables.check(output)
+    samples = sample(model, n, here, options.seed)
+    check_finite(samples, "nothing was written")
+    made = run_of(options.folder)
+    first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
+    say(here, f"{n:,} samples are in {output}")
+    if images:
+        picture = str(Path(output).with_suffix(".png"))
+        first_does(here, lambda: _picture(model, samples, picture))
+        say(here, f"the first {min(PICTURED, n)} of them are in {picture}")
 
 
 def _picture(model: Encoded, samples: Tensor, path: str) -> None:
@@ -62,3 +93,63 @@ def _picture(model: Encoded, samples: Tensor, path: str) -> None:
     from flowkern.cli import pictures
 
     write_whole(Path(path), pictures.image_grids({"samples": samples}, model.encoding.data_levels or 256))
+
+
+def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
+    """Audio in a .wav file while it is drawn, and a picture of it."""
+    require(("matplotlib", "rich"), "train")
+    import torch
+
+    from flowkern.cli.waves import Meter, WaveFile
+
+    rate = model.encoding.rate
+    assert rate is not None
+    total, temperature, path = _asked(options, rate)
+    picture = path.with_suffix(".png")
+    generator = torch.Generator(here.device).manual_seed(options.seed)
+    streaming: Any = model.model.to(here.device)
+    stretches = streaming.stream(total, temperature=temperature, generator=generator)
+    file, meter = WaveFile(path, rate), Meter(total, rate)
+    try:
+        with torch.no_grad(), file, meter:
+            with suppress(OSError):
+                picture.unlink()  # of an earlier sound, which the file has just lost
+            for stretch in stretches:
+                if not stretch.isfinite().all():
+                    raise CommandError(f"the model draws samples that are not finite{file.kept}", status=1)
+                file.write(stretch[0])
+                meter(stretch.shape[1])
+    except KeyboardInterrupt:
+        _show(file, meter, picture)
+        raise
+    _show(file, meter, picture)
+
+
+def _show(file: WaveFile, meter: Meter, picture: Path) -> None:
+    """Draws what was written, and tells of it."""
+    from flowkern.cli import pictures
+
+    if file.length:
+        write_whole(picture, pictures.recordings({file.path.name: [file.read()]}, file.rate))
+        print(f"{file.held}, a picture of it in {picture}; {meter.speed}", flush=True)
+
+
+def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
+    """Samples, temperature and file that a command line asks for."""
+    from flowkern.cli.waves import LARGEST
+
+    seconds = SECONDS if options.seconds is None else options.seconds
+    temperature = 1.0 if options.temperature is None else options.temperature
+    longest = LARGEST // 2 // rate
+    if not 1 / rate <= seconds <= longest:  # and no NaN
+        raise CommandError(
+            f"--seconds: expected a number from {1 / rate:g} to {longest:,}, what a .wav file holds; got {seconds:g}"
+        )
+    if not 0 < temperature < math.inf:
+        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
+    path = Path(options.output or Path(options.folder) / "samples.wav")
+    if path.suffix.lower() != ".wav":
+        raise CommandError(f"--output: expected a name that ends in .wav, as the model is one of audio, got {options.output!r}")
+    if not path.parent.is_dir():
+        raise CommandError(f"--output: there is no folder {str(path.parent)!r}")
+    return round(seconds * rate), temperature, path

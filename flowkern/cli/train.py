@@ -17,13 +17,15 @@ from flowkern.cli.errors import CommandError, require
 from flowkern.cli.output import OutputFolder, output_folder
 
 if TYPE_CHECKING:  # torch takes more than a second, which --help need not wait for
+    from torch import Tensor
+
     from flowkern.cli.configuration import Configuration
     from flowkern.data import Dataset, Encoding
     from flowkern.model import Model
     from flowkern.models import Encoded
-    from flowkern.training import History, Processes, Score, Training
+    from flowkern.training import History, Processes, Training
 
-SAMPLES = 1000
+SAMPLES, SOUNDS = 1000, 8  # rows that are drawn at the end, and those of audio
 METRICS_EVERY = 5.0  # seconds
 STATUS = {"SIGINT": 130, "SIGTERM": 143}
 FILES = (
@@ -34,6 +36,7 @@ FILES = (
     "learning_curve.png",
     "samples.csv",
     "samples.npy",
+    "samples.wav",
     "samples.png",
     "density.png",
     "throughput.png",
@@ -44,13 +47,18 @@ FILES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="one of those that `flowkern list` names")
-    parser.add_argument("--data", help="a data set that `flowkern list` names, a file, or a folder of files or images")
+    add_run_arguments(parser, "a data set that `flowkern list` names, a file, or a folder of files, images or recordings")
+    parser.set_defaults(run=run)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, data: str) -> None:
+    """Adds the options of a run, of this command or of another one that trains; ``data``: what --data is."""
+    parser.add_argument("--data", help=data)
     parser.add_argument("--output", metavar="FOLDER", required=True, help="where the model and all else of the run go")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", help="options, see below")
     parser.add_argument("--config", metavar="FILE", help="start from the options in the run.json of another run")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU where torch sees one)")
-    parser.set_defaults(run=run)
 
 
 def details(options: argparse.Namespace) -> str:
@@ -62,16 +70,21 @@ def details(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Trains, and writes the model, metrics, pictures and results."""
+    return carry_out(options, "train")
+
+
+def carry_out(options: argparse.Namespace, command: str) -> int:
+    """A run of this command or of `flowkern distill`."""
     require(("numpy", "matplotlib", "rich"), "train")
     from flowkern.cli.processes import first_does, joined
 
     with joined(options.device) as here, ExitStack() as stack:
         folder = first_does(here, lambda: stack.enter_context(output_folder(options.output)))
-        made = _configuration(options, here)
+        made = _configuration(options, command, here)
         return Run.build(made, folder, here).train(options.resume)
 
 
-def _configuration(options: argparse.Namespace, here: Processes) -> Configuration:
+def _configuration(options: argparse.Namespace, command: str, here: Processes) -> Configuration:
     """The one to carry out: that of the command line, or of the run in the folder, where it is to be continued."""
     from flowkern.cli import configuration as conf
     from flowkern.cli.processes import all_do, first_does
@@ -93,7 +106,7 @@ def _configuration(options: argparse.Namespace, here: Processes) -> Configuratio
     def read() -> Configuration:
         held = conf.read(path, "--resume") if options.resume else None
         start = conf.read(options.config, "--config") if options.config else held
-        made = conf.configuration(options, start)
+        made = conf.configuration(options, start, command)
         if held is not None:
             made.check_continues(held)
             made.digest = held.digest
@@ -147,7 +160,8 @@ class Run:
             say(self.here, f"the run in {self.path}/ has ended; nothing is left to do")
             return 0
         first_does(self.here, lambda: self._write("run.json", self.made.json()))
-        say(self.here, self._introduction())
+        for line in (*self.dataset.notes, self._introduction()):
+            say(self.here, line)
         checkpoints, settings = Checkpoints(self.path, self.here), self.made.settings()
         rows = self.dataset.train, self.dataset.validation
         with Progress(settings, self._unit if self.here.first else None) as progress:
@@ -165,17 +179,20 @@ class Run:
     def _introduction(self) -> str:
         parts = ", ".join(f"{len(getattr(self.dataset, part)):,} {part}" for part in ("train", "validation", "test"))
         shape = " x ".join(map(str, self.dataset.event_shape))
+        if self.dataset.rate is not None:
+            shape += f" samples at {self.dataset.rate:,} Hz"
         numbers = sum(p.numel() for p in self.model.parameters())
         where = f"{self.here.device}" + (f", {self.here.count} processes" if self.here.count > 1 else "")
         return f"{self.dataset.name}: {parts} rows of {shape}; {self.made.model}: {numbers:,} parameters on {where}"
 
     @property
     def _continue(self) -> str:
-        return f"continue with: flowkern train --resume --output {self.path}"
+        command = "distill" if self.made.teacher else "train"
+        return f"continue with: flowkern {command} --resume --output {self.path}"
 
     @property
     def _unit(self) -> str:
-        return f"nats per row, {self.encoding.space} units"
+        return "nats per sample, of the distillation" if self.made.teacher else f"nats per row, {self.encoding.space} units"
 
     def _finish(self, training: Training, history: History) -> int:
         """Writes the model; where the run has come to its end, also what it is worth, and pictures."""
@@ -212,27 +229,65 @@ class Run:
 
     def _judge(self, model: Encoded, history: History) -> None:
         """Scores the test rows, draws samples and pictures."""
-        from flowkern.cli import pictures, report, tables
-        from flowkern.training import evaluate, sample
+        from flowkern.cli import pictures, report
 
-        test, _ = evaluate(model, self.dataset.test, self.here)
-        samples = sample(model, SAMPLES, self.here, self.made.training["seed"])
+        value, numbers, words = self._score(model)
+        samples = self._samples(model)
         if self.folder is None:
             return
         curve = pictures.learning_curve(history.train, history.validation, history.best, self._unit)
         self.folder.write("learning_curve.png", curve)
-        if not math.isfinite(test.nats):
-            raise CommandError(f"the log-likelihood of the test rows is {test.nats}; the model is written", status=1)
+        if not math.isfinite(value):
+            raise CommandError(f"the log-likelihood of the test rows is {value}; the model is written", status=1)
         report.check_finite(samples, "the model is written")
-        tables.write(str(self.path / f"samples.{'npy' if self.dataset.images else 'csv'}"), samples, self.made.columns)
+        self._keep(samples)
         for name, picture in report.portraits(model, self.dataset, samples).items():
             self.folder.write(name, picture)
-        self.folder.write("results.json", (json.dumps(self._results(history, test), indent=2) + "\n").encode())
+        self.folder.write("results.json", (json.dumps(self._results(history, numbers), indent=2) + "\n").encode())
         print(f"best epoch {history.best + 1} of {len(history.train)}, {history.seconds[-1]:.1f} s")
-        print(f"test: {report.verdict(test, self.encoding.space)}")
+        print(f"test: {words}")
         print(f"the model, samples, pictures, metrics.csv and results.json are in {self.path}/")
 
-    def _results(self, history: History, test: Score) -> dict[str, Any]:
+    def _score(self, model: Encoded) -> tuple[float, dict[str, Any], str]:
+        """What the model is worth on the test rows: a number that is finite or the run has failed, all of them, and words.
+
+        The density of a student would take a pass for each sample: it is worth what its teacher thinks of it.
+        """
+        from flowkern.cli import report
+        from flowkern.training import evaluate, mean_terms
+
+        if self.made.teacher:
+            terms = mean_terms(self.model, self.dataset.test, self.encoding, self.here)
+            return terms["loss"], terms, report.distance(terms)
+        score, _ = evaluate(model, self.dataset.test, self.here)
+        return score.nats, asdict(score), report.verdict(score, model)
+
+    def _samples(self, model: Encoded) -> Tensor:
+        """Rows that the model draws; a vocoder, which speaks from spectrograms, those of test rows."""
+        import torch
+
+        from flowkern.cli import report
+        from flowkern.training import sample
+
+        seed = self.made.training["seed"]
+        if self.dataset.rate is None or not getattr(model.model, "mels", 0):
+            return sample(model, SAMPLES if self.dataset.rate is None else SOUNDS, self.here, seed)
+        rows = report.spread(self.dataset.test, SOUNDS).to(self.here.device)
+        vocoder: Any = model.model.to(self.here.device)
+        generator = torch.Generator(self.here.device).manual_seed(seed)
+        return vocoder.sample((), local=vocoder.log_mel(rows), generator=generator).cpu()
+
+    def _keep(self, samples: Tensor) -> None:
+        """Writes them."""
+        from flowkern.cli import tables, waves
+
+        assert self.folder is not None
+        if self.dataset.rate is not None:
+            self.folder.write("samples.wav", waves.content(samples, self.dataset.rate))
+        else:
+            tables.write(str(self.path / f"samples.{'npy' if self.dataset.images else 'csv'}"), samples, self.made.columns)
+
+    def _results(self, history: History, test: dict[str, Any]) -> dict[str, Any]:
         return {
             "model": self.made.model,
             "data": self.dataset.name,
@@ -241,28 +296,25 @@ class Run:
             "ended": history.ended,
             "seconds": round(history.seconds[-1], 2),
             "validation_loss": history.validation[history.best],
-            "test": asdict(test),
+            "test": test,
         }
 
 
 def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
     """The data, the model and the encoding of a configuration, which takes the data's columns and digest."""
-    import torch
-
     from flowkern import data
-    from flowkern.cli.registry import model_class
     from flowkern.cli.trained import digest
 
-    seed = made.training["seed"]
+    teacher = _teacher(made) if made.teacher else None
     try:
-        dataset = data.load(made.data, seed)
-        torch.manual_seed(seed)
-        model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
-        encoding = data.encoding(dataset, model.levels, **made.data_options)
+        dataset = data.load(made.data, made.training["seed"], **made.loading())
+        model = _model(made, dataset, teacher)
+        encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
     except (TypeError, ValueError) as error:
-        raise CommandError(f"--set {error}") from None
+        argument, _, rest = str(error).partition(": ")
+        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
     except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
         raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
     if model.conditional:
@@ -272,6 +324,44 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
     return dataset, model, encoding
+
+
+def _teacher(made: Configuration) -> Encoded:
+    """The teacher of a student, which is of audio; what follows from it becomes the configuration's."""
+    from flowkern.cli.trained import model_from
+
+    assert made.teacher is not None
+    teacher = model_from(made.teacher, "TEACHER")
+    if teacher.encoding.rate is None:
+        raise CommandError(f"TEACHER: expected a model of audio, got a {type(teacher.model).__name__} of other data")
+    options = made.data_options
+    if options["rate"] not in (None, teacher.encoding.rate):
+        raise CommandError(f"--set rate: expected {teacher.encoding.rate} like the teacher, got {options['rate']}")
+    options["rate"] = teacher.encoding.rate
+    options["features"] = options["features"] or teacher.event_shape.numel()
+    if made.training["strategy"] != "ddp":
+        raise CommandError(f"--set strategy: expected ddp, which copies a student, got {made.training['strategy']}")
+    return teacher
+
+
+def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Model:
+    """The model for the shape and the rate of the data; where there is a teacher, with what trains it."""
+    import inspect
+
+    import torch
+
+    from flowkern.cli.configuration import CONDITIONS
+    from flowkern.cli.registry import distillation_class, model_class
+
+    cls = model_class(made.model)
+    given = dict(made.model_options)
+    if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
+        given["rate"] = dataset.rate
+    if teacher is not None:
+        given |= {name: teacher.model.config[name] for name in CONDITIONS}
+    torch.manual_seed(made.training["seed"])
+    model = cls(dataset.event_shape.numel(), **given)
+    return model if teacher is None else distillation_class()(model, teacher.model, **made.distillation)
 
 
 def check_free(path: Path) -> None:
@@ -291,7 +381,7 @@ def clear(folder: OutputFolder) -> None:
 
 
 def assembled(training: Training, encoding: Encoding) -> Encoded:
-    """The trained model in the data's units, in every process, put together where it was sharded."""
+    """The trained model, or the student, in the data's units, in every process, put together where it was sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     from flowkern.models import Encoded
@@ -301,7 +391,7 @@ def assembled(training: Training, encoding: Encoding) -> Encoded:
         state = get_model_state_dict(training.bare, options=StateDictOptions(full_state_dict=True))
         model = type(model)(**model.config).to(training.processes.device)
         model.load_state_dict({name.removeprefix("model."): t for name, t in state.items()})
-    return Encoded(model.eval(), encoding)
+    return Encoded(getattr(model.eval(), "student", model), encoding)
 
 
 class _Recorder:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowkern.cli import configuration as conf
 from flowkern.cli.errors import CommandError
-from flowkern.data import DataError, Dataset, Identity, Rows, load
+from flowkern.data import DataError, Dataset, Identity, Rows, Waveform, load
 from flowkern.model import Model
 from flowkern.models import Encoded
 
 ROWS = 1000  # of each part, that a digest is of
 
 
-def model_from(folder: str) -> Encoded:
-    """The model of a run, or any other that was saved, in the units of its data."""
+def model_from(folder: str, name: str = "FOLDER") -> Encoded:
+    """The model of a run, or any other that was saved, in the units of its data; ``name`` is of the argument."""
     try:
         model = Model.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
-        raise CommandError(f"FOLDER: {error}") from None
+        raise CommandError(f"{name}: {error}") from None
     if model.conditional:
-        raise CommandError(f"FOLDER: the model in {folder} needs a context, which this command has none of")
+        raise CommandError(f"{name}: the model in {folder} needs a context, which this command has none of")
     if isinstance(model, Encoded):
         return model
-    return Encoded(model.float(), Identity(model.event_shape, model.levels))  # encoded rows are float32
+    rate = getattr(model, "rate", None)
+    encoding = Identity(model.event_shape, model.levels) if rate is None else Waveform(model.event_shape, rate)
+    return Encoded(model.float(), encoding)  # encoded rows are float32
 
 
 def run_of(folder: str) -> conf.Configuration | None:
@@ -38,13 +42,17 @@ def run_of(folder: str) -> conf.Configuration | None:
 def rows_of(found: Dataset) -> Rows:
     """All rows of --data, in their own order."""
     parts = [part for part in (found.train, found.validation, found.test) if len(part)]
-    return parts[0] if len(parts) == 1 else Rows(torch.cat([part.source for part in parts]))
+    if len(parts) == 1:
+        return parts[0]
+    if found.rate is not None:  # rows are windows of one source
+        return Rows(found.train.source, torch.cat([part.index for part in parts if part.index is not None]))
+    return Rows(torch.cat([part.source for part in parts]))
 
 
-def dataset_of(source: str, seed: int | None) -> Dataset:
-    """The data set of --data."""
+def dataset_of(source: str, seed: int | None, loading: Mapping[str, Any]) -> Dataset:
+    """The data set of --data, with the options of :func:`flowkern.data.load`."""
     try:
-        return load(source, seed)
+        return load(source, seed, **loading)
     except DataError as error:
         raise CommandError(f"--data: {error}") from None
 

@@ -12,7 +12,16 @@ True
 """
 
 from flowkern.data.dataset import DataError, Dataset, Rows, split
-from flowkern.data.encodings import Binarised, Dequantised, Encoding, Identity, Standardised, bits_per_dimension, encoding
+from flowkern.data.encodings import (
+    Binarised,
+    Dequantised,
+    Encoding,
+    Identity,
+    Standardised,
+    Waveform,
+    bits_per_dimension,
+    encoding,
+)
 from flowkern.data.registry import load, names
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "Identity",
     "Rows",
     "Standardised",
+    "Waveform",
     "bits_per_dimension",
     "encoding",
     "load",

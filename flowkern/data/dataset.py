@@ -75,9 +75,12 @@ class Dataset:
 
     Args:
         name: what to call it.
-        train, validation, test: the parts, of rows of one shape: (columns,) of a table, (channels, height, width) of images.
+        train, validation, test: the parts, of rows of one shape: (columns,) of a table, (channels, height, width) of images,
+            (samples,) of audio, float32 in [-1, 1].
         levels: every value is a whole number from 0 to levels - 1; ``None`` for real numbers.
         columns: the names of a table's columns, where it has some.
+        rate: of audio, in Hz; ``None`` of other data.
+        notes: what a user should know of how the data were read, a line each.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Dataset:
     test: Rows
     levels: int | None = None
     columns: Sequence[str] | None = None
+    rate: int | None = None
+    notes: Sequence[str] = ()
 
     @property
     def event_shape(self) -> torch.Size:

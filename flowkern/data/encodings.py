@@ -27,6 +27,7 @@ class Encoding(nn.Module):
     event_shape: torch.Size
     levels: int | None = None  # values that a feature of an encoded row can take: 0 to levels - 1; None for real numbers
     data_levels: int | None = None  # the same of a row of the data
+    rate: int | None = None  # of audio, in Hz
 
     def noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor | None:
         """The random numbers that :meth:`encode` uses for so many rows; ``None`` where it uses none."""
@@ -109,6 +110,30 @@ class Identity(Encoding):
         """Zero per row (n,)."""
         self._check("z", z)
         return z.new_zeros(len(z), dtype=torch.float64)
+
+
+class Waveform(Identity):
+    """Audio as it is: samples in [-1, 1], so many in a second.
+
+    Args:
+        event_shape: of one row, (samples,).
+        rate: in Hz.
+
+    Example:
+        >>> Waveform((3,), rate=16000).decode(torch.tensor([[0.5, -1.25, 1.5]]))  # what would be too loud
+        tensor([[ 0.5000, -1.0000,  1.0000]])
+    """
+
+    space = "data"
+
+    @configured
+    def __init__(self, event_shape: Sequence[int], rate: int) -> None:
+        super().__init__(event_shape)
+        self.rate = whole_number("rate", rate, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The samples, in [-1, 1]."""
+        return super().decode(z).clamp(-1, 1)
 
 
 class Standardised(Encoding):
@@ -280,7 +305,7 @@ def encoding(dataset: Dataset, levels: int | None = None, margin: float | None =
     Args:
         dataset: as :func:`flowkern.data.load` gives it.
         levels: the model is one of whole numbers from 0 to levels - 1; ``None`` for one of real numbers, for which tables are
-            standardised by their rows for training and images dequantised.
+            standardised by their rows for training and images dequantised; audio is left as it is.
         margin: of :class:`Dequantised`, 0.05 by default.
 
     Raises:
@@ -295,6 +320,8 @@ def encoding(dataset: Dataset, levels: int | None = None, margin: float | None =
     real = levels is None
     if margin is not None and not (real and dataset.images):
         raise DataError("margin: only images under a model of real numbers are dequantised and have a margin")
+    if real and dataset.rate is not None:
+        return Waveform(dataset.event_shape, dataset.rate)
     if real and dataset.images and dataset.levels is not None:
         return Dequantised(dataset.levels, dataset.event_shape, MARGIN if margin is None else margin)
     if real:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from types import ModuleType
 
 from flowkern._checks import meant
-from flowkern.data import cifar, files, idx, named, pictures
+from flowkern.data import audio, cifar, files, idx, named, pictures, tones
 from flowkern.data.dataset import DataError, Dataset
 
-KINDS = (files, idx, cifar, pictures)  # in the order in which a folder is searched for them
+KINDS = (files, idx, cifar, audio, pictures)  # in the order in which a folder is searched for them
 
 
 def names() -> dict[str, str]:
@@ -20,10 +21,12 @@ def names() -> dict[str, str]:
         >>> names()["digits"]
         '1,797 handwritten digits of 8 x 8 pixels with 17 levels'
     """
-    return dict(named.DESCRIPTIONS)
+    return {**named.DESCRIPTIONS, tones.NAME: tones.DESCRIPTION}
 
 
-def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
+def load(
+    source: str | os.PathLike[str], seed: int | None = 0, *, features: int | None = None, rate: int | None = None
+) -> Dataset:
     """A data set by its name, or from a file or a folder.
 
     Args:
@@ -36,20 +39,27 @@ def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
             - a folder with tables ``train.*`` and perhaps ``validation.*`` and ``test.*``;
             - images in an IDX file, or in a folder of them as MNIST and Fashion-MNIST have them;
             - a folder with CIFAR-10 or CIFAR-100, binary version;
-            - a folder of pictures of one size, grey or RGB; other folders in it are searched too. Where there is one named
-              ``train``, it and ``validation`` and ``test`` are the parts.
+            - a recording (.wav, .flac), or a folder of them, see :mod:`flowkern.data.audio`, which needs soundfile and soxr; as
+              LJSpeech has them, too;
+            - a folder of pictures of one size, grey or RGB.
+
+            Of pictures and recordings other folders in a folder are searched too. Where there is one named ``train``, it and
+            ``validation`` and ``test`` are the parts.
         seed: draws what is held out of the rows for training: 10 % for each other part that is not given, from 0 to 2^64 - 1.
             ``None`` for rows that are not to be trained on: nothing is held out, all are in their own order, and it does not
-            matter how few they are, or whether a column is constant.
+            matter how few they are, or whether a column is constant. Recordings are held out by files.
+        features: of audio, samples of a row; ``None`` for 8,192.
+        rate: of audio, Hz to which recordings are resampled; ``None`` for their own.
 
     Returns:
-        The parts, whose rows have shape (columns,) or (channels, height, width). A table whose values are all whole numbers,
-        from 0 to 255 at most, has ``levels`` as images have.
+        The parts, whose rows have shape (columns,), (channels, height, width) or (samples,). A table whose values are all
+        whole numbers, from 0 to 255 at most, has ``levels`` as images have; audio has a ``rate``.
 
     Raises:
         DataError: if there is no such thing, if it is damaged, or cannot be used, as
-            :func:`flowkern.data.tables.table_dataset` and :func:`flowkern.data.images.image_dataset` say. The message names the
-            file, the place in it, and what was expected.
+            :func:`flowkern.data.tables.table_dataset`, :func:`flowkern.data.images.image_dataset` and
+            :func:`flowkern.data.audio.load` say. The message names the file, the place in it, and what was expected.
+        ValueError: for ``features`` or a ``rate`` that is not positive.
 
     Example:
         >>> import tempfile
@@ -62,7 +72,7 @@ def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
     if not os.fspath(source):
         raise DataError("expected the name of a data set, a file or a folder, got ''")
     try:
-        return named.load(source, seed) if isinstance(source, str) and source in names() else _from_path(Path(source), seed)
+        found = _found(source, seed, features, rate)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
         raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
@@ -70,16 +80,30 @@ def load(source: str | os.PathLike[str], seed: int | None = 0) -> Dataset:
         raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
     except ImportError as error:
         raise DataError(f"{source}: {error}") from None
+    if found.rate is None and (features, rate) != (None, None):
+        raise DataError(f"{source}: expected audio, of which alone features and rate are options")
+    return found
 
 
-def _from_path(path: Path, seed: int | None) -> Dataset:
+def _found(source: str | os.PathLike[str], seed: int | None, features: int | None, rate: int | None) -> Dataset:
+    if source == tones.NAME:
+        return tones.load(seed, features, rate)
+    if isinstance(source, str) and source in named.DESCRIPTIONS:
+        return named.load(source, seed)
+    path = Path(source)
+    kind = _kind(path)
+    return audio.load(path, seed, features, rate) if kind is audio else kind.load(path, seed)
+
+
+def _kind(path: Path) -> ModuleType:
+    """The module that reads a file or a folder."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise DataError(f"{path}: expected a regular file or a folder, got a pipe or a device")
     for kind in KINDS:
         if kind.found(path):
-            return kind.load(path, seed)
+            return kind
     if stat.S_ISDIR(mode):
         wanted = "; ".join(kind.WANTED_FOLDER for kind in KINDS)
         raise DataError(f"{path}: holds nothing that can be used; looked for {wanted}")
-    raise DataError(f"{path}: expected {files.WANTED_FILE}, {idx.WANTED_FILE}, or a folder")
+    raise DataError(f"{path}: expected {files.WANTED_FILE}, {idx.WANTED_FILE}, {audio.WANTED_FILE}, or a folder")

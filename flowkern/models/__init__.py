@@ -1,7 +1,10 @@
 """Models that are no stack of transforms, and what every model is."""
 
 from flowkern.model import Model
+from flowkern.models.distillation import Distillation
 from flowkern.models.encoded import Encoded
 from flowkern.models.made import MADE
+from flowkern.models.parallel_wavenet import ParallelWaveNet
+from flowkern.models.wavenet import WaveNet
 
-__all__ = ["MADE", "Encoded", "Model"]
+__all__ = ["MADE", "Distillation", "Encoded", "Model", "ParallelWaveNet", "WaveNet"]

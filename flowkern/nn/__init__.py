@@ -12,6 +12,7 @@ from flowkern.nn.permutation import Permutation, Reverse
 from flowkern.nn.reshape import Reshape, Squeeze
 from flowkern.nn.standardize import Standardize
 from flowkern.nn.transform import Transform
+from flowkern.nn.wavenet import Upsample, WaveNet
 
 __all__ = [
     "MADE",
@@ -36,5 +37,7 @@ __all__ = [
     "Squeeze",
     "Standardize",
     "Transform",
+    "Upsample",
+    "WaveNet",
     "frozen",
 ]

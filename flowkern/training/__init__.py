@@ -4,7 +4,7 @@ from flowkern.training.batches import Batches
 from flowkern.training.checkpoints import Checkpoints
 from flowkern.training.distributed import Processes, processes
 from flowkern.training.errors import TrainingError
-from flowkern.training.evaluation import Score, evaluate, sample
+from flowkern.training.evaluation import Score, evaluate, mean_terms, sample
 from flowkern.training.history import History
 from flowkern.training.loop import Training
 from flowkern.training.progress import Progress
@@ -21,6 +21,7 @@ __all__ = [
     "Training",
     "TrainingError",
     "evaluate",
+    "mean_terms",
     "processes",
     "sample",
 ]

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from flowkern.data import Rows, bits_per_dimension
+from flowkern.model import Model
 from flowkern.models.encoded import Encoded
-from flowkern.training.batches import Batches, seeded
+from flowkern.training.batches import Batches, Encoder, seeded
 from flowkern.training.distributed import Processes
 
 CHUNK = 1000  # samples that a seed belongs to
 ROWS = 1000  # evaluated at once, by all processes together: the noise of a row follows from its place in such batches
+AUDIO = 2**17  # numbers of audio, of which each has many inside of a network
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Score:
         nats: the mean per row, in the units of the data; of dequantised images a lower bound.
         error: the standard error of that mean.
         model_nats: the mean in the units of the model, in which papers state images.
-        bits_per_dimension: of images of whole numbers, else None.
+        bits_per_dimension: of whole numbers, and of audio for each sample, else None.
     """
 
     rows: int
@@ -43,7 +45,9 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
     The noise of an encoding comes from the seed: any number of processes finds the same.
     """
     model.eval().to(processes.device)
-    batches = Batches(rows, model.encoding.cpu(), ROWS, model.model.event_shape, seed, processes)
+    size = model.event_shape.numel()
+    at_once = ROWS if model.encoding.rate is None else max(1, AUDIO // size)
+    batches = Batches(rows, model.encoding.cpu(), at_once, model.model.event_shape, seed, processes)
     own: list[Tensor] = []
     for batch in batches.in_order():
         z, *context = batch.parts
@@ -53,8 +57,22 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
     nats, log_det = torch.cat([part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch], 1)
     mean, n = float(nats.mean()), len(nats)
     error = float(nats.std()) / math.sqrt(n) if n > 1 else math.inf
-    bits = bits_per_dimension(mean, model.event_shape.numel()) if model.encoding.data_levels is not None else None
+    counted = model.encoding.data_levels is not None or model.encoding.rate is not None
+    bits = bits_per_dimension(mean, size) if counted else None
     return Score(n, mean, error, float((nats - log_det).mean()), bits), nats
+
+
+@torch.no_grad()
+def mean_terms(model: Model, rows: Rows, encoding: Encoder | None, processes: Processes, seed: int = 0) -> dict[str, float]:
+    """The terms of a model's loss, see :meth:`flowkern.model.Model.loss`, each the mean over rows."""
+    model.eval().to(processes.device)
+    at_once = max(1, AUDIO // model.event_shape.numel())
+    total: dict[str, Tensor] = {}
+    for batch in Batches(rows, encoding, at_once, model.event_shape, seed, processes).in_order():
+        for name, term in model.loss(batch.parts).items():
+            total[name] = total.get(name, torch.zeros(())) + term.double().cpu() * (batch.weight * batch.rows)
+    parts = processes.gather({name: float(t) for name, t in total.items()})
+    return {name: sum(part[name] for part in parts) / (len(rows) * len(parts)) for name in total}
 
 
 @torch.no_grad()

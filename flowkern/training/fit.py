@@ -32,7 +32,7 @@ def fit(
     **settings: Any,
 ) -> History:
     """See :meth:`flowkern.model.Model.fit`."""
-    chosen = Settings(**settings)
+    chosen = Settings(**{**model.settings, **settings})
     like = next(model.parameters(), None)
     if like is None:
         raise ValueError(f"{type(model).__name__} has no parameters to train")

@@ -28,7 +28,7 @@ class Progress:
         self.written = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.unit is not None and _draws():
+        if self.unit is not None and draws():
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -73,7 +73,7 @@ class Progress:
         return f"loss {history.train[-1]:.4g}, validation {history.validation[-1]:.4g}{unit} (best in epoch {history.best + 1})"
 
 
-def _draws() -> bool:
+def draws() -> bool:
     """Whether rich can draw a bar that moves: in a terminal, or in a notebook that has widgets."""
     if importlib.util.find_spec("rich") is None:
         return False

@@ -18,7 +18,7 @@ from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
 from flowkern.flows import IAF, MAF, Flow
-from flowkern.models import MADE, Encoded, Model
+from flowkern.models import MADE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
 from flowkern.univariate import Affine
 
 IMAGE = (1, 4, 4)
@@ -46,13 +46,20 @@ def models() -> dict[str, Model]:
         "Flow": Flow(iter([fnn.Reverse(4), fnn.MaskedAutoregressive(4, (8,)), fnn.BatchNorm(4), fnn.AdditiveCoupling(4)])),
         "Flow, modules": Flow(nn.ModuleList([fnn.InverseAutoregressive(4, (8,))]), base=MAF(4, 1, (8,))),
         "Encoded": Encoded(MAF(4, 1, (8,), context=2), Standardised([1.0, 2, 3, 4], [4.0, 3, 2, 1])),
+        "WaveNet": WaveNet(4, layers=3, cycle=2, residual=5, skip=6, categories=16),
+        "WaveNet, context": WaveNet(4, "logistics", layers=2, residual=5, skip=6, components=3, context=2),
+        "WaveNet, gaussian": WaveNet(4, "gaussian", layers=1, residual=5, skip=6, kernel=3),
+        "ParallelWaveNet": ParallelWaveNet(4, [2, 1], 5, 6),
+        "ParallelWaveNet, context": ParallelWaveNet(4, (1,), 5, 6, 2, noise="gaussian", context=2),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
         "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
     }  # fmt: skip
 
 
 NAMES = pytest.mark.parametrize("name", models())
-CONTEXTS = {"MAF, all": 2, "MADE, context": 2, "Encoded": 2}  # numbers of features
+CONTEXTS = dict.fromkeys(  # numbers of features
+    ("MAF, all", "MADE, context", "Encoded", "WaveNet, context", "ParallelWaveNet, context"), 2
+)
 
 
 def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:
@@ -75,7 +82,7 @@ def build_again(model: Any) -> Any:
 
 def test_every_model_class_is_here() -> None:
     found = {cls for home in (fk.flows, fk.models) for cls in vars(home).values() if inspect.isclass(cls)}
-    wanted = {cls for cls in found if issubclass(cls, Model)} - {Model}
+    wanted = {cls for cls in found if issubclass(cls, Model)} - {Model, Distillation}  # which is its student, but for the loss
     assert {type(model) for model in models().values()} == wanted
 
 
@@ -165,6 +172,8 @@ def layers() -> list[nn.Module]:
         fnn.Gaussian(),
         fnn.Categorical(4),
         fnn.MixtureOfLogistics(16, 3),
+        fnn.WaveNet(2, layers=3, cycle=2, residual=4, skip=5, context=2, channels=3),
+        fnn.Upsample(3, (2, 3)),
     ]
 
 

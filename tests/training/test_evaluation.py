@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.data import Dequantised, Rows
+from flowkern.data import Dequantised, Rows, Waveform
 from flowkern.models import Encoded
-from flowkern.training import Processes, batches, evaluate, evaluation
+from flowkern.training import Processes, batches, evaluate, evaluation, mean_terms
 
 IMAGES = (1, 2, 3)
 
@@ -76,3 +77,20 @@ def test_the_noise_of_large_images_does_not_depend_on_the_processes(count: int) 
     model = Encoded(fk.flows.MAF(784, 1, (4,)), Dequantised(256, (1, 28, 28)))
     expected = log_probs(model, Rows(images), 1)
     torch.testing.assert_close(log_probs(model, Rows(images), count), expected, rtol=1e-6, atol=0)
+
+
+def test_the_terms_of_a_loss_are_means_over_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the last batch holds, and however many processes share it."""
+    monkeypatch.setattr(evaluation, "AUDIO", 3 * 7)  # batches of 7 rows, the last of 3
+    torch.manual_seed(0)
+    model, rows = fk.flows.MAF(3, 1, (8,)), Rows(torch.randn(38, 3))
+    expected = -float(model.log_prob(rows.source).detach().mean())
+    assert mean_terms(model, rows, None, Processes()) == {"loss": pytest.approx(expected)}
+    parts = [mean_terms(model, rows, None, Alone(rank, 4))["loss"] for rank in range(4)]
+    assert sum(parts) / 4 == pytest.approx(expected)
+
+
+def test_bits_per_sample_of_audio() -> None:
+    model = Encoded(fk.flows.MAF(4, 1, (8,)), Waveform((4,), rate=16000))
+    score, nats = evaluate(model, Rows(torch.rand(5, 4)), Processes())
+    assert score.bits_per_dimension == pytest.approx(-float(nats.mean()) / 4 / math.log(2))

@@ -13,10 +13,14 @@ import torch
 
 import flowkern as fk
 from flowkern.cli import main
+from flowkern.cli.options import assignments, options_of, parse
 from flowkern.cli.registry import models
 from flowkern.training import Checkpoints, Processes, Training
 
-SMALL: dict[str, list[str]] = {}  # options that keep a model small, where `hidden` is none of its own
+SMALL = {  # options that keep a model small, where `hidden` is none of its own
+    "wavenet": ["layers=2", "residual=8", "skip=8"],
+    "parallelwavenet": ["layers=2,1", "residual=8", "skip=8"],
+}
 # Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
 WHOLE = {
     "made": {
@@ -103,7 +107,9 @@ def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_pat
 def test_fit(model: str) -> None:
     torch.manual_seed(0)
     x = 50 + 10 * torch.randn(300, 2)
-    made = models()[model](2, hidden=(16,))  # type: ignore[call-arg]
+    known = options_of(models()[model])
+    given = {name: parse(known[name], text) for name, text in assignments(SMALL.get(model, ["hidden=16"])).items()}
+    made = models()[model](2, **given)
     history = made.fit(x, epochs=20, batch_size=50, learning_rate=0.01, progress=False)
     assert len(history.train) == 20
     assert not made.training

@@ -151,6 +151,15 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_before(monkeypatch: pyt
     assert all(torch.equal(t, before[name]) for name, t in made.state_dict().items())
 
 
+def test_a_model_has_settings_of_its_own() -> None:
+    """Which give way to those that are asked for."""
+    model = fk.models.WaveNet(30, "gaussian", layers=1, residual=4, skip=4)
+    history = model.fit(0.1 * torch.randn(40, 30), epochs=1, validation=0.5, progress=False)
+    assert history.steps == [3]  # of 8 rows each, 20 in all
+    history = model.fit(0.1 * torch.randn(40, 30), epochs=1, validation=0.5, progress=False, batch_size=20)
+    assert history.steps == [1]
+
+
 def test_lines_where_no_bar_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     flow().fit(rows(), epochs=2)
     out, err = capsys.readouterr()

@@ -42,7 +42,13 @@ def noisy() -> Model:
     return Noisy(6, 2, (8,))
 
 
-MODELS = {"maf": maf, "masks": masks, "noisy": noisy}
+def distillation() -> Model:
+    sizes = {"residual": 4, "skip": 4}
+    teacher = fk.models.WaveNet(6, "logistics", layers=2, components=2, **sizes)
+    return fk.models.Distillation(fk.models.ParallelWaveNet(6, (1, 2), **sizes), teacher, draws=3)
+
+
+MODELS = {"maf": maf, "masks": masks, "noisy": noisy, "distillation": distillation}
 
 
 def training(kind: str, folder: Path | None = None, watch: Any = None, **settings: Any) -> Training:
