@@ -21,6 +21,25 @@ def _update_like(x, state, step, weight, bias, dilation, groups):  # type: ignor
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+def _layer_like(x, skips, gate_weight, gate_bias, residual_weight, residual_bias, skip_weight, *others):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), x.new_empty(x.shape[0], skip_weight.shape[0], x.shape[2])
+
+
+def _layer_gradients_like(  # type: ignore[no-untyped-def]
+    g_y, g_skips, x, gate_weight, gate_bias, residual_weight, skip_weight, condition, condition_weight, dilation, *of
+):
+    parameters = [
+        *(gate_weight.shape, gate_bias.shape, residual_weight.shape, residual_weight.shape[:1]),
+        *(skip_weight.shape, skip_weight.shape[:1]),
+    ]
+    if condition is not None:
+        parameters.append(condition_weight.shape)
+    of_parameters, of_x, of_condition = of
+    shapes = parameters if of_parameters else []
+    shapes = [*shapes, *([x.shape] if of_x else []), *([condition.shape] if of_condition else [])]
+    return [x.new_empty(shape) for shape in shapes]
+
+
 def _generated_like(uniform, previous, queues, weights, biases, dilations):  # type: ignore[no-untyped-def]
     return previous.new_empty(uniform.shape), torch.empty_like(queues)
 
@@ -29,6 +48,8 @@ _SHAPES = {
     "causal_conv1d": _causal_conv1d_like,
     "causal_conv1d_backward": _gradients_like,
     "causal_conv1d_update": _update_like,
+    "wavenet_layer": _layer_like,
+    "wavenet_layer_backward": _layer_gradients_like,
     "wavenet_generate": _generated_like,
 }
 if BUILD_ERROR is None:

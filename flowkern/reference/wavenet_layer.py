@@ -25,10 +25,10 @@ def wavenet_layer(
     """What the next layer reads and the sum of the skips so far, as `flowkern.ops.wavenet_layer` defines them."""
     z = causal_conv1d(x, gate_weight, dilation=dilation) + gate_bias[..., None]
     if condition is not None and condition_weight is not None:
-        z = z + condition_weight @ condition
+        z = z + causal_conv1d(condition, condition_weight[..., None])
     u = gated(z, -2)
-    skip = skip_weight @ u + skip_bias[:, None]
-    return x + residual_weight @ u + residual_bias[:, None], skip if skips is None else skips + skip
+    skip = causal_conv1d(u, skip_weight[..., None], skip_bias)
+    return x + causal_conv1d(u, residual_weight[..., None], residual_bias), skip if skips is None else skips + skip
 
 
 def gated(z: Tensor, dim: int) -> Tensor:

@@ -9,6 +9,16 @@
 
 namespace flowkern {
 
+constexpr int64_t kTurnTiles = 8;
+
+FK_ALWAYS_INLINE inline int64_t whole_tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile * tile; }
+
+// Tiles of a row, kTurnTiles or what is left of it, that a thread takes at a turn: a channel lies on pages of its own,
+// of which a turn takes a piece.
+struct Turn {
+  int64_t row, time, tiles;
+};
+
 // y[b][o][t] = bias[o] + sum of w[o][i][j] x[b][i][t - (taps - 1 - j) dilation] over the inputs i of the group of o and
 // the taps j; x is zero before its beginning. Arrays are contiguous, time last. `transposed` is the map of cotangents,
 // in which time runs backwards: its inputs are the channels of y.
@@ -22,9 +32,48 @@ struct Convolution {
   FK_ALWAYS_INLINE int64_t chunks() const { return (outputs + kChunkRows - 1) / kChunkRows; }
   FK_ALWAYS_INLINE int64_t packed_size() const { return groups * chunks() * columns() * kChunkRows; }
   FK_ALWAYS_INLINE int64_t weights() const { return groups * outputs * columns(); }
+  FK_ALWAYS_INLINE int64_t work() const { return batch * time * weights(); }  // multiply-adds
+  FK_ALWAYS_INLINE int64_t row_turns(int64_t tile) const {
+    return (time + tile * kTurnTiles - 1) / (tile * kTurnTiles);
+  }
+  FK_ALWAYS_INLINE int64_t turns(int64_t tile) const { return batch * row_turns(tile); }
+  FK_ALWAYS_INLINE Turn turn(int64_t i, int64_t tile) const {
+    const int64_t begin = i % row_turns(tile) * tile * kTurnTiles, tiles = whole_tiles(time - begin, tile) / tile;
+    return {i / row_turns(tile), begin, tiles < kTurnTiles ? tiles : kTurnTiles};
+  }
   FK_ALWAYS_INLINE Convolution transpose() const {
     return {batch, time, outputs, inputs, groups, taps, dilation, !transposed};
   }
+};
+
+// A layer of a WaveNet: four convolutions, of which all but the gate have one tap, with their packed weights. Those of
+// residual and skip read u = tanh(a) sigmoid(b), where (a, b) is the sum of what gate and condition put out.
+template <class T>
+struct WaveNetLayer {
+  Convolution gate, condition, residual, skip;  // without inputs where there is no condition
+  const T *gate_weight, *condition_weight, *residual_weight, *skip_weight;
+  const T *gate_bias, *residual_bias, *skip_bias;
+  int64_t gate_bias_stride;            // from row to row of the batch
+  const T *x, *condition_x, *skips;    // [batch][channels][time]; no skips before the first layer
+  T *y = nullptr, *y_skips = nullptr;  // what the next layer reads
+
+  FK_ALWAYS_INLINE int64_t work() const { return gate.work() + condition.work() + residual.work() + skip.work(); }
+};
+
+// What the gradients of a convolution's parameters are made of: the products of every part, as in weight_gradient, and
+// of every turn the sums of the cotangents over its times, [turn][outputs in whole tiles].
+template <class T>
+struct ParameterSums {
+  T *products, *biases;
+};
+
+// A layer and its cotangents. The weights of residual and skip are packed for transposed convolutions.
+template <class T>
+struct WaveNetLayerBackward {
+  WaveNetLayer<T> layer;
+  const T *g_y, *g_skips;
+  T* g_z;                                            // that of (a, b)
+  ParameterSums<T> gate, condition, residual, skip;  // null where nobody wants them
 };
 
 // A matrix of a network that is applied to one time of a few rows: panels of `tile` output rows,
@@ -70,18 +119,23 @@ struct ConvolutionKernels {
   // transposed; packed is [groups][chunks][columns][kChunkRows], of which one chunk is written.
   void (*pack)(const Convolution&, const T* weight, T* packed, int64_t chunk);
 
-  // The tile that begins at `time`. `bias` may be null. Scratch: columns + kChunkRows tiles.
-  void (*causal_conv1d)(const Convolution&, const T* x, const T* packed, const T* bias, T* y, int64_t row, int64_t time,
+  // `bias` may be null, and so may `add`, an addend like y. Scratch: kTurnTiles columns() tiles.
+  void (*causal_conv1d)(const Convolution&, const T* x, const T* packed, const T* bias, const T* add, T* y, Turn,
                         T* scratch);
 
-  // The products over the tiles [begin, end) of all rows that make the gradient of the weights: sums is
+  // The products over the turns [begin, end) of all rows that make the gradient of the weights: sums is
   // gradient_sums(...) elements; scratch is gradient_scratch(...).
   void (*weight_gradient)(const Convolution&, const T* x, const T* g_y, int64_t begin, int64_t end, T* sums,
                           T* scratch);
-  // The gradient of the weights of one output channel, from the sums of several parts.
-  void (*unpack)(const Convolution&, const T* sums, int64_t parts, int64_t output, T* g_weight);
+  // The gradient of the weights of one column of one group, from the sums of several parts.
+  void (*unpack)(const Convolution&, const T* sums, int64_t parts, int64_t column, T* g_weight);
   // The sum over batch and time of one channel.
   void (*bias_gradient)(const Convolution&, const T* g_y, int64_t output, T* g_bias);
+
+  // A turn; the turns [begin, end) of all rows, which are a part. Scratch: layer_scratch(...),
+  // layer_backward_scratch(...).
+  void (*wavenet_layer)(const WaveNetLayer<T>&, Turn, T* scratch);
+  void (*wavenet_layer_backward)(const WaveNetLayerBackward<T>&, int64_t part, int64_t begin, int64_t end, T* scratch);
 
   // One time of one row: x [channels] joins the ring `state` [channels][(taps - 1) dilation]. Scratch:
   // [channels][taps].
@@ -96,16 +150,28 @@ struct ConvolutionKernels {
   void (*wavenet_embed)(const WaveNet<T>&, int64_t row, int64_t drawn, int64_t time);
 };
 
-constexpr int64_t kTurnTiles = 8;  // that a thread takes at a turn
-
-FK_ALWAYS_INLINE inline int64_t whole_tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile * tile; }
 // [groups][columns][outputs], the last in whole tiles.
 FK_ALWAYS_INLINE inline int64_t gradient_sums(const Convolution& c, int64_t tile) {
   return c.groups * c.columns() * whole_tiles(c.outputs, tile);
 }
 FK_ALWAYS_INLINE inline int64_t gradient_scratch(const Convolution& c, int64_t tile) {
   const int64_t outputs = whole_tiles(c.outputs, tile);
-  return (kTurnTiles * (outputs + c.columns()) + outputs) * tile;
+  return kTurnTiles * (2 * outputs + c.columns()) * tile;
+}
+
+template <class T>
+FK_ALWAYS_INLINE inline int64_t layer_columns(const WaveNetLayer<T>& n) {
+  return n.gate.columns() + n.condition.columns() + n.residual.inputs;  // what is read, and u
+}
+template <class T>
+FK_ALWAYS_INLINE inline int64_t layer_scratch(const WaveNetLayer<T>& n, int64_t tile) {
+  return (kTurnTiles * layer_columns(n) + n.gate.outputs) * tile;
+}
+template <class T>
+FK_ALWAYS_INLINE inline int64_t layer_backward_scratch(const WaveNetLayer<T>& n, int64_t tile) {
+  const int64_t cotangents =
+      whole_tiles(n.gate.outputs, tile) + whole_tiles(n.residual.outputs, tile) + whole_tiles(n.skip.outputs, tile);
+  return (kTurnTiles * (layer_columns(n) + 2 * cotangents) + n.residual.inputs) * tile;
 }
 
 }  // namespace flowkern

@@ -7,13 +7,17 @@ namespace flowkern::FK_ISA {
 template <class T>
 void pack(const Convolution&, const T*, T*, int64_t);
 template <class T>
-void causal_conv1d(const Convolution&, const T*, const T*, const T*, T*, int64_t, int64_t, T*);
+void causal_conv1d(const Convolution&, const T*, const T*, const T*, const T*, T*, Turn, T*);
 template <class T>
 void weight_gradient(const Convolution&, const T*, const T*, int64_t, int64_t, T*, T*);
 template <class T>
 void unpack(const Convolution&, const T*, int64_t, int64_t, T*);
 template <class T>
 void bias_gradient(const Convolution&, const T*, int64_t, T*);
+template <class T>
+void wavenet_layer(const WaveNetLayer<T>&, Turn, T*);
+template <class T>
+void wavenet_layer_backward(const WaveNetLayerBackward<T>&, int64_t, int64_t, int64_t, T*);
 template <class T>
 void causal_conv1d_update(const Convolution&, const T*, T*, int64_t, const T*, const T*, T*, T*);
 template <class T>
@@ -34,6 +38,8 @@ const ConvolutionKernels<T>& convolution_kernels() {
       .weight_gradient = &weight_gradient<T>,
       .unpack = &unpack<T>,
       .bias_gradient = &bias_gradient<T>,
+      .wavenet_layer = &wavenet_layer<T>,
+      .wavenet_layer_backward = &wavenet_layer_backward<T>,
       .causal_conv1d_update = &causal_conv1d_update<T>,
       .pack_panels = &pack_panels<T>,
       .pack_bias = &pack_bias<T>,

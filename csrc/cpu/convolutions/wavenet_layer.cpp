@@ -1,0 +1,151 @@
+// A layer of a WaveNet: of a tile of times all that it computes is in the cache, so that one pass over memory does it.
+// The lanes are times.
+#include "cpu/convolutions/tiles.h"
+#include "flowkern/math.h"
+
+namespace flowkern::FK_ISA {
+
+// tanh and sigmoid of the two halves of a gate. In float32 both follow from exp(x) - 1 of one argument each, by one
+// division; beyond the bounds they are what they tend to, within half an ulp of 1.
+template <class T>
+struct Gate {
+  Vec<T> tanh, sigmoid;
+};
+FK_INLINE Gate<float> gate(Vec<float> a, Vec<float> b) {
+  const Vec<float> m = expm1(clamp(2 * a, 20)), n = expm1(clamp(-b, 60));
+  const Vec<float> inverse = 1 / ((m + 2) * (n + 2));
+  return {m * (n + 2) * inverse, (m + 2) * inverse};
+}
+FK_INLINE Gate<double> gate(Vec<double> a, Vec<double> b) {
+  return {tanh_of(a), apply([](auto x) { return sigmoid(x); }, b)};
+}
+
+// What the gate and the condition read in a turn, [tile][columns][R].
+template <class T>
+void gather_inputs(const WaveNetLayer<T>& n, Turn turn, T* read, T* condition) {
+  gather_taps(n.gate, n.x + turn.row * n.gate.inputs * n.gate.time, turn, read);
+  if (n.condition.inputs > 0)
+    gather_taps(n.condition, n.condition_x + turn.row * n.condition.inputs * n.gate.time, turn, condition);
+}
+
+// (a, b) at the times of one of its tiles.
+template <class T>
+void gate_product(const WaveNetLayer<T>& n, int64_t row, int64_t tile, const T* read, const T* condition, T* z) {
+  constexpr int64_t R = kTileRows<T>;
+  const T* bias = n.gate_bias + row * n.gate_bias_stride;
+  for (int64_t i = 0; i < n.gate.outputs; ++i)
+    for (int64_t r = 0; r < R; ++r) z[i * R + r] = bias[i];
+  add_product(n.gate, n.gate_weight, read + tile * n.gate.columns() * R, z);
+  if (n.condition.inputs > 0)
+    add_product(n.condition, n.condition_weight, condition + tile * n.condition.columns() * R, z);
+}
+
+template <class T>
+void wavenet_layer(const WaveNetLayer<T>& n, Turn turn, T* scratch) {
+  constexpr int64_t R = kTileRows<T>;
+  const int64_t half = n.residual.inputs * R, y = turn.row * n.residual.outputs * n.gate.time,
+                skips = turn.row * n.skip.outputs * n.gate.time;
+  T *read = scratch, *condition = read + kTurnTiles * n.gate.columns() * R,
+    *u = condition + kTurnTiles * n.condition.columns() * R, *z = u + kTurnTiles * half;
+  gather_inputs(n, turn, read, condition);
+  for (int64_t tile = 0; tile < turn.tiles; ++tile) {
+    gate_product(n, turn.row, tile, read, condition, z);
+    for (int64_t i = 0; i < half; i += kLanes<T>) {
+      const Gate<T> g = gate(load<Vec<T>>(z + i), load<Vec<T>>(z + half + i));
+      store(u + tile * half + i, g.tanh * g.sigmoid);
+    }
+  }
+  store_outputs(n.residual, n.residual_weight, u, n.residual_bias, n.x + y, turn, n.y + y);
+  store_outputs(n.skip, n.skip_weight, u, n.skip_bias, n.skips ? n.skips + skips : nullptr, turn, n.y_skips + skips);
+}
+
+// From (a, b) and the cotangent of u: u, and over (a, b) its cotangent.
+template <class T>
+void gate_backward(int64_t half, const T* g_u, T* z, T* u) {
+  for (int64_t i = 0; i < half; i += kLanes<T>) {
+    const Gate<T> g = gate(load<Vec<T>>(z + i), load<Vec<T>>(z + half + i));
+    const Vec<T> value = g.tanh * g.sigmoid, cotangent = load<Vec<T>>(g_u + i);
+    store(u + i, value);
+    store(z + i, cotangent * (1 - g.tanh * g.tanh) * g.sigmoid);
+    store(z + half + i, cotangent * value * (1 - g.sigmoid));
+  }
+}
+
+// The sum over all times of what transpose_turn left, [channels / R][tiles R][R].
+template <class T>
+void sum_times(const T* from, int64_t channels, int64_t tiles, T* sums) {
+  constexpr int64_t W = kLanes<T>, R = kTileRows<T>;
+  for (int64_t o = 0; o < channels; o += R, sums += R) {
+    Vec<T> total[2] = {};
+    for (int64_t n = 0; n < tiles; ++n) {
+      Vec<T> sum[2] = {};
+      for (int64_t r = 0; r < R; ++r, from += R)
+        for (int h = 0; h < 2; ++h) sum[h] += load<Vec<T>>(from + h * W);
+      for (int h = 0; h < 2; ++h) total[h] += sum[h];
+    }
+    for (int h = 0; h < 2; ++h) store(sums + h * W, total[h]);
+  }
+}
+
+// The cotangents of some outputs in a turn, [tile][channels in whole tiles][R], and transposed.
+template <class T>
+struct Cotangents {
+  int64_t channels, width;
+  T *tiles, *transposed;
+
+  FK_INLINE Cotangents(const Convolution& c, T*& scratch)
+      : channels(c.outputs), width(whole_tiles(c.outputs, kTileRows<T>)), tiles(scratch) {
+    transposed = tiles + kTurnTiles * width * kTileRows<T>;
+    scratch = transposed + kTurnTiles * width * kTileRows<T>;
+    clear_rest(tiles, channels, width);
+  }
+  FK_INLINE T* tile(int64_t n) const { return tiles + n * width * kTileRows<T>; }
+  FK_INLINE void gather(const T* from, int64_t times, Turn turn) const {
+    gather_times(from + turn.row * channels * times, channels, times, turn.time, turn.tiles, tiles,
+                 width * kTileRows<T>);
+  }
+};
+
+template <class T>
+void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int64_t begin, int64_t end, T* scratch) {
+  constexpr int64_t R = kTileRows<T>;
+  const WaveNetLayer<T>& n = b.layer;
+  const int64_t times = n.gate.time, half = n.residual.inputs * R;
+  const Cotangents<T> z(n.gate, scratch), residual(n.residual, scratch), skip(n.skip, scratch);
+  T *read = scratch, *condition = read + kTurnTiles * n.gate.columns() * R,
+    *u = condition + kTurnTiles * n.condition.columns() * R, *g_u = u + kTurnTiles * half;
+  for (int64_t i = begin; i < end; ++i) {
+    const Turn turn = n.gate.turn(i, R);
+    gather_inputs(n, turn, read, condition);
+    residual.gather(b.g_y, times, turn);
+    skip.gather(b.g_skips, times, turn);
+    for (int64_t tile = 0; tile < turn.tiles; ++tile) {
+      gate_product(n, turn.row, tile, read, condition, z.tile(tile));
+      for (int64_t j = 0; j < half; ++j) g_u[j] = 0;
+      add_product(n.residual.transpose(), n.residual_weight, residual.tile(tile), g_u);
+      add_product(n.skip.transpose(), n.skip_weight, skip.tile(tile), g_u);
+      gate_backward(half, g_u, z.tile(tile), u + tile * half);
+    }
+    store_turn(z.tiles, z.width * R, z.channels, times, turn, b.g_z + turn.row * z.channels * times);
+    if (!b.gate.products) continue;
+    for (const Cotangents<T>* c : {&z, &residual, &skip}) transpose_turn(c->tiles, c->width, turn.tiles, c->transposed);
+    const auto products = [&](const Convolution& c, const Cotangents<T>& g, const T* x, const ParameterSums<T>& to) {
+      add_weight_gradient(c, turn.tiles, i == begin, g.transposed, x, to.products + part * gradient_sums(c, R));
+    };
+    products(n.gate, z, read, b.gate);
+    products(n.condition, z, condition, b.condition);
+    products(n.residual, residual, u, b.residual);
+    products(n.skip, skip, u, b.skip);
+    sum_times(z.transposed, z.width, turn.tiles, b.gate.biases + i * z.width);
+    sum_times(residual.transposed, residual.width, turn.tiles, b.residual.biases + i * residual.width);
+    sum_times(skip.transposed, skip.width, turn.tiles, b.skip.biases + i * skip.width);
+  }
+}
+
+#define FK_INSTANTIATE(T)                                           \
+  template void wavenet_layer<T>(const WaveNetLayer<T>&, Turn, T*); \
+  template void wavenet_layer_backward<T>(const WaveNetLayerBackward<T>&, int64_t, int64_t, int64_t, T*);
+FK_INSTANTIATE(float)
+FK_INSTANTIATE(double)
+
+}  // namespace flowkern::FK_ISA

@@ -1,0 +1,43 @@
+// Convolutions of tensors, for the operators that consist of some.
+#pragma once
+
+#include "cpu/convolutions/kernels.h"
+#include "ops/tensors.h"
+
+namespace flowkern {
+
+template <class T>
+void pack_all(const Convolution& c, const Tensor& weight, T* packed) {
+  parallel(c.groups * c.chunks(), c.packed_size(),
+           [&](int64_t chunk) { convolution_kernels<T>().pack(c, const_data<T>(weight), packed, chunk); });
+}
+
+// `add` is an addend like the result.
+template <class T>
+Tensor convolve(const Convolution& c, const Tensor& x, const Tensor& weight, const T* bias = nullptr,
+                const T* add = nullptr) {
+  const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
+  Tensor y = empty<T>({c.batch, c.groups * c.outputs, c.time});
+  prefer_huge_pages(y.mutable_data_ptr(), y.numel() * sizeof(T));
+  T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
+  pack_all(c, weight, packed);
+  parallel(c.turns(kernels.tile), c.work(), [&](int64_t i) {
+    T* memory = static_cast<T*>(scratch(kTurnTiles * c.columns() * kernels.tile * sizeof(T)));
+    kernels.causal_conv1d(c, const_data<T>(x), packed, bias, add, data<T>(y), c.turn(i, kernels.tile), memory);
+  });
+  return y;
+}
+
+// Parts of the batch whose products are summed apart: their number does not depend on that of the threads.
+inline int64_t gradient_parts(int64_t turns, int64_t sums) {
+  constexpr int64_t kParts = 16, kElements = int64_t{1} << 22;
+  return std::clamp<int64_t>(std::min(turns, kElements / std::max<int64_t>(sums, 1)), 1, kParts);
+}
+
+template <class T>
+void unpack_all(const Convolution& c, const T* sums, int64_t parts, T* g_weight) {
+  parallel(c.groups * c.columns(), parts * gradient_sums(c, convolution_kernels<T>().tile),
+           [&](int64_t column) { convolution_kernels<T>().unpack(c, sums, parts, column, g_weight); });
+}
+
+}  // namespace flowkern
