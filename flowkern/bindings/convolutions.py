@@ -21,8 +21,8 @@ def _update_like(x, state, step, weight, bias, dilation, groups):  # type: ignor
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _generated_like(uniform, previous, queues, weights, biases, dilations):  # type: ignore[no-untyped-def]
-    return previous.new_empty(uniform.shape), torch.empty_like(queues)
+def _generated_like(noise, previous, queues, *network_and_sampler):  # type: ignore[no-untyped-def]
+    return previous.new_empty(noise.shape[:2]), torch.empty_like(queues)
 
 
 _SHAPES = {

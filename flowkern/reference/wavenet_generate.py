@@ -103,9 +103,7 @@ def last_layers(skips: Tensor, weights: Sequence[Tensor], biases: Sequence[Tenso
     return F.linear(F.relu(F.linear(F.relu(skips), weights[0], biases[0])), weights[1], biases[1])
 
 
-def sample_of(
-    parameters: Tensor, noise: Tensor, output: str, levels: int | None, log_scale_min: float, bound: float
-) -> Tensor:
+def sample_of(parameters: Tensor, noise: Tensor, output: str, levels: int | None, log_scale_min: float, bound: float) -> Tensor:
     """Samples (batch,) of their parameters (batch, outputs), made of random numbers (batch, numbers)."""
     if output == "categorical":
         return inverse_transform(parameters, noise[..., 0])

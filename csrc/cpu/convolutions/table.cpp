@@ -16,14 +16,6 @@ template <class T>
 void bias_gradient(const Convolution&, const T*, int64_t, T*);
 template <class T>
 void causal_conv1d_update(const Convolution&, const T*, T*, int64_t, const T*, const T*, T*, T*);
-template <class T>
-void pack_panels(const PanelMatrix<T>&, Matrix<const T>, int64_t, int64_t);
-template <class T>
-void pack_bias(const PanelMatrix<T>&, const T*, bool);
-template <class T>
-void wavenet_stage(const WaveNet<T>&, int64_t, int64_t, int64_t, int64_t);
-template <class T>
-void wavenet_embed(const WaveNet<T>&, int64_t, int64_t, int64_t);
 
 template <class T>
 const ConvolutionKernels<T>& convolution_kernels() {
@@ -35,10 +27,6 @@ const ConvolutionKernels<T>& convolution_kernels() {
       .unpack = &unpack<T>,
       .bias_gradient = &bias_gradient<T>,
       .causal_conv1d_update = &causal_conv1d_update<T>,
-      .pack_panels = &pack_panels<T>,
-      .pack_bias = &pack_bias<T>,
-      .wavenet_stage = &wavenet_stage<T>,
-      .wavenet_embed = &wavenet_embed<T>,
   };
   return kTable;
 }
