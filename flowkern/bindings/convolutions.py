@@ -40,8 +40,8 @@ def _layer_gradients_like(  # type: ignore[no-untyped-def]
     return [x.new_empty(shape) for shape in shapes]
 
 
-def _generated_like(uniform, previous, queues, weights, biases, dilations):  # type: ignore[no-untyped-def]
-    return previous.new_empty(uniform.shape), torch.empty_like(queues)
+def _generated_like(noise, previous, queues, *network_and_sampler):  # type: ignore[no-untyped-def]
+    return previous.new_empty(noise.shape[:2]), torch.empty_like(queues)
 
 
 _SHAPES = {

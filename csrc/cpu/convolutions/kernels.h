@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
-#include "cpu/matrix.h"
 #include "flowkern/panel.h"
 
 namespace flowkern {
@@ -76,40 +75,6 @@ struct WaveNetLayerBackward {
   ParameterSums<T> gate, condition, residual, skip;  // null where nobody wants them
 };
 
-// A matrix of a network that is applied to one time of a few rows: panels of `tile` output rows,
-// [panels][columns][tile]. Of a gated one a panel is a vector of rows of the first half, then the same of the second.
-template <class T>
-struct PanelMatrix {
-  int64_t rows, columns;
-  bool gated;
-  T *panels, *bias;  // bias [panels][tile]
-
-  FK_ALWAYS_INLINE int64_t count(int64_t tile) const { return (rows + tile - 1) / tile; }
-};
-
-// A WaveNet while it draws: its weights, packed, and what its layers hold.
-template <class T>
-struct WaveNet {
-  int64_t batch, residual, gate, skip, hidden, classes, layers, time;
-  const int64_t* dilations;
-  const T* embedding;  // [classes][residual]
-  // Of each layer the gate (columns: of the past, of the present) and the residual; then the skips (columns: layer
-  // after layer), and two to the logits.
-  const PanelMatrix<T>* matrices = nullptr;
-  const T* uniform = nullptr;  // [batch][time]
-  int64_t* drawn = nullptr;    // [batch][time]
-  // Of each layer [dilation + 1][batch][residual]: what it read at time t is at t mod (dilation + 1).
-  T* const* rings = nullptr;
-  T* gated = nullptr;            // [batch][layers][gate]
-  T* skips = nullptr;            // [batch][skip]
-  T* hiddens = nullptr;          // [batch][hidden]
-  T* logits = nullptr;           // [batch][classes]
-  double* cumulative = nullptr;  // [classes]
-
-  // Of the time t: gate and residual of each layer (of the last one the gate alone), skips, two more, and the choice.
-  FK_ALWAYS_INLINE int64_t stages() const { return 2 * layers + 3; }
-};
-
 // A tile is `tile` times of all channels of one row of the batch, a time in each lane.
 template <class T>
 struct ConvolutionKernels {
@@ -141,13 +106,6 @@ struct ConvolutionKernels {
   // [channels][taps].
   void (*causal_conv1d_update)(const Convolution&, const T* x, T* state, int64_t step, const T* weight, const T* bias,
                                T* y, T* scratch);
-
-  // Columns [first, first + columns) of the panels of a matrix, from weight(r, c).
-  void (*pack_panels)(const PanelMatrix<T>&, Matrix<const T> weight, int64_t first, int64_t columns);
-  void (*pack_bias)(const PanelMatrix<T>&, const T* bias, bool add);
-  // A part of a stage of a time; all parts of a stage before the next.
-  void (*wavenet_stage)(const WaveNet<T>&, int64_t time, int64_t stage, int64_t part, int64_t parts);
-  void (*wavenet_embed)(const WaveNet<T>&, int64_t row, int64_t drawn, int64_t time);
 };
 
 // [groups][columns][outputs], the last in whole tiles.

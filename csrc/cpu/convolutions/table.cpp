@@ -20,14 +20,6 @@ template <class T>
 void wavenet_layer_backward(const WaveNetLayerBackward<T>&, int64_t, int64_t, int64_t, T*);
 template <class T>
 void causal_conv1d_update(const Convolution&, const T*, T*, int64_t, const T*, const T*, T*, T*);
-template <class T>
-void pack_panels(const PanelMatrix<T>&, Matrix<const T>, int64_t, int64_t);
-template <class T>
-void pack_bias(const PanelMatrix<T>&, const T*, bool);
-template <class T>
-void wavenet_stage(const WaveNet<T>&, int64_t, int64_t, int64_t, int64_t);
-template <class T>
-void wavenet_embed(const WaveNet<T>&, int64_t, int64_t, int64_t);
 
 template <class T>
 const ConvolutionKernels<T>& convolution_kernels() {
@@ -41,10 +33,6 @@ const ConvolutionKernels<T>& convolution_kernels() {
       .wavenet_layer = &wavenet_layer<T>,
       .wavenet_layer_backward = &wavenet_layer_backward<T>,
       .causal_conv1d_update = &causal_conv1d_update<T>,
-      .pack_panels = &pack_panels<T>,
-      .pack_bias = &pack_bias<T>,
-      .wavenet_stage = &wavenet_stage<T>,
-      .wavenet_embed = &wavenet_embed<T>,
   };
   return kTable;
 }

@@ -1,41 +1,82 @@
 // One time of a WaveNet, stage by stage. Few rows at a time: the lanes are output rows, and every weight is read once
 // from wherever it lies, which is what a stage takes.
-#include "cpu/convolutions/kernels.h"
+#include "cpu/convolutions/wavenet.h"
+#include "cpu/mixtures/sample.h"
 #include "flowkern/math.h"
 
 namespace flowkern::FK_ISA {
 
 // The row of a lane of a panel, or `rows` where there is none.
-template <class T>
-FK_INLINE int64_t lane_row(const PanelMatrix<T>& m, int64_t panel, int64_t lane) {
-  constexpr int64_t W = kLanes<T>;
-  if (!m.gated) return panel * kTileRows<T> + lane < m.rows ? panel * kTileRows<T> + lane : m.rows;
+template <class S>
+FK_INLINE int64_t lane_row(const PanelMatrix<S>& m, int64_t panel, int64_t lane) {
+  constexpr int64_t W = kLanes<Real<S>>;
+  if (!m.gated) return panel * 2 * W + lane < m.rows ? panel * 2 * W + lane : m.rows;
   const int64_t half = m.rows / 2, unit = panel * W + lane % W;
   return unit < half ? unit + lane / W * half : m.rows;
 }
 
+// Where a lane's weight is in a column of a panel. Those of 16 bits alternate between the two vectors.
+template <class S>
+FK_INLINE int64_t lane_place(int64_t lane) {
+  constexpr int64_t W = kLanes<Real<S>>;
+  return sizeof(S) == sizeof(Real<S>) ? lane : lane % W * 2 + lane / W;
+}
+
+// The two vectors of a column.
 template <class T>
-void pack_panels(const PanelMatrix<T>& m, Matrix<const T> weight, int64_t first, int64_t columns) {
-  constexpr int64_t P = kTileRows<T>;
+FK_INLINE void load_column(const T* w, Vec<T> (&v)[2]) {
+  for (int h = 0; h < 2; ++h) v[h] = load<Vec<T>>(w + h * kLanes<T>);
+}
+FK_INLINE void load_column(const BFloat16* w, Vec<float> (&v)[2]) {
+  const auto pairs = load<Vec<uint32_t>>(&w->bits);
+  v[0] = __builtin_bit_cast(Vec<float>, pairs << 16);
+  v[1] = __builtin_bit_cast(Vec<float>, pairs & 0xFFFF0000);
+}
+
+FK_INLINE float widened(BFloat16 w) { return __builtin_bit_cast(float, static_cast<uint32_t>(w.bits) << 16); }
+template <class T>
+FK_INLINE T widened(T w) {
+  return w;
+}
+
+template <class S>
+void pack_panels(const PanelMatrix<S>& m, Matrix<const S> weight, int64_t first, int64_t columns) {
+  constexpr int64_t P = kTileRows<Real<S>>;
   for (int64_t panel = 0; panel < m.count(P); ++panel) {
-    T* to = m.panels + (panel * m.columns + first) * P;
-    const T* rows[P];
+    S* to = m.panels + (panel * m.columns + first) * P;
+    const S* rows[P];
     for (int64_t lane = 0; lane < P; ++lane) {
       const int64_t row = lane_row(m, panel, lane);
-      rows[lane] = row < m.rows ? &weight(row, 0) : nullptr;
+      rows[lane_place<S>(lane)] = row < m.rows ? &weight(row, 0) : nullptr;
     }
     for (int64_t c = 0; c < columns; ++c)
-      for (int64_t lane = 0; lane < P; ++lane) *to++ = rows[lane] ? rows[lane][c * weight.column_stride] : T(0);
+      for (const S* row : rows) *to++ = row ? row[c * weight.column_stride] : S{};
   }
 }
 
-template <class T>
-void pack_bias(const PanelMatrix<T>& m, const T* bias, bool add) {
+template <class S>
+void pack_bias(const PanelMatrix<S>& m, const Real<S>* bias, Real<S>* to, bool add) {
+  using T = Real<S>;
   constexpr int64_t P = kTileRows<T>;
   for (int64_t i = 0; i < m.count(P) * P; ++i) {
     const int64_t row = lane_row(m, i / P, i % P);
-    m.bias[i] = (add ? m.bias[i] : T(0)) + (row < m.rows ? bias[row] : T(0));
+    to[i] = (add ? to[i] : T(0)) + (row < m.rows ? bias[row] : T(0));
   }
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// A part of the panels of a matrix after the first ones.
+template <class S>
+FK_INLINE Range panels_of(const PanelMatrix<S>& m, int64_t part, int64_t parts, int64_t first = 0) {
+  const int64_t count = m.count(kTileRows<Real<S>>) - first;
+  return {first + count * part / parts, first + count * (part + 1) / parts};
+}
+template <class S>
+FK_INLINE Range all_panels(const PanelMatrix<S>& m) {
+  return panels_of(m, 0, 1);
 }
 
 // What a matrix is applied to: a piece of its columns, of rows that lie `stride` apart.
@@ -46,20 +87,17 @@ struct Inputs {
 };
 
 // sums[b] += the product of a panel and row b; w goes on to the columns that follow.
-template <class T, int B>
-FK_INLINE void add_product(const T*& w, Inputs<T> x, Vec<T> (&sums)[B][2]) {
-  constexpr int W = kLanes<T>, Unroll = B == 1   ? 4
-                                        : B == 2 ? 2
-                                                 : 1;  // independent sums hide the latency of the additions
+template <class S, class T, int B>
+FK_INLINE void add_product(const S*& w, Inputs<T> x, Vec<T> (&sums)[B][2]) {
+  constexpr int Unroll = B == 1 ? 4 : B == 2 ? 2 : 1;  // independent sums hide the latency of the additions
   Vec<T> part[Unroll][B][2] = {};
   int64_t c = 0;
   const auto column = [&](int u) {
-    const auto w0 = load<Vec<T>>(w), w1 = load<Vec<T>>(w + W);
-    for (int b = 0; b < B; ++b) {
-      part[u][b][0] += x.data[b * x.stride + c + u] * w0;
-      part[u][b][1] += x.data[b * x.stride + c + u] * w1;
-    }
-    w += 2 * W;
+    Vec<T> v[2];
+    load_column(w, v);
+    for (int b = 0; b < B; ++b)
+      for (int h = 0; h < 2; ++h) part[u][b][h] += x.data[b * x.stride + c + u] * v[h];
+    w += kTileRows<T>;
   };
   for (; c + Unroll <= x.columns; c += Unroll)
     for (int u = 0; u < Unroll; ++u) column(u);
@@ -69,36 +107,38 @@ FK_INLINE void add_product(const T*& w, Inputs<T> x, Vec<T> (&sums)[B][2]) {
       for (int h = 0; h < 2; ++h) sums[b][h] += part[u][b][h];
 }
 
-// Calls finish(row, first lane's row, vectors) with the results of a part of a matrix's panels, the rows of the batch a
-// few at a time. The columns are those of one or two inputs.
-template <class T, class Finish>
-FK_INLINE void apply_matrix(const PanelMatrix<T>& m, int64_t batch, Inputs<T> x, Inputs<T> more, int64_t part,
-                            int64_t parts, Finish finish) {
+// Calls finish(row, panel, vectors) with the results of some of a matrix's panels, the rows a few at a time. What the
+// matrix is applied to is inputs(0), inputs(1), ...: so many pieces.
+template <class S, class GetInputs, class Finish>
+FK_INLINE void apply_matrix(const PanelMatrix<S>& m, Range rows, Range panels, int64_t pieces, GetInputs inputs,
+                            Finish finish) {
+  using T = Real<S>;
   constexpr int W = kLanes<T>, P = kTileRows<T>, Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
-  const int64_t panels = m.count(P), begin = panels * part / parts, end = panels * (part + 1) / parts;
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t row = 0; row < batch; row += Rows)
-      with_count<Rows>(batch - row < Rows ? batch - row : Rows, [&](auto count) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+    for (int64_t row = rows.begin; row < rows.end; row += Rows)
+      with_count<Rows>(rows.end - row < Rows ? rows.end - row : Rows, [&](auto count) {
         constexpr int B = decltype(count)::value;
         Vec<T> sums[B][2];
         for (int b = 0; b < B; ++b)
-          for (int h = 0; h < 2; ++h) sums[b][h] = load<Vec<T>>(m.bias + panel * P + h * W);
-        const T* w = m.panels + panel * m.columns * P;
-        add_product<T, B>(w, {x.data + row * x.stride, x.stride, x.columns}, sums);
-        if (more.columns) add_product<T, B>(w, {more.data + row * more.stride, more.stride, more.columns}, sums);
+          for (int h = 0; h < 2; ++h) sums[b][h] = load<Vec<T>>(m.bias + (row + b) * m.bias_stride + panel * P + h * W);
+        const S* w = m.panels + panel * m.columns * P;
+        for (int64_t i = 0; i < pieces; ++i) {
+          const Inputs<T> x = inputs(i);
+          add_product<S, T, B>(w, {x.data + row * x.stride, x.stride, x.columns}, sums);
+        }
         for (int b = 0; b < B; ++b) finish(row + b, panel, sums[b]);
       });
 }
 
-// The first n lanes of the two vectors of a panel, or all that are there.
+// Calls f(vector, the same lanes of `to`) -> vector on the first n lanes of a panel, or all that are there.
 template <class T, class F>
-FK_INLINE void store_panel(const Vec<T> (&v)[2], int64_t n, T* to, F f) {
+FK_INLINE void update_panel(const Vec<T> (&v)[2], int64_t n, T* to, F f) {
   constexpr int W = kLanes<T>;
   for (int h = 0; h < 2; ++h, n -= W, to += W)
     if (n >= W)
-      store(to, f(v[h], h));
+      store(to, f(v[h], load<Vec<T>>(to)));
     else if (n > 0)
-      store_part(to, f(v[h], h), n);
+      store_part(to, f(v[h], load_part<Vec<T>>(to, n)), n);
 }
 
 // In float32 by tanh, which is one of its own: off by an ulp of 1.
@@ -112,49 +152,113 @@ FK_INLINE Vec<T> relu(Vec<T> x) {
   return x < 0 ? Vec<T>{} : x;
 }
 
-// sigmoid and tanh of the two halves of a layer's channels.
-template <class T>
-void gate(const WaveNet<T>& net, int64_t time, int64_t layer, int64_t part, int64_t parts) {
+// The sample before a time.
+template <class N>
+FK_INLINE N sample_before(const Samples<N>& samples, int64_t row, int64_t time, int64_t times) {
+  return time == 0 ? samples.previous[row] : samples.drawn[row * times + time - 1];
+}
+
+// What the first layer reads: the row of a class, or a number times the only row.
+template <class S>
+FK_INLINE void embed(const WaveNet<S>& net, Range rows, int64_t time, Real<S>* to) {
+  const bool is_class = net.sampler.output == Output::categorical;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t c = is_class ? sample_before(net.classes, row, time, net.time) : 0;
+    const Real<S> x = is_class ? 1 : sample_before(net.values, row, time, net.time);
+    const S* weight = net.embedding + c * net.residual;
+    for (int64_t i = 0; i < net.residual; ++i)
+      to[row * net.residual + i] = x * widened(weight[i]) + net.embedding_bias[i];
+  }
+}
+
+// What a layer reads, from what the one before it read and gave.
+template <class S>
+FK_INLINE void residual(const WaveNet<S>& net, Range rows, int64_t layer, Real<S>* present) {
+  using T = Real<S>;
+  const PanelMatrix<S>& m = net.layers[layer].residual;
+  const int64_t R = net.residual;
+  const Inputs<T> u{net.gated + (layer - 1) * net.gate, net.depth * net.gate, net.gate};
+  apply_matrix(
+      m, rows, all_panels(m), 1, [=](int64_t) { return u; },
+      [=](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
+        const int64_t first = panel * kTileRows<T>;
+        update_panel<T>(v, R - first, present + row * R + first, [](Vec<T> x, Vec<T> before) { return x + before; });
+      });
+}
+
+// The products of a layer with the past and the condition at a time.
+template <class S>
+void past(const WaveNet<S>& net, Range rows, int64_t time, const WaveNetLayer<S>& l, Range panels) {
+  using T = Real<S>;
   constexpr int W = kLanes<T>;
-  const int64_t slots = net.dilations[layer] + 1, step = net.batch * net.residual;
-  const Inputs<T> past{net.rings[layer] + (time + 1) % slots * step, net.residual, net.residual};
-  const Inputs<T> present{net.rings[layer] + time % slots * step, net.residual, net.residual};
-  apply_matrix(net.matrices[2 * layer], net.batch, past, present, part, parts,
+  const int64_t R = net.residual, C = net.channels;
+  const auto inputs = [&](int64_t piece) -> Inputs<T> {
+    if (piece == l.taps - 1) return {net.condition + time * C, net.time * C, C};
+    return {l.ring + (time + 1 + piece * l.dilation) % l.slots() * net.batch * R, R, R};
+  };
+  apply_matrix(l.past, rows, panels, l.taps - 1 + (C > 0), inputs,
                [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
-                 const Vec<T> u = tanh_of(v[0]) * sigmoid_of(v[1]);
-                 T* to = net.gated + (row * net.layers + layer) * net.gate + panel * W;
-                 const int64_t n = net.gate - panel * W;
-                 n >= W ? store(to, u) : store_part(to, u, n);
+                 T* to = l.gate.bias + row * l.gate.bias_stride + panel * kTileRows<T>;
+                 for (int h = 0; h < 2; ++h) store(to + h * W, v[h]);
                });
 }
 
-// What the next layer reads.
-template <class T>
-void residual(const WaveNet<T>& net, int64_t time, int64_t layer, int64_t part, int64_t parts) {
-  constexpr int W = kLanes<T>, P = kTileRows<T>;
-  const int64_t R = net.residual, step = net.batch * R;
-  const T* from = net.rings[layer] + time % (net.dilations[layer] + 1) * step;
-  T* to = net.rings[layer + 1] + time % (net.dilations[layer + 1] + 1) * step;
-  const Inputs<T> u{net.gated + layer * net.gate, net.layers * net.gate, net.gate};
-  apply_matrix(net.matrices[2 * layer + 1], net.batch, u, {}, part, parts,
-               [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
-                 const int64_t at = row * R + panel * P, n = R - panel * P;
-                 store_panel<T>(v, n, to + at, [&](Vec<T> x, int h) {
-                   const T* h0 = from + at + h * W;
-                   return x + (n - h * W >= W ? load<Vec<T>>(h0) : load_part<Vec<T>>(h0, n - h * W));
-                 });
-               });
+// A layer after its products with the past, by one of some parts. Each of them makes all that the layer reads: it is a
+// fraction of the work, and waiting for each other's part takes longer.
+template <class S>
+void layer(const WaveNet<S>& net, Range rows, int64_t time, int64_t index, int64_t part, int64_t parts) {
+  using T = Real<S>;
+  constexpr int W = kLanes<T>;
+  const WaveNetLayer<S>& l = net.layers[index];
+  const int64_t R = net.residual;
+  T* present = net.present + part * net.present_stride;
+  if (index == 0)
+    embed(net, rows, time, present);
+  else
+    residual(net, rows, index, present);
+  if (part == 0)
+    __builtin_memcpy(l.ring + (time % l.slots() * net.batch + rows.begin) * R, present + rows.begin * R,
+                     (rows.end - rows.begin) * R * sizeof(T));
+  const Inputs<T> x{present, R, R};
+  apply_matrix(
+      l.gate, rows, panels_of(l.gate, part, parts), 1, [=](int64_t) { return x; },
+      [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
+        const Vec<T> u = tanh_of(v[0]) * sigmoid_of(v[1]);
+        T* to = net.gated + (row * net.depth + index) * net.gate + panel * W;
+        const int64_t n = net.gate - panel * W;
+        n >= W ? store(to, u) : store_part(to, u, n);
+      });
 }
 
-// One of the last three matrices, with a relu behind it or not.
-template <class T>
-void dense(const WaveNet<T>& net, const PanelMatrix<T>& m, const T* x, T* y, bool activated, int64_t part,
-           int64_t parts) {
-  apply_matrix(m, net.batch, {x, m.columns, m.columns}, {}, part, parts,
-               [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
-                 store_panel<T>(v, m.rows - panel * kTileRows<T>, y + row * m.rows + panel * kTileRows<T>,
-                                [=](Vec<T> a, int) { return activated ? relu<T>(a) : a; });
-               });
+// Adds the skips of a run of layers to those of the runs before.
+template <class S>
+void skip(const WaveNet<S>& net, Range rows, int64_t run, Range panels) {
+  using T = Real<S>;
+  const PanelMatrix<S>& m = net.skips[run];
+  const bool is_first = run == 0, is_last = (run + 1) * kRun >= net.depth;
+  const Inputs<T> u{net.gated + run * kRun * net.gate, net.depth * net.gate, m.columns};
+  apply_matrix(
+      m, rows, panels, 1, [=](int64_t) { return u; },
+      [=](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
+        const int64_t first = panel * kTileRows<T>;
+        update_panel<T>(v, m.rows - first, net.skipped + row * m.rows + first, [=](Vec<T> x, Vec<T> before) {
+          const Vec<T> sum = is_first ? x : x + before;
+          return is_last ? relu<T>(sum) : sum;
+        });
+      });
+}
+
+// One of the last two matrices, with a relu behind it or not.
+template <class S, class T>
+void dense(const PanelMatrix<S>& m, Range rows, const T* x, T* y, bool activated, Range panels) {
+  const Inputs<T> all{x, m.columns, m.columns};
+  apply_matrix(
+      m, rows, panels, 1, [=](int64_t) { return all; },
+      [=](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
+        const int64_t first = panel * kTileRows<T>;
+        update_panel<T>(v, m.rows - first, y + row * m.rows + first,
+                        [=](Vec<T> sum, Vec<T>) { return activated ? relu<T>(sum) : sum; });
+      });
 }
 
 // Logits to probabilities that are not yet divided by their sum.
@@ -202,49 +306,97 @@ int64_t choose(const T* logits, int64_t n, double uniform, double* p) {
   return below;
 }
 
-// What the first layer reads at a time, after a class.
-template <class T>
-void wavenet_embed(const WaveNet<T>& net, int64_t row, int64_t drawn, int64_t time) {
-  T* to = net.rings[0] + (time % (net.dilations[0] + 1) * net.batch + row) * net.residual;
-  __builtin_memcpy(to, net.embedding + drawn * net.residual, net.residual * sizeof(T));
+// The samples of some rows from their parameters.
+template <class S>
+void sample(const WaveNet<S>& net, Range rows, int64_t time) {
+  using T = Real<S>;
+  const Sampler& sampler = net.sampler;
+  const int64_t outputs = net.last[1].rows, components = outputs / 3, stride = net.time * net.numbers;
+  const T *noise = net.noise + time * net.numbers, *parameters = net.parameters;
+  if (sampler.output == Output::categorical) {
+    for (int64_t row = rows.begin; row < rows.end; ++row)
+      net.classes.drawn[row * net.time + time] =
+          choose(parameters + row * outputs, outputs, noise[row * stride], net.cumulative + row * outputs);
+    return;
+  }
+  const auto of = [=](int64_t i) { return Components<T>{parameters + i * components, outputs, 0, 1}; };
+  const Mixtures<T> mixtures = {
+      1, components, sampler.levels, sampler.output == Output::gaussians, sampler.log_scale_min, of(0), of(1), of(2)};
+  const Matrix<const T> last{noise + components, stride, 0};
+  const Components<T> choice{noise, stride, 0, 1};
+  if (sampler.output == Output::logistics)
+    sample_mixtures(mixtures, last, choice, net.sampled, rows.begin, rows.end,
+                    [](Number<T> v) { return log(v / (1 - v)); });
+  else
+    sample_mixtures(mixtures, last, choice, net.sampled, rows.begin, rows.end, [](Number<T> v) { return v; });
+  const T bound = sampler.bound;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const T x = net.sampled[row];
+    net.values.drawn[row * net.time + time] = x < -bound ? -bound : x > bound ? bound : x;
+  }
 }
 
-// Asks for the first weights of a part of a stage, which then arrive while the threads wait for each other.
-template <class T>
-FK_INLINE void prefetch(const PanelMatrix<T>& m, int64_t part, int64_t parts) {
-  constexpr int64_t kBytes = 4096;
-  const char* from =
-      reinterpret_cast<const char*>(m.panels + m.count(kTileRows<T>) * part / parts * m.columns * kTileRows<T>);
-  for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(from + i);
+// Calls f with the layers of a run.
+template <class S, class F>
+FK_INLINE void each_of_run(const WaveNet<S>& net, int64_t run, F f) {
+  for (int64_t l = run * kRun; l < net.depth && l < (run + 1) * kRun; ++l) f(l);
 }
 
-template <class T>
-void wavenet_stage(const WaveNet<T>& net, int64_t time, int64_t stage, int64_t part, int64_t parts) {
-  const int64_t last = 2 * net.layers - 1;  // the residual of the last layer is read by nobody
-  const PanelMatrix<T>* m = net.matrices + stage;
-  if (stage < last)
-    (stage % 2 ? residual<T> : gate<T>)(net, time, stage / 2, part, parts);
-  else if (stage == last)
-    dense(net, *m, net.gated, net.skips, true, part, parts);
-  else if (stage == last + 1)
-    dense(net, *m, net.skips, net.hiddens, true, part, parts);
-  else if (stage == last + 2)
-    dense(net, *m, net.hiddens, net.logits, false, part, parts);
-  else if (part == 0)
-    for (int64_t row = 0; row < net.batch; ++row) {
-      const int64_t at = row * net.time + time;
-      net.drawn[at] = choose(net.logits + row * net.classes, net.classes, net.uniform[at], net.cumulative);
-      wavenet_embed(net, row, net.drawn[at], time + 1);
-    }
-  prefetch(net.matrices[stage < last + 2 ? stage + 1 : 0], part, parts);
+// A part of the layers of a time, where only one part computes layers.
+template <class S>
+void run_of_layers(const WaveNet<S>& net, const Team& team, int64_t time, int64_t run, int64_t part) {
+  const Range rows{team.begin, team.end};
+  const int64_t others = team.parts - 1;
+  if (part == 0) {
+    if (others == 0 || (time == 0 && run == 0))  // else it was done before
+      each_of_run(net, run, [&](int64_t l) { past(net, rows, time, net.layers[l], all_panels(net.layers[l].past)); });
+    each_of_run(net, run, [&](int64_t l) { layer(net, rows, time, l, 0, 1); });
+  } else {
+    const bool wraps = (run + 1) * kRun >= net.depth;
+    if (const int64_t at = time + wraps; at < net.time)
+      each_of_run(net, wraps ? 0 : run + 1, [&](int64_t l) {
+        past(net, rows, at, net.layers[l], panels_of(net.layers[l].past, part - 1, others));
+      });
+  }
+  if (run > 0)
+    skip(net, rows, run - 1,
+         part == 0 ? Range{0, team.first_skips} : panels_of(net.skips[0], part - 1, others, team.first_skips));
 }
 
-#define FK_INSTANTIATE(T)                                                                 \
-  template void pack_panels<T>(const PanelMatrix<T>&, Matrix<const T>, int64_t, int64_t); \
-  template void pack_bias<T>(const PanelMatrix<T>&, const T*, bool);                      \
-  template void wavenet_stage<T>(const WaveNet<T>&, int64_t, int64_t, int64_t, int64_t);  \
-  template void wavenet_embed<T>(const WaveNet<T>&, int64_t, int64_t, int64_t);
-FK_INSTANTIATE(float)
-FK_INSTANTIATE(double)
+template <class S>
+void wavenet_stage(const WaveNet<S>& net, const Team& team, int64_t time, int64_t stage, int64_t part) {
+  const Range rows{team.begin, team.end};
+  const int64_t parts = team.parts, runs = team.runs(net.depth);
+  if (stage < runs && team.shares_layers) {
+    past(net, rows, time, net.layers[stage], panels_of(net.layers[stage].past, part, parts));
+    layer(net, rows, time, stage, part, parts);
+  } else if (stage < runs) {
+    run_of_layers(net, team, time, stage, part);
+  } else if (stage == runs) {
+    for (int64_t r = team.shares_layers ? 0 : runs - 1; r * kRun < net.depth; ++r)
+      skip(net, rows, r, panels_of(net.skips[r], part, parts));
+  } else if (stage == runs + 1) {
+    dense(net.last[0], rows, net.skipped, net.hidden, true, panels_of(net.last[0], part, parts));
+  } else if (stage == runs + 2) {
+    dense(net.last[1], rows, net.hidden, net.parameters, false, panels_of(net.last[1], part, parts));
+  } else {
+    const auto until = [&](int64_t p) { return rows.begin + ((rows.end - rows.begin) * p + parts - 1) / parts; };
+    sample(net, {until(part), until(part + 1)}, time);  // of a single row by the part that goes on with it
+  }
+}
+
+template <class S>
+const WaveNetKernels<S>& wavenet_kernels() {
+  static constexpr WaveNetKernels<S> kTable = {
+      .tile = kTileRows<Real<S>>,
+      .pack_panels = &pack_panels<S>,
+      .pack_bias = &pack_bias<S>,
+      .wavenet_stage = &wavenet_stage<S>,
+  };
+  return kTable;
+}
+template const WaveNetKernels<float>& wavenet_kernels<float>();
+template const WaveNetKernels<double>& wavenet_kernels<double>();
+template const WaveNetKernels<BFloat16>& wavenet_kernels<BFloat16>();
 
 }  // namespace flowkern::FK_ISA

@@ -1,40 +1,12 @@
 // Samples of mixtures of logistics from given uniform numbers.
-#include "cpu/mixtures/lanes.h"
+#include "cpu/mixtures/sample.h"
 
 namespace flowkern::FK_ISA {
-
-// The nearest of so many values from -1 to 1.
-template <class X>
-FK_INLINE X nearest_level(X x, int64_t levels) {
-  constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
-  const X steps = X{} + (levels - 1) * 0.5;
-  x = select(x < -1, X{} - 1, select(x > 1, X{} + 1, x));
-  return ((x + 1) * steps + kRound - kRound) / steps - 1;
-}
 
 template <class T>
 void logistic_mixture_sample(const Mixtures<T>& mixtures, Matrix<const T> u, const Components<T>& choice, T* out,
                              int64_t begin, int64_t end) {
-  using X = Number<T>;
-  const X least = X{} + mixtures.log_scale_min;
-  for (int64_t i = begin; i < end; i += kStep<T>) {
-    const Lanes<T> lanes(i, end, mixtures.columns);
-    const Places<T> choices(lanes, choice), logits(lanes, mixtures.logits), means(lanes, mixtures.means),
-        log_scales(lanes, mixtures.log_scales);
-    X best = X{} - HUGE_VAL, mean = means.load(), log_scale = log_scales.load();
-    for (int64_t k = 0; k < mixtures.components; ++k) {
-      const X v = choices.load(k * choice.component_stride);
-      const X score = logits.load(k * mixtures.logits.component_stride) - log(-log(v));
-      const auto better = score > best;
-      best = select(better, score, best);
-      mean = select(better, means.load(k * mixtures.means.component_stride), mean);
-      log_scale = select(better, log_scales.load(k * mixtures.log_scales.component_stride), log_scale);
-    }
-    const X v = Places<T>(lanes, u).load();
-    X x = mean + exp(select(log_scale < least, least, log_scale)) * log(v / (1 - v));
-    if (mixtures.levels) x = nearest_level(x, mixtures.levels);
-    put(lanes, out, 1, x);
-  }
+  sample_mixtures(mixtures, u, choice, out, begin, end, [](Number<T> v) { return log(v / (1 - v)); });
 }
 
 template void logistic_mixture_sample(const Mixtures<float>&, Matrix<const float>, const Components<float>&, float*,
