@@ -159,7 +159,8 @@ def test_outputs_and_gradients(form: str, dtype: torch.dtype) -> None:
             assert gradients.pop("first_conv.weight_v").abs().max() < 100 * torch.finfo(dtype).eps * largest
         pools: dict[str, list[Tensor]] = {"gradient of conditions and signal": []}  # of one bias there are too few numbers
         for name, g in gradients.items():
-            place = name.split(".")[0] if "." in name else "conditions and signal"
+            *modules, _ = name.split(".")  # the same one of all layers
+            place = ".".join(part for part in modules if not part.isdigit()) or "conditions and signal"
             pools.setdefault(f"gradient of {place}", []).append(g.flatten())
         return {"value": y.detach(), **{name: torch.cat(gs) for name, gs in pools.items()}}
 
