@@ -48,6 +48,6 @@ OPERATORS = {
         Operator("pack", "masked_networks", ("cpu",), gradients=False),
         Operator("causal_conv1d", "convolutions", ("cpu",)),
         Operator("causal_conv1d_update", "convolutions", ("cpu",), gradients=False),
-        Operator("wavenet_generate", "convolutions", ("cpu",), gradients=False),
+        Operator("wavenet_generate", "convolutions", ("cpu", "cuda"), gradients=False),
     )
 }

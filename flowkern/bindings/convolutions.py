@@ -1,4 +1,4 @@
-"""Causal convolutions: the shapes of the CPU operators."""
+"""Causal convolutions: the operators of the CUDA kernels, and the shapes of the CPU operators."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import torch
 from torch import Tensor
 
 from flowkern._library import BUILD_ERROR
+from flowkern.bindings.namespaces import CUDA
+
+
+@CUDA.define(
+    "wavenet_generate(Tensor noise, Tensor previous, Tensor queues, Tensor[] weights, Tensor[] biases, int[] dilations, "
+    "Tensor? condition, Tensor[] condition_weights, str output, int? levels, float log_scale_min, float bound) -> "
+    "(Tensor, Tensor)"
+)
+def _wavenet_generate(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.cuda.wavenet_generate import wavenet_generate
+
+    return wavenet_generate(*arguments)
+
+
+@CUDA.fake("wavenet_generate")
+def _(noise, previous, queues, weights, biases, dilations, condition, *_):  # type: ignore[no-untyped-def]
+    from flowkern.cuda.wavenet_generate import prepare
+
+    prepare(weights, dilations, condition, noise.dtype)
+    return previous.new_empty(noise.shape[:2]), torch.empty_like(queues, memory_format=torch.contiguous_format)
 
 
 def _causal_conv1d_like(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:

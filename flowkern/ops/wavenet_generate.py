@@ -93,6 +93,12 @@ def wavenet_generate(
     taps = {w.shape[-1] for w in weights[1:-2:3]}
     older = output == "categorical" and condition is None and taps == {2} and weights[0].dtype == noise.dtype
     kernels = kernels_for(noise, "wavenet_generate")
+    if kernels.namespace == "flowkern_cuda" and noise.dtype not in HALF:
+        network = list(weights), list(biases), dilations, condition, list(condition_weights)
+        draw = torch.ops.flowkern_cuda.wavenet_generate
+        samples, queues = draw(noise, *state, *network, output, levels, log_scale_min, bound)
+        previous = samples[:, -1] if samples.shape[1] else state.previous
+        return samples, WaveNetState(previous.clone(), queues)
     if kernels.plain or noise.dtype in HALF or not older or any(b.dim() > 1 for b in biases):
         return reference.wavenet_generate(
             noise,
