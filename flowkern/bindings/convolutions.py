@@ -1,4 +1,4 @@
-"""Causal convolutions: the operators of the CUDA kernels, and the shapes of the CPU operators."""
+"""Causal convolutions: the operators of the Triton and CUDA kernels, and the shapes of the CPU operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,50 @@ import torch
 from torch import Tensor
 
 from flowkern._library import BUILD_ERROR
-from flowkern.bindings.namespaces import CUDA
+from flowkern.bindings.namespaces import CUDA, TRITON
+
+_LAYER = "Tensor gate_weight, Tensor gate_bias, Tensor residual_weight, "
+
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+@TRITON.define(
+    f"wavenet_layer(Tensor x, Tensor? skips, {_LAYER}Tensor residual_bias, Tensor skip_weight, Tensor skip_bias, "
+    "Tensor? condition, Tensor? condition_weight, int dilation, str precision) -> (Tensor, Tensor)"
+)
+def _wavenet_layer(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.wavenet_layer import wavenet_layer
+
+    return wavenet_layer(*arguments)
+
+
+@TRITON.fake("wavenet_layer")
+def _(x, skips, gate_weight, gate_bias, residual_weight, residual_bias, skip_weight, *_):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), x.new_empty(x.shape[0], skip_weight.shape[0], x.shape[2])
+
+
+@TRITON.define(
+    f"wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, {_LAYER}Tensor skip_weight, Tensor? condition, "
+    "Tensor? condition_weight, int dilation, str precision, bool parameters, bool of_x, bool of_condition) -> Tensor[]"
+)
+def _wavenet_layer_backward(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.wavenet_layer import wavenet_layer_gradients
+
+    return wavenet_layer_gradients(*arguments)
+
+
+@TRITON.fake("wavenet_layer_backward")
+def _(  # type: ignore[no-untyped-def]
+    g_y, g_skips, x, gate_weight, gate_bias, residual_weight, skip_weight, condition, condition_weight,
+    dilation, precision, parameters, of_x, of_condition,
+):  # fmt: skip
+    weights = gate_weight, gate_bias, residual_weight, residual_weight[:, 0], skip_weight, skip_weight[:, 0]
+    like = [*weights, *([] if condition is None else [condition_weight])] if parameters else []
+    like += [x] * of_x + [condition] * of_condition
+    return [t.new_empty(t.shape) for t in like]
+
+
+# -- CUDA -------------------------------------------------------------------------------------------------------------
 
 
 @CUDA.define(
@@ -26,6 +69,9 @@ def _(noise, previous, queues, weights, biases, dilations, condition, *_):  # ty
 
     prepare(weights, dilations, condition, noise.dtype)
     return previous.new_empty(noise.shape[:2]), torch.empty_like(queues, memory_format=torch.contiguous_format)
+
+
+# -- the CPU ----------------------------------------------------------------------------------------------------------
 
 
 def _causal_conv1d_like(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
