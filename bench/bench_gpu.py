@@ -249,6 +249,47 @@ def test_what_a_dependent_step_costs(benchmark: Any, hidden: tuple[int, ...]) ->
     record(benchmark, graphed(work), "dependent steps, B=1", f"D=1025, {len(hidden)} hidden layers", steps=steps)
 
 
+WAVENETS = {  # residual, skip, outputs of the last two matrices, layers
+    "256 classes": (64, 128, 256, 256, 20),
+    "ten logistics": (64, 128, 128, 30, 30),
+}
+
+
+@pytest.mark.parametrize("implementation", ["float32", "bfloat16 weights", "float32 graph", "oracle"])
+@pytest.mark.parametrize("batch", [1, 16, 256, 2048])
+@pytest.mark.parametrize("size", WAVENETS)
+def test_sampling_loop(benchmark: Any, size: str, batch: int, implementation: str) -> None:
+    """Samples of every row in a second are `times` over the time. The oracle, a loop in Python, draws a hundredth."""
+    torch.manual_seed(0)
+    residual, skip, hidden, outputs, layers = WAVENETS[size]
+    classes, times = outputs if size == "256 classes" else 1, 40 if implementation == "oracle" else 4000
+    layer = [(2 * residual, residual, 2), (residual, residual), (skip, residual)]
+    shapes = [(classes, residual), *layers * layer, (hidden, skip), (outputs, hidden)]
+    weights = [torch.randn(shape, device="cuda") / shape[1] ** 0.5 for shape in shapes]
+    biases = [torch.zeros(residual, device="cuda"), *(torch.zeros(shape[0], device="cuda") for shape in shapes[1:])]
+    dilations = [1 << i % 10 for i in range(layers)]
+    kind = "categorical" if classes > 1 else "logistics"
+    begin = torch.zeros(batch, dtype=torch.long if classes > 1 else torch.float32, device="cuda")
+    state = fk.ops.WaveNetState(begin, torch.zeros(batch, sum(dilations), residual, device="cuda"))
+    noise = torch.rand(batch, times, 1 if classes > 1 else outputs // 3 + 1, device="cuda")
+    options: dict[str, Any] = {} if classes > 1 else {"levels": 65536, "log_scale_min": -7.0, "bound": 1.0}
+    if "bfloat16" in implementation:
+        weights = [w.bfloat16() for w in weights]
+
+    def work() -> Any:
+        with fk.backend("reference" if implementation == "oracle" else "auto"):
+            return fk.ops.wavenet_generate(noise, state, weights, biases, dilations, output=kind, **options)
+
+    with fk.backend("reference"):
+        few = fk.ops.wavenet_generate(noise[:, :3], state, weights, biases, dilations, output=kind, **options)
+    drawn = work()[0]
+    agree = (drawn[:, :3] == few[0]) if classes > 1 else (drawn[:, :3] - few[0]).abs() < 1e-3
+    assert agree.float().mean() > 0.99  # a number on the edge of two classes may fall on either side
+    text = f"L={layers}, R={residual}, S={skip}, A={outputs}, B={batch}"
+    work = graphed(work) if "graph" in implementation else work
+    record(benchmark, work, f"sampling loop, {size}: {text}", implementation, times=times)
+
+
 @pytest.mark.parametrize("implementation", ["flowkern", "flowkern graph", "oracle", "oracle compiled"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_iaf_samples(benchmark: Any, gated: bool, implementation: str) -> None:

@@ -50,7 +50,7 @@ OPERATORS = {
         Operator("pack", "masked_networks", ("cpu",), gradients=False),
         Operator("causal_conv1d", "convolutions", ("cpu",)),
         Operator("causal_conv1d_update", "convolutions", ("cpu",), gradients=False),
-        Operator("wavenet_layer", "convolutions", ("cpu",)),
-        Operator("wavenet_generate", "convolutions", ("cpu",), gradients=False),
+        Operator("wavenet_layer", "convolutions", ("cpu", "triton")),
+        Operator("wavenet_generate", "convolutions", ("cpu", "cuda"), gradients=False),
     )
 }

@@ -1,6 +1,7 @@
 // The names of csrc/cuda/device.h on a CPU: the threads of a block are fibers that take turns at every barrier.
 //
-// A barrier that not all threads reach, or a shuffle in part of a warp, stops the program with a message. Shared memory
+// A barrier that not all threads reach, a shuffle in part of a warp, or a wait for a word that nobody sends stops the
+// program with a message. Shared memory
 // is a heap block of exactly the size asked for, filled with NaN, so AddressSanitizer sees its bounds. What an
 // asynchronous copy will write is NaN until the wait. Blocks of a group run together, others one after another, on the
 // same fibers. ThreadSanitizer takes fibers for threads that only barriers order. Not shown: what depends on the memory
@@ -244,7 +245,8 @@ FK_NO_TSAN inline void run_group(void (*kernel)(const void*), int first, int cou
         resume(fibers[i]);
         left -= fibers[i].done;
       }
-    if (turns_with_progress == before) fail("some threads wait at a barrier that the others do not reach");
+    if (turns_with_progress == before)
+      fail("some threads wait at a barrier that the others do not reach, or for a word");
   }
   for (unsigned char* m : memory) std::free(m);
 }
@@ -323,8 +325,26 @@ inline T load_shared_by_blocks(const T* p) {
   return *p;
 }
 
+FK_NO_TSAN inline void made_progress() { ++host_run::turns_with_progress; }
+inline void send_word(unsigned long long* to, unsigned value, unsigned tag) {
+  __atomic_store_n(to, static_cast<unsigned long long>(tag) << 32 | value, __ATOMIC_RELAXED);
+  made_progress();
+}
+inline unsigned receive_word(const unsigned long long* from, unsigned tag) {
+  for (;;) {
+    const unsigned long long word = __atomic_load_n(from, __ATOMIC_RELAXED);
+    if (word >> 32 == tag) return static_cast<unsigned>(word);
+    host_run::yield();
+  }
+}
+
 inline float bits_to_float(unsigned bits) { return __builtin_bit_cast(float, bits); }
 inline unsigned float_to_bits(float value) { return __builtin_bit_cast(unsigned, value); }
+inline double bits_to_double(unsigned high, unsigned low) {
+  return __builtin_bit_cast(double, static_cast<unsigned long long>(high) << 32 | low);
+}
+inline unsigned high_bits(double value) { return __builtin_bit_cast(unsigned long long, value) >> 32; }
+inline unsigned low_bits(double value) { return static_cast<unsigned>(__builtin_bit_cast(unsigned long long, value)); }
 inline float half_to_float(unsigned short h) {
   const int exponent = h >> 10 & 31, fraction = h & 1023;
   const float magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)

@@ -75,11 +75,22 @@ class Host:
         self.launched: list[str] = []
 
     def launch(
-        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+        self,
+        code: Code,
+        name: str,
+        grid: int,
+        threads: int,
+        arguments: ctypes.Structure,
+        shared: int = 0,
+        group: int = 1,
+        together: bool = False,
     ) -> None:
         """Runs the blocks of a group together, one group after another."""
         library = self.libraries[code]
         assert shared <= self.shared_bytes
+        if together:
+            assert grid <= self.multiprocessors
+            group = grid
         self.launched.append(name + (f" x{group}" if group > 1 else ""))
         kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
         library.host_run_launch(kernel, grid, threads, group, ctypes.c_long(shared), ctypes.byref(arguments))

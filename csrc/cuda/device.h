@@ -88,6 +88,19 @@ FK_INLINE void sync_blocks(unsigned* counter, int count, unsigned round) {
 FK_INLINE float load_shared_by_blocks(const float* p) { return __ldcg(p); }
 FK_INLINE double load_shared_by_blocks(const double* p) { return __ldcg(p); }
 
+// -- words between blocks that run at the same time: each carries a tag, so that whoever waits for it needs no barrier
+FK_INLINE void send_word(unsigned long long* to, unsigned value, unsigned tag) {
+  const unsigned long long word = static_cast<unsigned long long>(tag) << 32 | value;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+// Waits for the word of a tag.
+FK_INLINE unsigned receive_word(const unsigned long long* from, unsigned tag) {
+  unsigned long long word;
+  do asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+  while (word >> 32 != tag);
+  return static_cast<unsigned>(word);
+}
+
 // -- numbers
 FK_INLINE float half_to_float(unsigned short bits) {
   float value;
@@ -101,6 +114,9 @@ FK_INLINE unsigned short float_to_half(float value) {
 }
 FK_INLINE float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 FK_INLINE unsigned float_to_bits(float value) { return __float_as_uint(value); }
+FK_INLINE double bits_to_double(unsigned high, unsigned low) { return __hiloint2double(high, low); }
+FK_INLINE unsigned high_bits(double value) { return __double2hiint(value); }
+FK_INLINE unsigned low_bits(double value) { return __double2loint(value); }
 
 // -- matrix instructions: c [16, 8] += a [16, 8] b [8, 8] over the lanes of a warp, the factors rounded to tf32. With g
 // = lane / 4 and t = lane % 4, a holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), b (t, g), (t + 4, g) and c (g, 2

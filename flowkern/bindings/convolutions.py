@@ -1,4 +1,4 @@
-"""Causal convolutions: the shapes of the CPU operators."""
+"""Causal convolutions: the operators of the Triton and CUDA kernels, and the shapes of the CPU operators."""
 
 from __future__ import annotations
 
@@ -6,6 +6,56 @@ import torch
 from torch import Tensor
 
 from flowkern._library import BUILD_ERROR
+from flowkern.bindings.namespaces import CUDA, TRITON
+
+_LAYER = "Tensor gate_weight, Tensor gate_bias, Tensor residual_weight, "
+
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+@TRITON.define(
+    f"wavenet_layer(Tensor x, Tensor? skips, {_LAYER}Tensor residual_bias, Tensor skip_weight, Tensor skip_bias, "
+    "Tensor? condition, Tensor? condition_weight, int dilation, str precision) -> (Tensor, Tensor)"
+)
+def _wavenet_layer(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.wavenet_layer import wavenet_layer
+
+    return wavenet_layer(*arguments)
+
+
+@TRITON.define(
+    f"wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, {_LAYER}Tensor skip_weight, Tensor? condition, "
+    "Tensor? condition_weight, int dilation, str precision, bool parameters, bool of_x, bool of_condition) -> Tensor[]"
+)
+def _wavenet_layer_backward(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.wavenet_layer import wavenet_layer_gradients
+
+    return wavenet_layer_gradients(*arguments)
+
+
+# -- CUDA -------------------------------------------------------------------------------------------------------------
+
+
+@CUDA.define(
+    "wavenet_generate(Tensor noise, Tensor previous, Tensor queues, Tensor[] weights, Tensor[] biases, int[] dilations, "
+    "Tensor? condition, Tensor[] condition_weights, str output, int? levels, float log_scale_min, float bound) -> "
+    "(Tensor, Tensor)"
+)
+def _wavenet_generate(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.cuda.wavenet_generate import wavenet_generate
+
+    return wavenet_generate(*arguments)
+
+
+@CUDA.fake("wavenet_generate")
+def _(noise, previous, queues, weights, biases, dilations, condition, *_):  # type: ignore[no-untyped-def]
+    from flowkern.cuda.wavenet_generate import prepare
+
+    prepare(weights, dilations, condition, noise.dtype)
+    return previous.new_empty(noise.shape[:2]), torch.empty_like(queues, memory_format=torch.contiguous_format)
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
 
 
 def _causal_conv1d_like(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
@@ -26,7 +76,7 @@ def _layer_like(x, skips, gate_weight, gate_bias, residual_weight, residual_bias
 
 
 def _layer_gradients_like(  # type: ignore[no-untyped-def]
-    g_y, g_skips, x, gate_weight, gate_bias, residual_weight, skip_weight, condition, condition_weight, dilation, *of
+    g_y, g_skips, x, gate_weight, gate_bias, residual_weight, skip_weight, condition, condition_weight, *constants
 ):
     parameters = [
         *(gate_weight.shape, gate_bias.shape, residual_weight.shape, residual_weight.shape[:1]),
@@ -34,7 +84,7 @@ def _layer_gradients_like(  # type: ignore[no-untyped-def]
     ]
     if condition is not None:
         parameters.append(condition_weight.shape)
-    of_parameters, of_x, of_condition = of
+    *_, of_parameters, of_x, of_condition = constants
     shapes = parameters if of_parameters else []
     shapes = [*shapes, *([x.shape] if of_x else []), *([condition.shape] if of_condition else [])]
     return [x.new_empty(shape) for shape in shapes]
@@ -52,6 +102,8 @@ _SHAPES = {
     "wavenet_layer_backward": _layer_gradients_like,
     "wavenet_generate": _generated_like,
 }
+for _name in ("wavenet_layer", "wavenet_layer_backward"):
+    TRITON.fake(_name)(_SHAPES[_name])
 if BUILD_ERROR is None:
     for _name, _like in _SHAPES.items():
         torch.library.register_fake(f"flowkern::{_name}")(_like)

@@ -47,9 +47,17 @@ class Machine(Protocol):
     clusters: bool
 
     def launch(
-        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+        self,
+        code: Code,
+        name: str,
+        grid: int,
+        threads: int,
+        arguments: ctypes.Structure,
+        shared: int = 0,
+        group: int = 1,
+        together: bool = False,
     ) -> None:
-        """Runs a kernel on the current stream; neighbouring blocks of a group run at the same time."""
+        """Runs a kernel on the current stream; neighbouring blocks of a group run at the same time, or all ``together``."""
 
 
 @lru_cache(None)
@@ -221,9 +229,17 @@ class Gpu:
             self._checked(exchange(before))
 
     def launch(
-        self, code: Code, name: str, grid: int, threads: int, arguments: ctypes.Structure, shared: int = 0, group: int = 1
+        self,
+        code: Code,
+        name: str,
+        grid: int,
+        threads: int,
+        arguments: ctypes.Structure,
+        shared: int = 0,
+        group: int = 1,
+        together: bool = False,
     ) -> None:
-        """Runs a kernel on PyTorch's current stream of this GPU."""
+        """Runs a kernel on PyTorch's current stream of this GPU; the driver refuses what cannot run at the same time."""
         with torch.cuda.device(self.index):
             # A thread that never called the runtime has no context: autograd's may come here first.
             if int(self._checked(self.driver.cuCtxGetCurrent())) != int(self.context):
@@ -234,15 +250,15 @@ class Gpu:
             config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
             config.sharedMemBytes = shared
             config.hStream = torch.cuda.current_stream(self.index).cuda_stream
-            config.attrs = [self._together(group)] if group > 1 else []
+            config.attrs = [self._together(group, together)] if group > 1 or together else []
             config.numAttrs = len(config.attrs)
             pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
             self._checked(self.driver.cuLaunchKernelEx(config, kernel, ctypes.addressof(pointers), 0))
 
-    def _together(self, group: int) -> Any:
-        """The launch attribute by which the blocks of a group run at the same time."""
+    def _together(self, group: int, whole: bool) -> Any:
+        """The launch attribute by which the blocks of a group, or of the whole grid, run at the same time."""
         ids, attribute = self.driver.CUlaunchAttributeID, self.driver.CUlaunchAttribute()
-        if self.clusters:
+        if self.clusters and not whole:
             attribute.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = group, 1, 1
         else:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import HALF, check_float, check_like, whole_number
-from flowkern.backends import kernels_for
+from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._convolutions import lowers
 from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._rows import namespace
 
 
 def wavenet_layer(
@@ -78,9 +79,11 @@ def wavenet_layer(
     if kernels.plain:
         return reference.wavenet_layer(*given, dilation=dilation)
     dtype, batch = x.dtype, x.shape[:-2]
-    given = given.over(Layer._fields, lambda t: t.float() if t.dtype in HALF else t).with_one_batch()
+    given = given.with_one_batch()
+    if kernels.on_cpu:
+        given = given.over(Layer._fields, lambda t: t.float() if t.dtype in HALF else t)
     needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    outputs = (WaveNetLayerFunction.apply if needed else _run)(*given, dilation)
+    outputs = (WaveNetLayerFunction.apply if needed else _run)(kernels, dilation, *given)
     y, sums = (t.to(dtype).reshape(*batch, *t.shape[1:]) for t in outputs)
     return y, sums
 
@@ -163,24 +166,29 @@ def _check(given: Layer, dilation: int) -> None:
             raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}, got {tuple(t.shape)}")
 
 
-def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
-    contiguous = (t if t is None else t.contiguous() for t in arguments[:-1])
-    return torch.ops.flowkern.wavenet_layer(*contiguous, arguments[-1])
+def _run(kernels: Kernels, dilation: int, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+    contiguous = (t if t is None else t.contiguous() for t in given)
+    return namespace(kernels).wavenet_layer(*contiguous, *_constants(kernels, dilation))
+
+
+def _constants(kernels: Kernels, dilation: int) -> tuple[Any, ...]:
+    """What the kernels take besides tensors."""
+    return (dilation,) if kernels.on_cpu else (dilation, kernels.precision)
 
 
 class WaveNetLayerFunction(torch.autograd.Function):
     """Forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, ctx.dilation = arguments
-        ctx.save_for_backward(*Layer(*tensors)._replace(skips=None))  # no gradient asks for the skips
-        return _run(*arguments)
+    def forward(ctx: Any, kernels: Kernels, dilation: int, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.kernels, ctx.dilation = kernels, dilation
+        ctx.save_for_backward(*Layer(*given)._replace(skips=None))  # type: ignore[arg-type]  # no gradient asks for the skips
+        return _run(kernels, dilation, *given)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         given = Layer(*ctx.saved_tensors)
-        needs = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
+        needs = dict(zip(Layer._fields, ctx.needs_input_grad[2:], strict=True))
         found: dict[str, Tensor | None] = {"skips": grads[1]}
         if wants_plain(grads):
             oracle = partial(reference.wavenet_layer, dilation=ctx.dilation)
@@ -191,7 +199,7 @@ class WaveNetLayerFunction(torch.autograd.Function):
             of = any(needs[name] for name in parameters), needs["x"], needs["condition"]
             inputs = given.x, *given[2:5], given.skip_weight, *given[8:]
             tensors = (t if t is None else t.contiguous() for t in (*grads, *inputs))
-            gradients = torch.ops.flowkern.wavenet_layer_backward(*tensors, ctx.dilation, *of)
+            gradients = namespace(ctx.kernels).wavenet_layer_backward(*tensors, *_constants(ctx.kernels, ctx.dilation), *of)
             names = [*parameters * of[0], *["x"] * of[1], *["condition"] * of[2]]
             found |= dict(zip(names, gradients, strict=True))
-        return *(found.get(name) if need else None for name, need in needs.items()), None
+        return None, None, *(found.get(name) if need else None for name, need in needs.items())

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kernel_page import PAGE, put, read_cubin
 from networks import network
 
-from flowkern.cuda import code, launch
+from flowkern.cuda import code, launch, wavenet_generate
 
 # Compute capability, and the shared memory that a block may have there.
 ARCHITECTURES = {"sm_80": ((8, 0), 163), "sm_90a": ((9, 0), 227), "sm_100": ((10, 0), 227), "sm_120": ((12, 0), 99)}
@@ -33,6 +33,7 @@ VARIANTS = [
 ]
 SWEEPS = [f"{name}_{v}" for name in ("autoregressive_inverse", "autoregressive_inverse_backward") for v in VARIANTS]
 PACKS = ["pack_f32", "pack_f64", "pack_bf16", "pack_f16"]
+LOOPS = [f"wavenet_generate_{number}_r{rows}" for number in ("f32", "f64", "bf16") for rows in (1, 8)]
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ def usage(architecture: str) -> dict[str, Usage]:
 
 def threads(name: str) -> int:
     """Of a block of a kernel."""
+    if name in LOOPS:
+        return wavenet_generate.THREADS
     return 128 if name in PACKS else launch.Shape(int(name.split("_")[-1][1:])).threads
 
 
 def faults(architecture: str) -> list[str]:
     """What is wrong with an architecture's kernels; nothing, it is hoped."""
     found, wrong = usage(architecture), []
-    missing = set(SWEEPS + PACKS) - set(found)
+    missing = set(SWEEPS + PACKS + LOOPS) - set(found)
     if missing:
         return [f"{architecture}: no code for {sorted(missing)}"]
     for name, u in found.items():
@@ -79,7 +82,7 @@ def faults(architecture: str) -> list[str]:
             wrong.append(f"{architecture} {name}: spills {u.stack} bytes")
         if u.registers * threads(name) > 65536:
             wrong.append(f"{architecture} {name}: {u.registers} registers for {threads(name)} threads")
-        if name in SWEEPS and "LDGSTS" not in u.instructions:
+        if name in SWEEPS + LOOPS and "LDGSTS" not in u.instructions:
             wrong.append(f"{architecture} {name}: no asynchronous copies")
         dtype, shape = name.split("_")[-2:]
         if name in SWEEPS and dtype in ("tf32", "bf16", "f16") and shape != "r1" and "HMMA" not in u.instructions:
@@ -97,11 +100,19 @@ class Card:
 NETWORKS = [(8, (128, 128)), (64, (512, 512)), (784, (1024, 1024)), (64, (4096, 4096))]
 
 
+CYCLE = tuple(1 << i for i in range(10))
+WAVENETS = [
+    wavenet_generate.Network(64, 64, 256, 256, 256, 2, 0, 2 * CYCLE),
+    wavenet_generate.Network(64, 64, 128, 256, 256, 2, 0, 2 * CYCLE),
+    wavenet_generate.Network(64, 64, 128, 128, 30, 2, 80, 3 * CYCLE),
+]
+
+
 def table() -> str:
     """Markdown: registers by architecture, and what a tile of some networks needs of shared memory."""
     lines = ["| kernel | threads | " + " | ".join(f"{a}, registers" for a in ARCHITECTURES) + " |"]
     lines.append("|---|---:|" + "---:|" * len(ARCHITECTURES))
-    for name in SWEEPS:
+    for name in SWEEPS + LOOPS:
         lines.append(
             f"| `{name}` | {threads(name)} | " + " | ".join(str(usage(a)[name].registers) for a in ARCHITECTURES) + " |"
         )
@@ -112,7 +123,19 @@ def table() -> str:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             cells = [_shape(plan, dtype, shared) for _, shared in ARCHITECTURES.values()]
             lines.append(f"| D={features}, {hidden[0]}x2 | {str(dtype)[6:]} | " + " | ".join(cells) + " |")
+    lines += ["", "| WaveNet, one row | weights | " + " | ".join(f"{a}, blocks and KB" for a in ARCHITECTURES) + " |"]
+    lines.append("|---|---|" + "---:|" * len(ARCHITECTURES))
+    for of in WAVENETS:
+        sizes = f"L={len(of.dilations)}, R={of.residual}, S={of.skip}, A={of.outputs}"
+        for dtype in (torch.float32, torch.bfloat16):
+            cells = [_blocks(of, dtype, shared) for _, shared in ARCHITECTURES.values()]
+            lines.append(f"| {sizes} | {str(dtype)[6:]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _blocks(of: wavenet_generate.Network, dtype: torch.dtype, shared: int) -> str:
+    found = wavenet_generate.chain_of(of, 1, dtype, torch.float32, wavenet_generate.Card(132, shared * 1024))
+    return f"{found.stages} + {len(found.members) - found.stages}, {found.shared() / 1024:.0f}{'' if found.on_chip else ' *'}"
 
 
 def _shape(plan: Any, dtype: torch.dtype, shared: int) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from flowkern.cuda import code, launch
+from flowkern.cuda.wavenet_generate import GenerateArguments
 
 resources = pytest.importorskip("resources", reason="needs the tools that Triton brings")
 CODE, KERNEL = code.Code("autoregressive_inverse", "affine"), "autoregressive_inverse_tf32_r16"
@@ -28,7 +29,9 @@ def test_code_for_every_architecture(architecture: str) -> None:
 
 def test_what_counts_as_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = resources.Usage(255, 8, 0, frozenset({"FFMA"}))
-    monkeypatch.setattr(resources, "usage", lambda architecture: dict.fromkeys(resources.SWEEPS + resources.PACKS, bad))
+    monkeypatch.setattr(
+        resources, "usage", lambda architecture: dict.fromkeys(resources.SWEEPS + resources.PACKS + resources.LOOPS, bad)
+    )
     found = [f for f in resources.faults("sm_80") if "autoregressive_inverse_tf32_r32" in f]
     assert len(found) == 4, found
     monkeypatch.setattr(resources, "usage", lambda architecture: {})
@@ -95,6 +98,7 @@ def test_what_keeps_the_kernels_from_running_is_said(tmp_path: Path, monkeypatch
 
 def test_arguments_are_as_large_as_the_kernels_think() -> None:
     assert (ctypes.sizeof(launch.SweepArguments), ctypes.sizeof(launch.PackArguments)) == (2360, 2680)
+    assert ctypes.sizeof(GenerateArguments) == 280
 
 
 @pytest.mark.parametrize(("capability", "attribute"), [((9, 0), "CLUSTER_DIMENSION"), ((8, 0), "COOPERATIVE")])
@@ -129,20 +133,21 @@ def test_a_launch_as_the_driver_receives_it(
     monkeypatch.setattr(code, "compile_kernels", lambda *_: b"code")
     monkeypatch.setattr(code, "built_file", lambda *_: None)
     gpu, arguments = code.Gpu(0), launch.SweepArguments(tiles=5)
-    for group in (1, 8):
-        gpu.launch(CODE, KERNEL, 40, 256, arguments, 1000, group)
+    for options in ({}, {"group": 8}, {"together": True}):
+        gpu.launch(CODE, KERNEL, 40, 256, arguments, 1000, **options)
     assert gpu.shared_bytes == 232448
-    assert seen["cuCtxSetCurrent"] == [(5,)] * 2  # this thread has no context, or another
+    assert seen["cuCtxSetCurrent"] == [(5,)] * 3  # this thread has no context, or another
     assert seen["cuThreadExchangeStreamCaptureMode"][-1] == ("before",)
-    assert len(seen["cuModuleLoadData"]) == 1  # the second launch finds the kernel
-    (plain, kernel, address, _), (together, *_) = seen["cuLaunchKernelEx"]
+    assert len(seen["cuModuleLoadData"]) == 1  # the next launches find the kernel
+    (plain, kernel, address, _), (group, *_), (together, *_) = seen["cuLaunchKernelEx"]
     assert (plain.gridDimX, plain.blockDimX, plain.sharedMemBytes, int(plain.hStream)) == (40, 256, 1000, 77)
     assert kernel == "kernel"
     assert isinstance(address, int)
     assert plain.numAttrs == 0
-    assert together.attrs[0].id.name == f"CU_LAUNCH_ATTRIBUTE_{attribute}"
+    assert group.attrs[0].id.name == f"CU_LAUNCH_ATTRIBUTE_{attribute}"
     if attribute == "CLUSTER_DIMENSION":
-        assert together.attrs[0].value.clusterDim.x == 8
+        assert group.attrs[0].value.clusterDim.x == 8
+    assert together.attrs[0].id.name == "CU_LAUNCH_ATTRIBUTE_COOPERATIVE"
 
 
 def test_a_failed_call_of_the_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

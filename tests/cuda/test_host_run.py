@@ -22,6 +22,11 @@ FAULTS = {
         "wait at a barrier that the others do not reach",
     ),
     "a shuffle in part of a warp": ("if (thread() < 8) shuffle_xor(1.0f, 1);", "", "wait at a barrier"),
+    "a word that nobody sends": (
+        "receive_word(reinterpret_cast<unsigned long long*>(arguments.data), 7);",
+        "",
+        "that the others do not reach, or for a word",
+    ),
     "a copy that nobody waits for": ("copy_async(memory, arguments.data); copy_commit();", "", "ended with copies under way"),
     "an unaligned copy": ("copy_async(memory + 4, arguments.data);", "", "unaligned memory"),
     "a write past shared memory": ("memory[256] = 1;", "address", "heap-buffer-overflow"),
@@ -85,17 +90,12 @@ def test_planted_faults_are_found(body: str, sanitizer: str, message: str, tmp_p
     assert message in done.stderr, done.stderr[-2000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_sweeps_under_sanitizers(sanitizer: str) -> None:
-    """Every shape of a launch once, and the matrix instructions."""
-    selection = "small and (float32 or (tf32 and sixteen))"
-    if sanitizer == "address":
-        selection += " or (residual and float64) or (wide and bfloat16 and not counter and not cluster)"
+def check_under(sanitizer: str, file: str, selection: str) -> None:
+    """Runs the tests of a file that a selection names."""
     options = ["-x", "-s", "-p", "no:cacheprovider", "-k", selection]
     command = [*fixed_addresses(sanitizer), sys.executable, "-m", "pytest", *options]
     done = subprocess.run(
-        [*command, str(HERE / "cuda" / "test_sweep.py")],
+        [*command, str(HERE / "cuda" / file)],
         env={**environment(sanitizer), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,3 +104,21 @@ def test_sweeps_under_sanitizers(sanitizer: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sweeps_under_sanitizers(sanitizer: str) -> None:
+    """Every shape of a launch once, and the matrix instructions."""
+    selection = "small and (float32 or (tf32 and sixteen))"
+    if sanitizer == "address":
+        selection += " or (residual and float64) or (wide and bfloat16 and not counter and not cluster)"
+    check_under(sanitizer, "test_sweep.py", selection)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sampling_loops_under_sanitizers(sanitizer: str) -> None:
+    """Every way in which a network is cut, with classes and with numbers."""
+    numbers = " or gaussians" if sanitizer == "address" else ""
+    check_under(sanitizer, "test_generation.py", f"draws_what_the_oracle_draws and (three{numbers})")

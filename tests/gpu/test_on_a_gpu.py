@@ -18,6 +18,7 @@ import pytest
 import torch
 from accuracy import Pool
 from networks import network, run
+from wavenets import call, cast, generate
 
 import flowkern as fk
 
@@ -114,6 +115,58 @@ def test_inverses_of_real_sizes(features: int, hidden: tuple[int, ...], batch: i
         torch.testing.assert_close(double[name], value, rtol=1e-9, atol=1e-9 * float(value.abs().max()))
 
 
+LOOPS = {
+    "classes": {"sizes": (64, 64, 256, 256, 256), "dilations": 2 * tuple(1 << i for i in range(10))},
+    "a mixture": {"sizes": (64, 64, 128, 128, 0), "components": 10, "output": "logistics", "levels": 65536, "channels": 80,
+                  "dilations": 3 * tuple(1 << i for i in range(10)), "log_scale_min": -7.0, "bound": 1.0},
+    "large": {"sizes": (512, 256, 256, 256, 0), "components": 1, "output": "gaussians", "taps": 3, "bound": 1.0,
+              "dilations": 4 * tuple(1 << i for i in range(6)), "log_scale_min": -7.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 40, 600])
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_sampling_loops_of_real_sizes(loop: dict[str, Any], rows: int) -> None:
+    """Sample by sample in float64; the queues after the first time in float32, before rounding chooses another sequence."""
+    exact = call(rows, 200 if rows == 1 else 8, **loop)
+    drawn, state = generate(cast(exact, torch.float64, device=DEVICE), "cuda")
+    expected, after = generate(exact, "reference")  # on the CPU: on a GPU it is not deterministic
+    torch.testing.assert_close(drawn.cpu(), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(state.queues.cpu(), after.queues, rtol=0, atol=1e-9)
+    for weights in (torch.float32, torch.bfloat16):
+        single = cast({**exact, "noise": exact["noise"][:, :1]}, torch.float32, weights)
+        found = generate(cast(single, torch.float32, weights, DEVICE), "cuda")[1].queues
+        pool = Pool()
+        pool.add(
+            found.cpu(),
+            generate(single, "reference")[1].queues,
+            generate(cast(single, torch.float64), "reference")[1].queues,
+        )
+        pool.check("queues", torch.float32)
+
+
+def test_a_captured_sampling_loop_and_two_at_once() -> None:
+    """Both take nearly all multiprocessors: one waits for the other, and neither for ever."""
+    calls = [cast(call(200, 500, seed=seed, **LOOPS["classes"]), torch.float32, device=DEVICE) for seed in (0, 1)]
+    expected = [generate(arguments, "cuda")[0] for arguments in calls]
+    streams = [torch.cuda.Stream() for _ in calls]
+    found = []
+    for stream, arguments in zip(streams, calls, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found.append(generate(arguments, "cuda")[0])
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = generate(calls[0], "cuda")[0]
+    calls[0]["noise"].copy_(calls[1]["noise"])
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, generate(calls[0], "cuda")[0])
+    assert not torch.equal(captured, expected[0])
+
+
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_inverses_under_autocast_undo_densities_under_autocast(low: torch.dtype) -> None:
     model, x = flow(), torch.randn(4096, 64, device=DEVICE)
@@ -167,8 +220,10 @@ def test_nothing_waits_for_the_gpu() -> None:
     model, x = flow(features=16, hidden=(64, 64)), torch.randn(256, 16, device=DEVICE)
     iaf, noise = flow(fk.flows.IAF, 16, (64, 64)), torch.randn(256, 16, device=DEVICE)
     coupling = fk.nn.AffineCoupling(16).to(DEVICE)
+    loop = cast(call(3, 20), torch.float32, device=DEVICE)
 
     def work() -> None:
+        fk.ops.wavenet_generate(**loop)
         step(model, lambda m: m.log_prob(x).mean())
         step(model, lambda m: m.transform.inverse(x)[0].mean())
         step(iaf, lambda m: m.transform.inverse(noise)[0].mean())

@@ -45,6 +45,7 @@ from flowkern.kernels.logistic_mixture import logistic_mixture
 from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
+from flowkern.kernels.wavenet_layer import wavenet_layer, wavenet_layer_gradients
 from flowkern.plan import ACTIVATIONS
 from flowkern.univariate import PLACEMENTS, SCALES, Affine
 
@@ -265,6 +266,24 @@ def mixture_launches(
     return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="mixtures")
 
 
+def layer_launches(dtype: str, width: int, taps: int, channels: int) -> list[Launch]:
+    """Forward and backward of a layer of a WaveNet."""
+    x = torch.zeros(2, width, 256, dtype=DTYPES[dtype])
+    shapes = (2 * width, width, taps), (2 * width,), (width, width), (width,), (2 * width, width), (2 * width,)
+    weights = [x.new_zeros(shape) for shape in shapes]
+    given = (x.new_zeros(2, channels, 256), x.new_zeros(2 * width, channels)) if channels else (None, None)
+    numbers = 4, "tf32" if dtype == "tf32" else "ieee"
+
+    def run() -> None:
+        y, skips = wavenet_layer(x, None, *weights, *given, *numbers)
+        wavenet_layer(x, skips, *weights, *given, *numbers)
+        needed = *weights[:3], weights[4], *given
+        wavenet_layer_gradients(y, skips, x, *needed, *numbers, True, True, channels > 0)
+
+    label = f"{dtype}, {width} channels, {taps} taps, condition of {channels}"
+    return record(run, label, dtype=dtype, family="network")
+
+
 NETWORKS = [
     ("autoregressive", "masked_mlp"),
     tuple(DTYPES),
@@ -277,6 +296,7 @@ NETWORKS = [
 ]
 CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), *NETWORKS[3:]]
 ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
+LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 
@@ -292,6 +312,7 @@ def cover(strength: int) -> Iterator[Job]:
         (row_launches, ROWS),
         (reduction_launches, ROWS[:2]),
         (mixture_launches, MIXTURES),
+        (layer_launches, LAYERS),
     ):
         for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
             yield from launched(architecture, make, *case)
@@ -323,6 +344,7 @@ def listed() -> Iterator[Job]:
     cases += [(mixture_launches, dtype, 10, 65536, -14.0, True) for dtype in ROW_DTYPES]
     cases += [(mixture_launches, "float32", 10, 65536, -14.0, False), (mixture_launches, "float32", 10, 0, -math.inf, True)]
     cases += [(mixture_launches, "float32", 10, 0, -math.inf, True, True)]
+    cases += [(layer_launches, dtype, 64, 2, 80) for dtype in LAYERS[0]]
     for case, architecture in product(cases, ARCHITECTURES):
         yield from launched(architecture, *case)
 

@@ -28,6 +28,7 @@ def test_every_pair_of_choices_compiles_without_a_fault(tmp_path: Path) -> None:
         "masked_mlp_forward", "masked_mlp_backward", "autoregressive_forward", "autoregressive_backward",
         "autoregressive_chain_forward", "autoregressive_chain_backward",
         "logistic_mixture_kernel", "logistic_mixture_sample_kernel",
+        "wavenet_gates", "wavenet_gates_backward", "channel_products",
     }  # fmt: skip
     assert len(seen) == 5 * len(kernels)
     faulty = {"stack": 8, "shared": 1 << 20, "matrix": {}, "wide": 0}
