@@ -14,6 +14,7 @@ from flowkern.flows.distribution import FlowDistribution
 from flowkern.model import Model
 from flowkern.nn import Compose, Standardize, Transform
 from flowkern.nn.checks import has_hooks
+from flowkern.nn.reversible import MEMORY, Memory
 
 
 class Flow(Model):
@@ -24,6 +25,9 @@ class Flow(Model):
         base: any object with ``log_prob`` and ``rsample``, such as a torch distribution over events of ``noise_shape`` or
             another flow; the standard normal by default.
         embedding: module that is applied to every context first.
+        memory: ``"full"`` keeps what the backward pass needs; with ``"reversible"`` each layer rebuilds its input from its
+            output in the backward pass and runs again, so that a stack of any depth takes the memory of one layer. See
+            :attr:`memory`.
 
     Shapes: x (..., *event_shape), context (..., context features); their batch shapes broadcast. ``event_shape`` and
     ``noise_shape`` are those of the transforms: (features,) in a flow of vectors.
@@ -39,7 +43,13 @@ class Flow(Model):
     """
 
     @configured
-    def __init__(self, transforms: Iterable[Transform], base: Base | None = None, embedding: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        transforms: Iterable[Transform],
+        base: Base | None = None,
+        embedding: nn.Module | None = None,
+        memory: Memory = "full",
+    ) -> None:
         super().__init__()
         self.transform = Compose(transforms)
         self.features = self.transform.features
@@ -49,6 +59,38 @@ class Flow(Model):
         if embedding is not None and not callable(embedding):
             raise TypeError(f"embedding: expected a torch.nn.Module, got {type(embedding).__name__}")
         self.embedding = embedding
+        self.memory = memory
+
+    @property
+    def memory(self) -> Memory:
+        """What a pass keeps for its gradient: ``"full"`` or ``"reversible"``; can be set at any time.
+
+        Gradients of the two are the same to rounding. A layer that loses too much on the way back keeps its input instead
+        (:attr:`checkpointed` and a warning say which). A reversible pass replays autocast and random numbers, such as those
+        of dropout, and counts running statistics once; it has no second derivatives. Between the pass and its gradient the
+        parameters may not change. Under torch.compile of the whole flow and torch.func it is ``"full"``.
+
+        References:
+            The Reversible Residual Network: Backpropagation Without Storing Activations (Gomez et al., 2017), section 3.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        if memory not in MEMORY:
+            raise ValueError(f"memory: expected one of {', '.join(MEMORY)}, got {memory!r}")
+        self._memory = memory
+        for module in self.transform.modules():
+            if isinstance(module, Compose):
+                module.memory = memory
+        if "memory" in getattr(self, "config", ()):
+            self.config["memory"] = memory
+
+    @property
+    def checkpointed(self) -> list[str]:
+        """Names of the layers that keep their input under ``memory="reversible"``, as ``named_modules`` has them."""
+        stacks = [(name, module) for name, module in self.named_modules() if isinstance(module, Compose)]
+        return [f"{name}.transforms.{i}" for name, stack in stacks for i in sorted(stack.guard.kept)]
 
     @property
     def conditional(self) -> bool:
@@ -202,6 +244,7 @@ class Flow(Model):
             raise ValueError(f"x: expected shape (n, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
         layer = Standardize.fit(x)
         self.transform = Compose([layer, *layers])
+        self.memory = self.memory
         self.config[place] = layer if place == "standardize" else [layer, *self.config[place]]
 
     @torch.no_grad()

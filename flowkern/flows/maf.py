@@ -13,6 +13,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.nn import BatchNorm, InverseAutoregressive, MaskedAutoregressive, Standardize, Transform
 from flowkern.nn.made import ORDERS
+from flowkern.nn.reversible import Memory
 from flowkern.univariate import UnivariateMap
 
 
@@ -58,6 +59,7 @@ class MAF(Flow):
         standardize: a :class:`flowkern.nn.Standardize`, applied to the data first.
         scale, placement, constants, map: the univariate map, see :class:`flowkern.nn.MaskedAutoregressive`.
         degrees, residual, skip, generator: the networks, see :class:`flowkern.nn.MADE`.
+        memory: see :class:`flowkern.flows.Flow`.
 
     Example:
         >>> import torch, flowkern as fk
@@ -93,6 +95,7 @@ class MAF(Flow):
         skip: bool = False,
         generator: torch.Generator | None = None,
         map: UnivariateMap | None = None,
+        memory: Memory = "full",
     ) -> None:
         options = {
             "hidden": hidden,
@@ -108,4 +111,4 @@ class MAF(Flow):
             "map": map,
         }
         stack = build_stack(MaskedAutoregressive, features, transforms, order, batch_norm, standardize, options)
-        super().__init__(stack, base, embedding)
+        super().__init__(stack, base, embedding, memory)

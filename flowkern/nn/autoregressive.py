@@ -69,6 +69,11 @@ class _Autoregressive(Transform):
             return None
         return ops.NetworkStep(inverse is isinstance(self, MaskedAutoregressive), arguments)
 
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.step(output, inverse)
+        found = ops.rebuilt(step, output, context) if isinstance(step, ops.NetworkStep) else None
+        return super().rebuild(output, context, inverse) if found is None else found
+
     def _apply_map(self, operator: Operator, name: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(name, x)
         arguments = self.arguments()

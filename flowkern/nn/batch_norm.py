@@ -89,6 +89,9 @@ class BatchNorm(Unconditional):
                     self.running_var.lerp_(var.detach().to(self.running_var), self.momentum)
         else:
             mean, var = self.running_mean, self.running_var
+        return self._normalised(x, mean, var)
+
+    def _normalised(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         z = (x - mean) * torch.rsqrt(var + self.eps) * self.log_gamma.exp() + self.beta
         return z, batch_log_det(self._log_det(var), x)
 
@@ -113,8 +116,25 @@ class BatchNorm(Unconditional):
             mean, var = self._last
         else:
             mean, var = self.running_mean, self.running_var
+        return self._restored(z, mean, var)
+
+    def _restored(self, z: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         x = (z - self.beta) * (-self.log_gamma).exp() * torch.sqrt(var + self.eps) + mean
         return x, batch_log_det(-self._log_det(var), z)
+
+    def memo(self) -> tuple[Tensor, Tensor] | None:
+        return self._last if self.training else None
+
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        if memo is None:
+            return super().rebuild(output, context, inverse)
+        with torch.no_grad():
+            x, _ = (self._normalised if inverse else self._restored)(output, *memo)
+        x.requires_grad_()
+        last = self._last
+        found = self._restored(x, *memo) if inverse else self(x)
+        self._last = last  # not of the call that was last
+        return x, *found
 
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
         mean, var = self.running_mean, self.running_var

@@ -126,17 +126,29 @@ class Coupling(Transform):
         return self.context > 0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_map("x", x, context, inverse=False)
+        self._begin("x", x, context)
+        return self._mapped(x, self._conditioned("x", x, context), context, inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_map("z", z, context, inverse=True)
+        self._begin("z", z, context)
+        return self._mapped(z, self._conditioned("z", z, context), context, inverse=True)
 
-    def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        # What passes is the same on both sides: the network runs once, on it, and then x is filled in.
+        x = output.detach().clone().requires_grad_()
+        parameters = self._conditioned("output", x, context)
+        with torch.no_grad():
+            x.copy_(self._mapped(output, parameters, None, not inverse)[0])
+        return x, *self._mapped(x, parameters, context, inverse)
+
+    def _begin(self, name: str, x: Tensor, context: Tensor | None) -> None:
         self._follow()
-        passing = self.passing
-        self._check(name, x, passing)
+        self._check(name, x, self.passing)
         check_context("layer", context, self.context, x, name)
-        seen = x.index_select(-1, passing)
+
+    def _conditioned(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        """What the network makes of the features that pass, which are copied: x itself may change before the backward pass."""
+        seen = x.index_select(-1, self.passing)
         if context is not None:
             batch = broadcast_batch(x, [context], "context")
             seen = torch.cat([seen.expand(*batch, -1), context.to(x.dtype).expand(*batch, -1)], -1)
@@ -148,6 +160,9 @@ class Coupling(Transform):
                 blame(name, x, weight)
             raise
         check_features("network: its result", parameters, self.count * self.map.count)
+        return parameters
+
+    def _mapped(self, x: Tensor, parameters: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         z, log_det = ops.coupling(
             x,
             *parameters.split(self.count, -1),

@@ -147,6 +147,7 @@ def test_a_configuration_holds_plain_values_and_the_parts_as_they_were_given() -
         "residual": True,
         "skip": False,
         "map": None,
+        "memory": "full",
     }
     twin = copy.deepcopy(model)
     assert twin.config["base"] is twin.base
