@@ -35,6 +35,7 @@ class Model(nn.Module):
 
     event_shape: torch.Size
     levels: int | None = None  # a model of whole numbers gives the number of values that each can take
+    takes_shapes = False  # whether the constructor's `features` may be an image's shape; else images are given as vectors
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 
     @property

@@ -257,7 +257,7 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
     try:
         dataset = data.load(made.data, seed)
         torch.manual_seed(seed)
-        model = model_class(made.model)(dataset.event_shape.numel(), **made.model_options)
+        model = for_data(model_class(made.model), dataset, made.model_options)
         encoding = data.encoding(dataset, model.levels, **made.data_options)
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
@@ -272,6 +272,13 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
     return dataset, model, encoding
+
+
+def for_data(cls: type[Model], dataset: Dataset, options: dict[str, Any]) -> Model:
+    """A model for rows of a data set's shape, those of images as images where it takes them."""
+    shape = tuple(dataset.event_shape)
+    made: Any = cls  # every model of the registry takes features
+    return made(shape if cls.takes_shapes and len(shape) == 3 else math.prod(shape), **options)
 
 
 def check_free(path: Path) -> None:

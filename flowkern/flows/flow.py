@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -144,6 +145,7 @@ class Flow(Model):
         *,
         generator: torch.Generator | None = None,
         chunk_size: int | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Samples (*shape, *event_shape), or (*shape, *context batch, *event_shape), without a gradient.
 
@@ -155,12 +157,18 @@ class Flow(Model):
                 intermediate results. The noise is drawn before, whole, so that the samples are the same for every chunk
                 size, up to rounding; only a base that draws feature by feature (:class:`flowkern.models.MADE`) is itself
                 sampled in chunks, and gives other samples.
+            temperature: factor of the noise, at least 0; below 1 samples are nearer to the modes. With the learned priors of
+                :class:`Glow` too it is the factor of their deviations.
         """
         size = sizes("shape", shape)
-        if chunk_size is None:
-            return self.transform.inverse(*self._noise(size, context, generator, "sample"))[0]
-        chunk_size = whole_number("chunk_size", chunk_size, 1)
+        if not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
+            raise ValueError(f"temperature: expected a number of at least 0, got {temperature!r}")
+        if chunk_size is not None:
+            chunk_size = whole_number("chunk_size", chunk_size, 1)
         noise, embedded = self._noise(size, context, generator, "sample", chunk_size)
+        noise = noise if temperature == 1 else noise * temperature
+        if chunk_size is None:
+            return self.transform.inverse(noise, embedded)[0]
         rows = noise.reshape(size.numel(), *noise.shape[len(size) :])
         batch = noise.shape[len(size) : noise.dim() - len(self.noise_shape)]
         x = rows.new_empty((len(rows), *batch, *self.event_shape))

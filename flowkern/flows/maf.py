@@ -30,9 +30,7 @@ def build_stack(
     if order not in ORDERS:
         raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
     transforms = whole_number("transforms", transforms, 1)
-    if standardize is not None and not isinstance(standardize, Transform):
-        raise TypeError(f"standardize: expected a flowkern.nn.Standardize, got {type(standardize).__name__}")
-    stack: list[Transform] = [] if standardize is None else [standardize]
+    stack = start_stack(standardize)
     for i in range(transforms):
         # "reverse" turns the order around from each transform to the next, as the papers do.
         of_layer = order if order != "reverse" else ("natural", "reverse")[i % 2]
@@ -40,6 +38,13 @@ def build_stack(
         if batch_norm:
             stack.append(BatchNorm(features))
     return stack
+
+
+def start_stack(standardize: Standardize | None) -> list[Transform]:
+    """What is next to the data."""
+    if standardize is not None and not isinstance(standardize, Transform):
+        raise TypeError(f"standardize: expected a flowkern.nn.Standardize, got {type(standardize).__name__}")
+    return [] if standardize is None else [standardize]
 
 
 class MAF(Flow):

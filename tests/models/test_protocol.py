@@ -17,7 +17,7 @@ import flowkern as fk
 from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
-from flowkern.flows import IAF, MAF, Flow
+from flowkern.flows import IAF, MAF, NICE, Flow, Glow, RealNVP, StandardNormal
 from flowkern.models import MADE, Encoded, Model
 from flowkern.univariate import Affine
 
@@ -47,12 +47,19 @@ def models() -> dict[str, Model]:
         "Flow, modules": Flow(nn.ModuleList([fnn.InverseAutoregressive(4, (8,))]), base=MAF(4, 1, (8,))),
         "Encoded": Encoded(MAF(4, 1, (8,), context=2), Standardised([1.0, 2, 3, 4], [4.0, 3, 2, 1])),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
+        "NICE": NICE(4, 2, (8,)),
+        "NICE, all": NICE(4, 2, iter([8]), 3, base=StandardNormal(4), embedding=nn.Linear(2, 3), standardize=standardize),
+        "RealNVP": RealNVP(4, 2, (8,), batch_norm=True),
+        "RealNVP, image": RealNVP(torch.tensor(IMAGE), 2, (8, 8), 2, 2, memory="reversible"),
+        "Glow": Glow(4, 2, hidden=(8,), lu=False),
+        "Glow, image": Glow(IMAGE, 2, 2, [8, 8], 2, generator=torch.Generator().manual_seed(1)),
         "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
     }  # fmt: skip
 
 
 NAMES = pytest.mark.parametrize("name", models())
-CONTEXTS = {"MAF, all": 2, "MADE, context": 2, "Encoded": 2}  # numbers of features
+CONDITIONAL = ("MAF, all", "MADE, context", "Encoded", "NICE, all", "RealNVP, image", "Glow, image")
+CONTEXTS = dict.fromkeys(CONDITIONAL, 2)  # numbers of features
 
 
 def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:

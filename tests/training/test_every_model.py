@@ -16,7 +16,7 @@ from flowkern.cli import main
 from flowkern.cli.registry import models
 from flowkern.training import Checkpoints, Processes, Training
 
-SMALL: dict[str, list[str]] = {}  # options that keep a model small, where `hidden` is none of its own
+SMALL = {"glow": ["hidden=8", "steps=4"]}  # options that keep a model small, where `hidden=8` does not
 # Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
 WHOLE = {
     "made": {
