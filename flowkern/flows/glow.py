@@ -76,6 +76,9 @@ class Glow(Flow):
         def step(event: torch.Size) -> list[Transform]:
             mix = InvertibleConv1x1(event, lu, generator)
             coupling = AffineCoupling(event, hidden, context, activation=activation, scale="sigmoid", placement="shift_scale")
+            if len(event) == 1:  # zero at first, as the convolutions are
+                nn.init.zeros_(coupling.network[-1].weight)
+                nn.init.zeros_(coupling.network[-1].bias)
             return [ActNorm(event), mix, coupling]
 
         stack = start_stack(standardize)
@@ -99,5 +102,5 @@ class Glow(Flow):
 
 
 def _prior(event: torch.Size, context: int) -> AffineCoupling:
-    """The half that leaves becomes standard normal: (z - mean) exp(-log_scale), of the half that goes on."""
-    return AffineCoupling(event, (), context, swap=True, scale="exp", placement="standardize")
+    """The half that leaves becomes standard normal: (z - mean) / deviation, both of the half that goes on."""
+    return AffineCoupling(event, (), context, swap=True, scale="soft_clipped_exp", placement="standardize")

@@ -98,10 +98,14 @@ class RealNVP(Flow):
 
 
 def _coupling(event: torch.Size, mask: str, swap: bool, hidden: Sequence[int], context: int, activation: str) -> AffineCoupling:
-    """One layer; an image's has residual blocks."""
+    """One layer, which is the identity at first: a deep stack of others loses digits. An image's has residual blocks."""
     if len(event) == 1:
-        return AffineCoupling(event, hidden, context, mask, swap, activation, "tanh")
+        layer = AffineCoupling(event, hidden, context, mask, swap, activation, "tanh")
+        nn.init.zeros_(layer.network[-1].weight)
+        nn.init.zeros_(layer.network[-1].bias)
+        return layer
     channels = event[0]
     seen, outputs = (channels - channels // 2, 2 * (channels // 2)) if mask == "halves" else (2 * channels, 2 * channels)
     network = ResNet(seen + context, outputs, hidden, activation)
+    nn.init.zeros_(network.last.length)
     return AffineCoupling(event, (), context, mask, swap, activation, "tanh", network=network)
