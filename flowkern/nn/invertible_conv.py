@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import autocasts, check_generator
+from flowkern._checks import HALF, autocasts, check_generator
 from flowkern.config import configured
 from flowkern.nn.checks import event_of
 from flowkern.nn.log_det import batch_log_det
@@ -108,14 +108,14 @@ class InvertibleConv1x1(Unconditional):
         return self._mixed(z, self._solved), self._log_det(-1, z)
 
     def _solved(self, columns: Tensor) -> Tensor:
+        right = _single(columns)
         if self.lu:
-            lower, upper = self._factors()
-            permuted = columns.index_select(-2, torch.argsort(self.order))
-            return torch.linalg.solve_triangular(
-                upper, torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True), upper=True
-            )
+            lower, upper = map(_single, self._factors())
+            permuted = right.index_select(-2, torch.argsort(self.order))
+            right = torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True)
+            return torch.linalg.solve_triangular(upper, right, upper=True).to(columns.dtype)
         try:
-            return torch.linalg.solve(self.weight, columns)
+            return torch.linalg.solve(_single(self.weight), right).to(columns.dtype)
         except torch.linalg.LinAlgError:
             raise RuntimeError(f"InvertibleConv1x1: expected an invertible matrix, got {self.weight.tolist()}") from None
 
@@ -126,8 +126,13 @@ class InvertibleConv1x1(Unconditional):
         return function(x.reshape(-1, self.features).mT).mT.reshape(x.shape)
 
     def _log_det(self, sign: int, x: Tensor) -> Tensor:
-        value = self.log_scale.sum() if self.lu else torch.linalg.slogdet(self.weight).logabsdet
+        value = self.log_scale.sum() if self.lu else torch.linalg.slogdet(_single(self.weight)).logabsdet.to(x.dtype)
         return batch_log_det(sign * self._event_shape[1:].numel() * value, x, len(self._event_shape))
 
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self._event_shape))}, lu={self.lu}"
+
+
+def _single(t: Tensor) -> Tensor:
+    """At least single precision: LAPACK knows no less."""
+    return t.float() if t.dtype in HALF else t

@@ -48,7 +48,7 @@ def models() -> dict[str, Model]:
         "Encoded": Encoded(MAF(4, 1, (8,), context=2), Standardised([1.0, 2, 3, 4], [4.0, 3, 2, 1])),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
         "NICE": NICE(4, 2, (8,)),
-        "NICE, all": NICE(4, 2, iter([8]), 3, base=StandardNormal(4), embedding=nn.Linear(2, 3), standardize=standardize),
+        "NICE, all": NICE(4, 2, iter([8]), 2, base=StandardNormal(4), standardize=standardize),
         "RealNVP": RealNVP(4, 2, (8,), batch_norm=True),
         "RealNVP, image": RealNVP(torch.tensor(IMAGE), 2, (8, 8), 2, 2, memory="reversible"),
         "Glow": Glow(4, 2, hidden=(8,), lu=False),
