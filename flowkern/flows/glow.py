@@ -36,7 +36,8 @@ class Glow(Flow):
         activation: one of :data:`flowkern.plan.ACTIVATIONS`.
         lu: the LU form of the convolutions.
         generator: source of the rotations that these are at first.
-        base, embedding, standardize, memory: see :class:`flowkern.flows.MAF`; the noise of several levels is a vector.
+        base: see :class:`Flow`; the noise of images is a vector.
+        embedding, standardize, memory: see :class:`flowkern.flows.MAF`.
 
     Raises:
         TypeError, ValueError: for impossible sizes, such as images that cannot be squeezed so often.

@@ -33,7 +33,8 @@ class RealNVP(Flow):
         context: number of context features (after the embedding).
         activation: one of :data:`flowkern.plan.ACTIVATIONS`.
         batch_norm: a :class:`flowkern.nn.BatchNorm` after each coupling, as in the paper.
-        base, embedding, standardize, memory: see :class:`flowkern.flows.MAF`; the noise is a vector.
+        base: see :class:`Flow`; the noise of images is a vector.
+        embedding, standardize, memory: see :class:`flowkern.flows.MAF`.
 
     Raises:
         TypeError, ValueError: for impossible sizes, such as images that cannot be squeezed so often.
