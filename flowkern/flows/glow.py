@@ -77,9 +77,8 @@ class Glow(Flow):
         def step(event: torch.Size) -> list[Transform]:
             mix = InvertibleConv1x1(event, lu, generator)
             coupling = AffineCoupling(event, hidden, context, activation=activation, scale="sigmoid", placement="shift_scale")
-            if len(event) == 1:  # zero at first, as the convolutions are
-                nn.init.zeros_(coupling.network[-1].weight)
-                nn.init.zeros_(coupling.network[-1].bias)
+            if len(event) == 1:
+                coupling.start_at_zero()  # as the networks of convolutions do
             return [ActNorm(event), mix, coupling]
 
         stack = start_stack(standardize)

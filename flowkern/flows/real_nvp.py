@@ -102,8 +102,7 @@ def _coupling(event: torch.Size, mask: str, swap: bool, hidden: Sequence[int], c
     """One layer, which is the identity at first: a deep stack of others loses digits. An image's has residual blocks."""
     if len(event) == 1:
         layer = AffineCoupling(event, hidden, context, mask, swap, activation, "tanh")
-        nn.init.zeros_(layer.network[-1].weight)
-        nn.init.zeros_(layer.network[-1].bias)
+        layer.start_at_zero()
         return layer
     channels = event[0]
     seen, outputs = (channels - channels // 2, 2 * (channels // 2)) if mask == "halves" else (2 * channels, 2 * channels)

@@ -145,6 +145,12 @@ class Coupling(Transform):
     def conditional(self) -> bool:
         return self.context > 0
 
+    def start_at_zero(self) -> None:
+        """Sets the last linear layer of the network to zero, as Glow has it: an affine map is the identity then, or nearly."""
+        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._begin("x", x, context)
         return self._mapped(x, self._conditioned("x", x, context), context, inverse=False)

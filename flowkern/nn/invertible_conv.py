@@ -44,6 +44,9 @@ class InvertibleConv1x1(Unconditional):
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018), section 3.2.
     """
 
+    lower: Tensor
+    upper: Tensor
+    weight: Tensor
     order: Tensor
     sign: Tensor
 
