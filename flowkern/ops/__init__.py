@@ -15,7 +15,6 @@ from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
-from flowkern.ops.rebuilt import rebuilt
 from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 
 __all__ = [
@@ -38,6 +37,5 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "pack",
-    "rebuilt",
     "wavenet_generate",
 ]
