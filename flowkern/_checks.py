@@ -152,9 +152,9 @@ def check_shapes(name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[in
             raise ValueError(f"{name}[{i}]: expected shape {tuple(shape)}, got {tuple(t.shape)}")
 
 
-def broadcast_batch(x: Tensor, others: Sequence[Tensor], name: str) -> torch.Size:
-    """The common batch shape of x and of tensors whose last dimension may differ."""
-    batch = x.shape[:-1]
+def broadcast_batch(x: Tensor, others: Sequence[Tensor], name: str, event_dims: int = 1) -> torch.Size:
+    """The common batch shape of x and of tensors whose last dimension may differ; ``event_dims`` are those of x."""
+    batch = x.shape[: x.dim() - event_dims]
     # torch.broadcast_shapes takes longer than a small network; a graph in the making must not compare sizes.
     if not torch.compiler.is_compiling() and all(t.shape[:-1] == batch for t in others):
         return batch

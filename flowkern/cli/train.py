@@ -360,8 +360,15 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Mo
     if teacher is not None:
         given |= {name: teacher.model.config[name] for name in CONDITIONS}
     torch.manual_seed(made.training["seed"])
-    model = cls(dataset.event_shape.numel(), **given)
+    model = for_data(cls, dataset, given)
     return model if teacher is None else distillation_class()(model, teacher.model, **made.distillation)
+
+
+def for_data(cls: type[Model], dataset: Dataset, options: dict[str, Any]) -> Model:
+    """A model for rows of a data set's shape, those of images as images where it takes them."""
+    shape = tuple(dataset.event_shape)
+    made: Any = cls  # every model of the registry takes features
+    return made(shape if cls.takes_shapes and len(shape) == 3 else math.prod(shape), **options)
 
 
 def check_free(path: Path) -> None:

@@ -1,9 +1,12 @@
 """Models that are stacks of transforms."""
 
-from flowkern.flows.base import StandardNormal
+from flowkern.flows.base import StandardLogistic, StandardNormal
 from flowkern.flows.distribution import FlowDistribution
 from flowkern.flows.flow import Flow
+from flowkern.flows.glow import Glow
 from flowkern.flows.iaf import IAF
 from flowkern.flows.maf import MAF
+from flowkern.flows.nice import NICE
+from flowkern.flows.real_nvp import RealNVP
 
-__all__ = ["IAF", "MAF", "Flow", "FlowDistribution", "StandardNormal"]
+__all__ = ["IAF", "MAF", "NICE", "Flow", "FlowDistribution", "Glow", "RealNVP", "StandardLogistic", "StandardNormal"]

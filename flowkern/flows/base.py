@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
 
 from flowkern import ops
 from flowkern._checks import check_float, sizes, whole_number
 from flowkern.config import configured
 from flowkern.nn.checks import check_event, event_size, flat
-from flowkern.nn.heads import randn
+from flowkern.nn.heads import randn, uniform
 
 
 class Base(Protocol):
@@ -34,7 +35,26 @@ class Base(Protocol):
 INDEPENDENT = "a distribution of single numbers becomes one of vectors by torch.distributions.Independent"
 
 
-class StandardNormal(nn.Module):
+class _Standard(nn.Module):
+    """Independent numbers of one distribution, which has no parameters."""
+
+    like: Tensor
+    conditional = False
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        given = event_shape if isinstance(event_shape, Sequence) else (whole_number("event_shape", event_shape, 1),)
+        self.event_shape = event_size("event_shape", given)
+        self.features = self.event_shape.numel()
+        self.register_buffer("like", torch.empty(0), persistent=False)  # follows the flow's device and dtype
+
+    def _rows(self, z: Tensor) -> Tensor:
+        check_float("z", z)
+        check_event("z", z, self.event_shape)
+        return flat(z, self.event_shape)
+
+
+class StandardNormal(_Standard):
     """N(0, I) over the dimensions of an event.
 
     Args:
@@ -46,24 +66,43 @@ class StandardNormal(nn.Module):
         tensor([-1.8379, -1.8379, -1.8379])
     """
 
-    like: Tensor
-    conditional = False
-
     @configured
     def __init__(self, event_shape: int | Sequence[int]) -> None:
-        super().__init__()
-        given = event_shape if isinstance(event_shape, Sequence) else (whole_number("event_shape", event_shape, 1),)
-        self.event_shape = event_size("event_shape", given)
-        self.features = self.event_shape.numel()
-        self.register_buffer("like", torch.empty(0), persistent=False)  # follows the flow's device and dtype
+        super().__init__(event_shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        check_float("z", z)
-        check_event("z", z, self.event_shape)
-        return ops.normal_log_prob(flat(z, self.event_shape))
+        return ops.normal_log_prob(self._rows(z))
 
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         return randn((*sizes("shape", shape), *self.event_shape), self.like, generator)
+
+
+class StandardLogistic(_Standard):
+    """Independent numbers with the density exp(-z) / (1 + exp(-z))^2, the prior of NICE.
+
+    Args:
+        event_shape: number of features, or any shape, such as (3, 8, 8).
+
+    Example:
+        >>> import torch
+        >>> StandardLogistic(2).log_prob(torch.zeros(3, 2))
+        tensor([-2.7726, -2.7726, -2.7726])
+
+    References:
+        NICE: Non-linear Independent Components Estimation (Dinh et al., 2015), section 3.4.
+    """
+
+    @configured
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        rows = self._rows(z)
+        return (logsigmoid(rows) + logsigmoid(-rows)).sum(-1)
+
+    def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        drawn = uniform((*sizes("shape", shape), *self.event_shape), self.like, generator)
+        return drawn.log() - torch.log1p(-drawn)
 
 
 def check_base(base: Any, event_shape: torch.Size) -> None:

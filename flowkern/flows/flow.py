@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from flowkern.flows.distribution import FlowDistribution
 from flowkern.model import Model
 from flowkern.nn import Compose, Standardize, Transform
 from flowkern.nn.checks import has_hooks
+from flowkern.nn.reversible import MEMORY, Memory
 
 
 class Flow(Model):
@@ -24,6 +26,9 @@ class Flow(Model):
         base: any object with ``log_prob`` and ``rsample``, such as a torch distribution over events of ``noise_shape`` or
             another flow; the standard normal by default.
         embedding: module that is applied to every context first.
+        memory: ``"full"`` keeps what the backward pass needs; with ``"reversible"`` each layer rebuilds its input from its
+            output in the backward pass and runs again, so that a stack of any depth takes the memory of one layer. See
+            :attr:`memory`.
 
     Shapes: x (..., *event_shape), context (..., context features); their batch shapes broadcast. ``event_shape`` and
     ``noise_shape`` are those of the transforms: (features,) in a flow of vectors.
@@ -39,7 +44,13 @@ class Flow(Model):
     """
 
     @configured
-    def __init__(self, transforms: Iterable[Transform], base: Base | None = None, embedding: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        transforms: Iterable[Transform],
+        base: Base | None = None,
+        embedding: nn.Module | None = None,
+        memory: Memory = "full",
+    ) -> None:
         super().__init__()
         self.transform = Compose(transforms)
         self.features = self.transform.features
@@ -49,6 +60,38 @@ class Flow(Model):
         if embedding is not None and not callable(embedding):
             raise TypeError(f"embedding: expected a torch.nn.Module, got {type(embedding).__name__}")
         self.embedding = embedding
+        self.memory = memory
+
+    @property
+    def memory(self) -> Memory:
+        """What a pass keeps for its gradient: ``"full"`` or ``"reversible"``; can be set at any time.
+
+        Gradients of the two are the same to rounding. A layer that loses too much on the way back keeps its input instead
+        (:attr:`checkpointed` and a warning say which). A reversible pass replays autocast and random numbers, such as those
+        of dropout, and counts running statistics once; it has no second derivatives. Between the pass and its gradient the
+        parameters may not change. Under torch.compile of the whole flow and torch.func it is ``"full"``.
+
+        References:
+            The Reversible Residual Network: Backpropagation Without Storing Activations (Gomez et al., 2017), section 3.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        if memory not in MEMORY:
+            raise ValueError(f"memory: expected one of {', '.join(MEMORY)}, got {memory!r}")
+        self._memory = memory
+        for module in self.transform.modules():
+            if isinstance(module, Compose):
+                module.memory = memory
+        if "memory" in getattr(self, "config", ()):
+            self.config["memory"] = memory
+
+    @property
+    def checkpointed(self) -> list[str]:
+        """Names of the layers that keep their input under ``memory="reversible"``, as ``named_modules`` has them."""
+        stacks = [(name, module) for name, module in self.named_modules() if isinstance(module, Compose)]
+        return [f"{name}.transforms.{i}" for name, stack in stacks for i in sorted(stack.guard.kept)]
 
     @property
     def conditional(self) -> bool:
@@ -102,6 +145,7 @@ class Flow(Model):
         *,
         generator: torch.Generator | None = None,
         chunk_size: int | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Samples (*shape, *event_shape), or (*shape, *context batch, *event_shape), without a gradient.
 
@@ -113,12 +157,18 @@ class Flow(Model):
                 intermediate results. The noise is drawn before, whole, so that the samples are the same for every chunk
                 size, up to rounding; only a base that draws feature by feature (:class:`flowkern.models.MADE`) is itself
                 sampled in chunks, and gives other samples.
+            temperature: factor of the noise, at least 0; below 1 samples are nearer to the modes. With the learned priors of
+                :class:`Glow` too it is the factor of their deviations.
         """
         size = sizes("shape", shape)
-        if chunk_size is None:
-            return self.transform.inverse(*self._noise(size, context, generator, "sample"))[0]
-        chunk_size = whole_number("chunk_size", chunk_size, 1)
+        if not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
+            raise ValueError(f"temperature: expected a number of at least 0, got {temperature!r}")
+        if chunk_size is not None:
+            chunk_size = whole_number("chunk_size", chunk_size, 1)
         noise, embedded = self._noise(size, context, generator, "sample", chunk_size)
+        noise = noise if temperature == 1 else noise * temperature
+        if chunk_size is None:
+            return self.transform.inverse(noise, embedded)[0]
         rows = noise.reshape(size.numel(), *noise.shape[len(size) :])
         batch = noise.shape[len(size) : noise.dim() - len(self.noise_shape)]
         x = rows.new_empty((len(rows), *batch, *self.event_shape))
@@ -202,6 +252,7 @@ class Flow(Model):
             raise ValueError(f"x: expected shape (n, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
         layer = Standardize.fit(x)
         self.transform = Compose([layer, *layers])
+        self.memory = self.memory
         self.config[place] = layer if place == "standardize" else [layer, *self.config[place]]
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.flows.maf import build_stack
 from flowkern.nn import InverseAutoregressive, Standardize
+from flowkern.nn.reversible import Memory
 from flowkern.univariate import UnivariateMap
 
 
@@ -23,7 +24,7 @@ class IAF(Flow):
         scale, placement, constants, map: another univariate map than the one that ``gated`` names, see
             :mod:`flowkern.univariate`.
         features, transforms, hidden, context, activation, order, batch_norm, base, embedding, standardize, degrees,
-            residual, skip, generator: as in :class:`flowkern.flows.MAF`.
+            residual, skip, generator, memory: as in :class:`flowkern.flows.MAF`.
 
     Example:
         >>> import torch, flowkern as fk
@@ -59,6 +60,7 @@ class IAF(Flow):
         skip: bool = False,
         generator: torch.Generator | None = None,
         map: UnivariateMap | None = None,
+        memory: Memory = "full",
     ) -> None:
         options = {
             "hidden": hidden,
@@ -75,4 +77,4 @@ class IAF(Flow):
             "map": map,
         }
         stack = build_stack(InverseAutoregressive, features, transforms, order, batch_norm, standardize, options)
-        super().__init__(stack, base, embedding)
+        super().__init__(stack, base, embedding, memory)

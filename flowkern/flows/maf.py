@@ -13,6 +13,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.nn import BatchNorm, InverseAutoregressive, MaskedAutoregressive, Standardize, Transform
 from flowkern.nn.made import ORDERS
+from flowkern.nn.reversible import Memory
 from flowkern.univariate import UnivariateMap
 
 
@@ -29,9 +30,7 @@ def build_stack(
     if order not in ORDERS:
         raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
     transforms = whole_number("transforms", transforms, 1)
-    if standardize is not None and not isinstance(standardize, Transform):
-        raise TypeError(f"standardize: expected a flowkern.nn.Standardize, got {type(standardize).__name__}")
-    stack: list[Transform] = [] if standardize is None else [standardize]
+    stack = start_stack(standardize)
     for i in range(transforms):
         # "reverse" turns the order around from each transform to the next, as the papers do.
         of_layer = order if order != "reverse" else ("natural", "reverse")[i % 2]
@@ -39,6 +38,13 @@ def build_stack(
         if batch_norm:
             stack.append(BatchNorm(features))
     return stack
+
+
+def start_stack(standardize: Standardize | None) -> list[Transform]:
+    """What is next to the data."""
+    if standardize is not None and not isinstance(standardize, Transform):
+        raise TypeError(f"standardize: expected a flowkern.nn.Standardize, got {type(standardize).__name__}")
+    return [] if standardize is None else [standardize]
 
 
 class MAF(Flow):
@@ -58,6 +64,7 @@ class MAF(Flow):
         standardize: a :class:`flowkern.nn.Standardize`, applied to the data first.
         scale, placement, constants, map: the univariate map, see :class:`flowkern.nn.MaskedAutoregressive`.
         degrees, residual, skip, generator: the networks, see :class:`flowkern.nn.MADE`.
+        memory: see :class:`flowkern.flows.Flow`.
 
     Example:
         >>> import torch, flowkern as fk
@@ -93,6 +100,7 @@ class MAF(Flow):
         skip: bool = False,
         generator: torch.Generator | None = None,
         map: UnivariateMap | None = None,
+        memory: Memory = "full",
     ) -> None:
         options = {
             "hidden": hidden,
@@ -108,4 +116,4 @@ class MAF(Flow):
             "map": map,
         }
         stack = build_stack(MaskedAutoregressive, features, transforms, order, batch_norm, standardize, options)
-        super().__init__(stack, base, embedding)
+        super().__init__(stack, base, embedding, memory)

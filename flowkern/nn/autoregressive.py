@@ -14,6 +14,7 @@ from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
 from flowkern.nn.made import MADE
 from flowkern.nn.transform import Transform
+from flowkern.ops._rebuilt import rebuilt
 from flowkern.univariate import UnivariateMap, chosen_map
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
@@ -68,6 +69,11 @@ class _Autoregressive(Transform):
         if self._network.hooked():
             return None
         return ops.NetworkStep(inverse is isinstance(self, MaskedAutoregressive), arguments)
+
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.step(output, inverse)
+        found = rebuilt(step, output, context) if isinstance(step, ops.NetworkStep) else None
+        return super().rebuild(output, context, inverse) if found is None else found
 
     def _apply_map(self, operator: Operator, name: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         self._check(name, x)

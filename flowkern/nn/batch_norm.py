@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import whole_number
 from flowkern.config import configured
+from flowkern.nn.checks import event_of
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
 
@@ -40,7 +41,7 @@ class BatchNorm(Unconditional):
     With ``synchronised`` set to True, m and v in training are those of the batches of all torch.distributed's processes.
 
     Args:
-        features: number of features.
+        features: number of features, or an image's shape (channels, height, width), which is normalised channel by channel.
         eps: added to the variance.
         momentum: weight of the new batch in the running statistics; ``None`` keeps them as they are.
 
@@ -63,25 +64,29 @@ class BatchNorm(Unconditional):
     running_var: Tensor
 
     @configured
-    def __init__(self, features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+    def __init__(self, features: int | Sequence[int], eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__()
-        features = whole_number("features", features, 1)
+        event = event_of(features)
         if not (isinstance(eps, (int, float)) and eps >= 0):
             raise ValueError(f"eps: expected a number of at least 0, got {eps!r}")
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected a number between 0 and 1, or None, got {momentum!r}")
-        self.features, self.eps, self.momentum = features, eps, momentum
-        self.log_gamma = nn.Parameter(torch.zeros(features))
-        self.beta = nn.Parameter(torch.zeros(features))
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.ones(features))
+        self._event_shape, self.features, self.eps, self.momentum = event, event.numel(), eps, momentum
+        self.log_gamma = nn.Parameter(torch.zeros(event[0]))
+        self.beta = nn.Parameter(torch.zeros(event[0]))
+        self.register_buffer("running_mean", torch.zeros(event[0]))
+        self.register_buffer("running_var", torch.ones(event[0]))
         self._last: tuple[Tensor, Tensor] | None = None
         self.synchronised = False
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self._event_shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.running_mean)
         if self.training:
-            mean, var = self._statistics(x.reshape(-1, self.features))
+            mean, var = self._statistics(self._rows(x))
             self._last = mean.detach(), var.detach()
             if self.momentum is not None:
                 with torch.no_grad():
@@ -89,8 +94,12 @@ class BatchNorm(Unconditional):
                     self.running_var.lerp_(var.detach().to(self.running_var), self.momentum)
         else:
             mean, var = self.running_mean, self.running_var
-        z = (x - mean) * torch.rsqrt(var + self.eps) * self.log_gamma.exp() + self.beta
-        return z, batch_log_det(self._log_det(var), x)
+        return self._normalised(x, mean, var)
+
+    def _normalised(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        factor = torch.rsqrt(var + self.eps) * self.log_gamma.exp()
+        z = (x - self._wide(mean)) * self._wide(factor) + self._wide(self.beta)
+        return z, batch_log_det(self._log_det(var), x, len(self._event_shape))
 
     def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the batch, of all processes' parts of it where the layer is synchronised."""
@@ -113,12 +122,44 @@ class BatchNorm(Unconditional):
             mean, var = self._last
         else:
             mean, var = self.running_mean, self.running_var
-        x = (z - self.beta) * (-self.log_gamma).exp() * torch.sqrt(var + self.eps) + mean
-        return x, batch_log_det(-self._log_det(var), z)
+        return self._restored(z, mean, var)
+
+    def _restored(self, z: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        factor = (-self.log_gamma).exp() * torch.sqrt(var + self.eps)
+        x = (z - self._wide(self.beta)) * self._wide(factor) + self._wide(mean)
+        return x, batch_log_det(-self._log_det(var), z, len(self._event_shape))
+
+    def _wide(self, t: Tensor) -> Tensor:
+        """A number for each channel, as it broadcasts with events."""
+        return t.reshape(-1, *(1 for _ in self._event_shape[1:]))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Of every pixel its channels."""
+        return x.movedim(-len(self._event_shape), -1).reshape(-1, self._event_shape[0])
+
+    def memo(self) -> tuple[Tensor, Tensor] | None:
+        return self._last if self.training else None
+
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        if memo is None:
+            return super().rebuild(output, context, inverse)
+        with torch.no_grad():
+            x, _ = (self._normalised if inverse else self._restored)(output, *memo)
+        x.requires_grad_()
+        last = self._last
+        found = self._restored(x, *memo) if inverse else self(x)
+        self._last = last  # not of the call that was last
+        return x, *found
 
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
         mean, var = self.running_mean, self.running_var
-        if type(self) is not BatchNorm or self.training or mean.device != x.device or mean.dtype is not x.dtype:
+        if (
+            type(self) is not BatchNorm
+            or self.training
+            or len(self._event_shape) > 1
+            or mean.device != x.device
+            or mean.dtype is not x.dtype
+        ):
             return None
         std = torch.sqrt(var + self.eps) * (-self.log_gamma).exp()
         return ops.ElementwiseStep(not inverse, mean - self.beta * std, std)
@@ -129,15 +170,17 @@ class BatchNorm(Unconditional):
 
     @torch.no_grad()
     def set_statistics(self, x: Tensor) -> None:
-        """Takes the mean and the biased variance of the rows of x (n, features) for evaluation."""
+        """Takes the mean and the biased variance of the rows of x (n, *event_shape) for evaluation."""
         self._check("x", x, self.running_mean)
-        if x.dim() != 2 or len(x) == 0:
-            raise ValueError(f"x: expected shape (n, {self.features}) with at least one row, got {tuple(x.shape)}")
-        self.running_mean.copy_(x.mean(0))
-        self.running_var.copy_(x.var(0, unbiased=False))
+        if x.dim() != 1 + len(self._event_shape) or len(x) == 0:
+            expected = ", ".join(map(str, self._event_shape))
+            raise ValueError(f"x: expected shape (n, {expected}) with at least one row, got {tuple(x.shape)}")
+        rows = self._rows(x)
+        self.running_mean.copy_(rows.mean(0))
+        self.running_var.copy_(rows.var(0, unbiased=False))
 
     def _log_det(self, var: Tensor) -> Tensor:
-        return (self.log_gamma - 0.5 * torch.log(var + self.eps)).sum()
+        return (self.log_gamma - 0.5 * torch.log(var + self.eps)).sum() * self._event_shape[1:].numel()
 
     def extra_repr(self) -> str:
-        return f"{self.features}, eps={self.eps}, momentum={self.momentum}"
+        return f"{', '.join(map(str, self._event_shape))}, eps={self.eps}, momentum={self.momentum}"

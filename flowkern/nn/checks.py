@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import broadcast_batch, check_context, check_like, sizes
+from flowkern._checks import broadcast_batch, check_context, check_like, sizes, whole_number
 
 
 def event_size(name: str, given: Any) -> torch.Size:
@@ -15,6 +16,16 @@ def event_size(name: str, given: Any) -> torch.Size:
     size = sizes(name, given)
     if len(size) == 0 or 0 in size:
         raise ValueError(f"{name}: expected a shape of positive sizes such as (3, 8, 8), got {tuple(size)}")
+    return size
+
+
+def event_of(features: Any, least: int = 1) -> torch.Size:
+    """The event of a layer that takes ``features``: their number, or the shape of an image (channels, height, width)."""
+    if not isinstance(features, (Sequence, torch.Tensor)) or isinstance(features, str):
+        return torch.Size((whole_number("features", features, least),))
+    size = event_size("features", features)
+    if len(size) not in (1, 3):
+        raise ValueError(f"features: expected a number or a shape (channels, height, width), got {tuple(size)}")
     return size
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, cast
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from flowkern import ops
+from flowkern._checks import broadcast_batch
 from flowkern.config import configured
+from flowkern.nn import reversible
 from flowkern.nn.checks import blame, flat, has_hooks
 from flowkern.nn.transform import Transform
 
@@ -43,6 +47,8 @@ class Compose(Transform):
         self.features = transforms[0].features
         self._event_shape, self._noise_shape = transforms[0].event_shape, transforms[-1].noise_shape
         self.transforms = nn.ModuleList(transforms)
+        self.memory = "full"
+        self.guard = reversible.Guard()
 
     @property
     def event_shape(self) -> torch.Size:
@@ -72,12 +78,47 @@ class Compose(Transform):
         """Either direction; ``normal``: what is added to the log-determinant, see :func:`flowkern.ops.autoregressive_chain`."""
         self._check("z" if inverse else "x", x)
         transforms = self._all()
+        if self.memory == "reversible" and _records():
+            return self._run_reversibly(x, context, inverse, normal)
         return _Run(x, context, inverse, normal).through(transforms[::-1] if inverse else transforms)
+
+    def _run_reversibly(self, x: Tensor, context: Tensor | None, inverse: bool, normal: str | None) -> tuple[Tensor, Tensor]:
+        """Without activations. What has stacks of its own inside, or runs hooks, is called as a module."""
+        self.guard.settle()
+        event = self._noise_shape if inverse else self._event_shape
+        if context is not None and self.conditional:
+            x = x.expand(*broadcast_batch(x, [context], "context", len(event)), *event)
+        noise, totals = x, []
+        layers = list(enumerate(self._all()))
+        for alone, group in itertools.groupby(layers[::-1] if inverse else layers, lambda pair: _stands_alone(pair[1])):
+            if alone:
+                for _, layer in group:
+                    x, log_det = (layer.inverse if inverse else layer)(x, context)
+                    totals.append(log_det)
+            else:
+                x, log_det = reversible.run(self.guard, list(group), x, context, inverse)
+                totals.append(log_det)
+        self.guard.measures = False
+        total = reduce(add, totals)
+        if normal is None:
+            return x, total
+        rows = flat(noise if normal == "input" else x, self._noise_shape)
+        return x, ops.normal_log_prob(rows, -total if normal == "input" else total)
 
     def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
         for transform in self._all():
             x = transform.calibrate(x, context, batch_size)
         return x
+
+
+def _records() -> bool:
+    """Whether gradients will be asked for by autograd's usual way, which is the one that reversible layers know."""
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.is_grad_enabled() and not compiled and not torch._C._are_functorch_transforms_active()
+
+
+def _stands_alone(layer: Transform) -> bool:
+    return has_hooks(layer) or any(isinstance(module, Compose) for module in layer.modules())
 
 
 def all_transforms(name: str, given: Any) -> list[Transform]:

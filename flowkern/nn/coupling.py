@@ -13,23 +13,14 @@ from flowkern import ops
 from flowkern._checks import broadcast_batch, check_context, check_features, numbers, whole_number, widths
 from flowkern._tensors import version
 from flowkern.config import configured
-from flowkern.nn.checks import blame
+from flowkern.nn.activations import activation_layer
+from flowkern.nn.checks import blame, event_of, flat
+from flowkern.nn.convolutional import ConvNet
 from flowkern.nn.log_det import show_context
 from flowkern.nn.transform import Transform
 from flowkern.univariate import UnivariateMap, affine_map, check_map
 
-MASKS = ("halves", "alternating")
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-}
+MASKS = ("halves", "alternating", "checkerboard")
 
 
 class Coupling(Transform):
@@ -37,17 +28,24 @@ class Coupling(Transform):
 
     Both directions cost one pass. Two layers in a row, the second with ``swap``, transform every feature.
 
+    Of an image (channels, height, width) whole channels are transformed, and the network sees the others; or any of its
+    numbers, and the network sees the image with zeros in their places, and the mask. A context is added as channels, the same
+    at every pixel.
+
     Args:
-        features: number of features, at least 2.
+        features: number of features, at least 2, or an image's shape (channels, height, width).
         map: the univariate map f.
-        hidden: widths of the hidden layers of the network.
+        hidden: widths of the hidden layers of the network: linear ones, or for images those of a :class:`ConvNet`.
         context: number of context features, which the network reads too.
         mask: which features are transformed: ``"halves"`` the second half, ``"alternating"`` every other one from the
-            second on, or a boolean tensor or list (features,), true where transformed.
+            second on, both of an image's channels; ``"checkerboard"`` of an image every other pixel; or a boolean tensor or
+            list, true where transformed: (features,), of images (channels,) or the whole shape.
         swap: transform the others instead.
         activation: of the network, one of :data:`flowkern.plan.ACTIVATIONS`.
         network: any module in place of the network: from the features that pass (..., n), followed by those of the context,
-            to the parameters (..., count m) of the transformed ones, all that are parameter 0 of the map first.
+            to the parameters (..., count m) of the transformed ones, all that are parameter 0 of the map first. Of images:
+            from (batch, channels seen, height, width) to (batch, channels transformed m, height, width), where all
+            channels are seen, twice with the mask's, and transformed if the mask is not one of channels.
 
     Raises:
         ValueError: for impossible sizes, unknown names, or a mask that transforms no feature or all of them.
@@ -68,11 +66,12 @@ class Coupling(Transform):
     transformed: Tensor
     place: Tensor
     passing: Tensor
+    columns: Tensor
 
     @configured
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         map: UnivariateMap,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
@@ -82,30 +81,51 @@ class Coupling(Transform):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        features, context = whole_number("features", features, 2), whole_number("context", context, 0)
+        event, context = event_of(features, 2), whole_number("context", context, 0)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
-        self.features, self.context = features, context
+        self._event_shape, self.features, self.context = event, event.numel(), context
         self.map = check_map(map)
-        chosen = _transformed(mask, features) ^ bool(swap)
+        chosen = _transformed(mask, event) ^ bool(swap)
         self.count = int(chosen.sum())
-        if self.count in (0, features):
-            raise ValueError(f"mask: expected some of the {features} features to be transformed, got {self.count}")
+        if self.count in (0, self.features):
+            raise ValueError(f"mask: expected some of the {self.features} features to be transformed, got {self.count}")
         device = torch.get_default_device()
         # A buffer, so that a state dict brings its mask along.
         self.register_buffer("transformed", chosen if device.type == "meta" else chosen.to(device))
         self._arrange()
-        outputs = self.count * map.count
-        inputs = features - self.count + context
-        self.network = _mlp(inputs, hidden, outputs, activation) if network is None else network
+        inputs, outputs = self._channels()
+        if network is None and len(event) > 1:
+            network = ConvNet(inputs + context, outputs, hidden, activation)
+        self.network = _mlp(inputs + context, hidden, outputs, activation) if network is None else network
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self._event_shape
+
+    def _channels(self) -> tuple[int, int]:
+        """Channels, or features, that the network sees without the context, and those of its result."""
+        channels = self._event_shape[0]
+        if not self.whole:
+            return 2 * channels, channels * self.map.count
+        transformed = self.count // self._event_shape[1:].numel()
+        return channels - transformed, transformed * self.map.count
 
     def _arrange(self) -> None:
-        """Tables of the mask: the column of each feature's parameters, and the features that pass."""
-        chosen, device = self.transformed.cpu(), self.transformed.device
+        """Tables of the mask: the column of each feature's parameters, and the channels or features that pass.
+
+        ``whole`` says that the mask is one of channels, or features; of any other, ``columns`` are the places that are
+        transformed.
+        """
+        mask, device = self.transformed.cpu(), self.transformed.device
         self._version = version(self.transformed)
+        of_channel, chosen = mask.flatten(1).all(1) if mask.dim() > 1 else mask, mask.flatten()
+        self.whole = bool((of_channel == (mask.flatten(1).any(1) if mask.dim() > 1 else mask)).all())
         self.slice = _as_slice(chosen)
         self.register_buffer("place", torch.where(chosen, chosen.cumsum(0) - 1, -1).to(device), persistent=False)
-        self.register_buffer("passing", (~chosen).nonzero().flatten().to(device), persistent=False)
+        self.register_buffer("passing", (~of_channel).nonzero().flatten().to(device), persistent=False)
+        columns = chosen[:0] if self.whole else chosen
+        self.register_buffer("columns", columns.nonzero().flatten().to(device), persistent=False)
 
     def _follow(self) -> None:
         """New tables where the mask was changed in place. Only eager code looks: the check would break a graph."""
@@ -125,40 +145,86 @@ class Coupling(Transform):
     def conditional(self) -> bool:
         return self.context > 0
 
+    def start_at_zero(self) -> None:
+        """Sets the last linear layer of the network to zero, as Glow has it: an affine map is the identity then, or nearly."""
+        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_map("x", x, context, inverse=False)
+        self._begin("x", x, context)
+        return self._mapped(x, self._conditioned("x", x, context), context, inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._apply_map("z", z, context, inverse=True)
+        self._begin("z", z, context)
+        return self._mapped(z, self._conditioned("z", z, context), context, inverse=True)
 
-    def _apply_map(self, name: str, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        # What passes is the same on both sides: the network runs once, on it, and then x is filled in.
+        x = output.detach().clone().requires_grad_()
+        parameters = self._conditioned("output", x, context)
+        with torch.no_grad():
+            x.copy_(self._mapped(output, parameters, None, not inverse)[0])
+        return x, *self._mapped(x, parameters, context, inverse)
+
+    def _begin(self, name: str, x: Tensor, context: Tensor | None) -> None:
         self._follow()
-        passing = self.passing
-        self._check(name, x, passing)
+        self._check(name, x, self.passing)
         check_context("layer", context, self.context, x, name)
-        seen = x.index_select(-1, passing)
+
+    def _conditioned(self, name: str, x: Tensor, context: Tensor | None) -> Tensor:
+        """What the network makes of the features that pass, which are copied: x itself may change before the backward pass."""
+        seen = self._seen(x)
         if context is not None:
-            batch = broadcast_batch(x, [context], "context")
-            seen = torch.cat([seen.expand(*batch, -1), context.to(x.dtype).expand(*batch, -1)], -1)
+            pixels = self._event_shape[1:]
+            batch = broadcast_batch(x, [context], "context", len(self._event_shape))
+            added = context.to(x.dtype).reshape(*context.shape, *(1 for _ in pixels)).expand(*batch, -1, *pixels)
+            seen = torch.cat(
+                [seen.expand(*batch, *seen.shape[x.dim() - len(self._event_shape) :]), added], -len(self._event_shape)
+            )
         try:
-            parameters = self.network(seen).to(x.dtype)  # the map keeps its precision under autocast
+            if len(self._event_shape) == 1:
+                parameters = self.network(seen)
+                check_features("network: its result", parameters, self.count * self.map.count)
+            else:
+                parameters = self._of_image(seen)
         except RuntimeError:
             weight = next(self.network.parameters(), None)
             if weight is not None:
                 blame(name, x, weight)
             raise
-        check_features("network: its result", parameters, self.count * self.map.count)
+        return parameters.to(x.dtype)  # the map keeps its precision under autocast
+
+    def _seen(self, x: Tensor) -> Tensor:
+        if self.whole:
+            return x.index_select(-len(self._event_shape), self.passing)
+        passes = (~self.transformed).to(x.dtype)
+        return torch.cat([x * passes, passes.expand_as(x)], -3)
+
+    def _of_image(self, seen: Tensor) -> Tensor:
+        """The parameters as those of a vector: of each transformed number parameter 0, then parameter 1 and so on."""
+        batch, pixels = seen.shape[:-3], self._event_shape[1:]
+        found = self.network(seen.reshape(batch.numel(), *seen.shape[-3:]))
+        expected = (batch.numel(), self._channels()[1], *pixels)
+        if found.shape != expected:
+            raise ValueError(f"network: its result: expected shape {expected}, got {tuple(found.shape)}")
+        if self.whole:
+            return found.reshape(*batch, self.count * self.map.count)
+        every = found.reshape(*batch, self.map.count, self.features)
+        return every.index_select(-1, self.columns).flatten(-2)
+
+    def _mapped(self, x: Tensor, parameters: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         z, log_det = ops.coupling(
-            x,
+            flat(x, self._event_shape),
             *parameters.split(self.count, -1),
             transformed=self.place if self.slice is None else self.slice,
             map=self.map,
             inverse=inverse,
         )
-        return z, show_context(log_det, context)
+        return z.reshape(*z.shape[:-1], *self._event_shape), show_context(log_det, context)
 
     def extra_repr(self) -> str:
-        return f"{self.features}, transformed={self.count}, map={self.map}"
+        return f"{', '.join(map(str, self._event_shape))}, transformed={self.count}, map={self.map}"
 
 
 class AffineCoupling(Coupling):
@@ -184,7 +250,7 @@ class AffineCoupling(Coupling):
     @configured
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         mask: str | Sequence[bool] | Tensor = "halves",
@@ -219,7 +285,7 @@ class AdditiveCoupling(AffineCoupling):
     @configured
     def __init__(
         self,
-        features: int,
+        features: int | Sequence[int],
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         mask: str | Sequence[bool] | Tensor = "halves",
@@ -230,19 +296,25 @@ class AdditiveCoupling(AffineCoupling):
         super().__init__(features, hidden, context, mask, swap, activation, "none", "scale_shift", None, network)
 
 
-def _transformed(mask: str | Sequence[bool] | Tensor, features: int) -> Tensor:
-    """Which features are transformed, before a swap."""
-    places = torch.arange(features, device="cpu")
+def _transformed(mask: str | Sequence[bool] | Tensor, event: torch.Size) -> Tensor:
+    """Which features of an event are transformed, before a swap."""
+    channels, *pixels = event
+    places = torch.arange(channels, device="cpu").reshape(-1, *(1 for _ in pixels))
     if not isinstance(mask, str):
         chosen = numbers("mask", mask, "cpu")
-        if chosen.dtype is not torch.bool or chosen.shape != (features,):
-            raise ValueError(f"mask: expected a boolean tensor ({features},), got {chosen.dtype} {tuple(chosen.shape)}")
-        return chosen
+        if chosen.dtype is not torch.bool or chosen.shape not in ((channels,), event):
+            shapes = " or ".join(str(tuple(shape)) for shape in dict.fromkeys([event[:1], event]))
+            raise ValueError(f"mask: expected a boolean tensor {shapes}, got {chosen.dtype} {tuple(chosen.shape)}")
+        return (chosen if chosen.shape == event else chosen.reshape(places.shape)).expand(event).clone()
+    if mask == "checkerboard" and pixels:
+        rows, columns = (torch.arange(n, device="cpu") for n in pixels)
+        return ((rows[:, None] + columns) % 2 == 1).expand(event).clone()
     if mask == "halves":
-        return places >= (features + 1) // 2
+        return (places >= (channels + 1) // 2).expand(event).clone()
     if mask == "alternating":
-        return places % 2 == 1
-    raise ValueError(f"mask: expected a boolean tensor or one of {', '.join(MASKS)}, got {mask!r}")
+        return (places % 2 == 1).expand(event).clone()
+    known = MASKS if pixels else MASKS[:2]
+    raise ValueError(f"mask: expected a boolean tensor or one of {', '.join(known)}, got {mask!r}")
 
 
 def _as_slice(chosen: Tensor) -> slice | None:
@@ -255,10 +327,8 @@ def _as_slice(chosen: Tensor) -> slice | None:
 
 def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
     """Linear layers with an activation between each two."""
-    sizes = [inputs, *widths("hidden", hidden), outputs]
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    sizes, between = [inputs, *widths("hidden", hidden), outputs], activation_layer(activation)
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        layers += [*([_ACTIVATIONS[activation]()] if i else []), nn.Linear(a, b)]
+        layers += [*([between] if i else []), nn.Linear(a, b)]
     return nn.Sequential(*layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import transforms as td
@@ -51,6 +53,32 @@ class Transform(nn.Module):
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
         """This transform as a step of :func:`flowkern.ops.autoregressive_chain` on x, or ``None`` where it is no such step."""
         return None
+
+    def memo(self) -> Any:
+        """What :meth:`rebuild` must know of the last call besides its output and context, nothing that grows with the batch."""
+        return None
+
+    def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The input of a call of this layer, from its output, and the call again.
+
+        What a reversible backward pass asks of a layer (``memory="reversible"``). A layer whose network needs to run only
+        once for both says so here.
+
+        Args:
+            output: what ``forward``, or with ``inverse`` the inverse, gave; the batch shape is that of the input.
+            context: as the call was given it.
+            inverse: which of the two was called.
+            memo: what :meth:`memo` gave right after the call.
+
+        Returns:
+            The input, a leaf that requires a gradient, and the call's two results as functions of it.
+        """
+        call, back = (self.inverse, self.forward) if inverse else (self.forward, self.inverse)
+        # What both draw is the same.
+        with torch.no_grad(), torch.random.fork_rng([output.device] if output.is_cuda else []):
+            found, _ = back(output, context)
+        x = found.detach().requires_grad_()
+        return x, *call(x, context)
 
     def calibrate(self, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
         """Sets what the layer knows of a whole data set x (n, *event_shape), and returns the noise, which the next one sees.

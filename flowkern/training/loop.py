@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowkern.model import Model
-from flowkern.nn import BatchNorm
+from flowkern.nn import ActNorm, BatchNorm
 from flowkern.training.batches import CHOSEN, INSIDE, Batch, Batches, Encoder, Rows, seeded
 from flowkern.training.checkpoints import Checkpoints
 from flowkern.training.distributed import Processes, synchronise_batch_norm
@@ -84,6 +84,7 @@ class Training:
         self.train, self.validation = (
             Batches(rows, encoding, size, model.event_shape, settings.seed, processes) for rows in (train, validation)
         )
+        self._initialise()
         self.bare = Loss(model)
         self.loss = self._parallel()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -102,6 +103,18 @@ class Training:
         self.began = self.saved = self.looked = time.monotonic()
         self.signal = 0
         torch.manual_seed(seeded(settings.seed, INSIDE, processes.rank).initial_seed())  # of noise inside of models
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Sets the layers that take their parameters from a first batch, from the same one in every process."""
+        waiting = [m for m in self.model.modules() if isinstance(m, ActNorm) and m.waits]
+        if not waiting:
+            return
+        self.model.eval()
+        for layer in waiting:
+            layer.train()
+        order = torch.randperm(len(self.train.rows), generator=seeded(self.settings.seed, 0))
+        self.model.loss(self.train.chosen(order[: self.train.batch_size]))
 
     def _parallel(self) -> nn.Module:
         """The loss, shared by the processes as the strategy says."""

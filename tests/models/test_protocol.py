@@ -17,7 +17,7 @@ import flowkern as fk
 from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
-from flowkern.flows import IAF, MAF, Flow
+from flowkern.flows import IAF, MAF, NICE, Flow, Glow, RealNVP, StandardNormal
 from flowkern.models import MADE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
 from flowkern.univariate import Affine
 
@@ -52,14 +52,22 @@ def models() -> dict[str, Model]:
         "ParallelWaveNet": ParallelWaveNet(4, [2, 1], 5, 6),
         "ParallelWaveNet, context": ParallelWaveNet(4, (1,), 5, 6, 2, noise="gaussian", context=2),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
+        "NICE": NICE(4, 2, (8,)),
+        "NICE, all": NICE(4, 2, iter([8]), 2, base=StandardNormal(4), standardize=standardize),
+        "RealNVP": RealNVP(4, 2, (8,), batch_norm=True),
+        "RealNVP, image": RealNVP(torch.tensor(IMAGE), 2, (8, 8), 2, 2, memory="reversible"),
+        "Glow": Glow(4, 2, hidden=(8,), lu=False),
+        "Glow, image": Glow(IMAGE, 2, 2, [8, 8], 2, generator=torch.Generator().manual_seed(1)),
         "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
     }  # fmt: skip
 
 
 NAMES = pytest.mark.parametrize("name", models())
-CONTEXTS = dict.fromkeys(  # numbers of features
-    ("MAF, all", "MADE, context", "Encoded", "WaveNet, context", "ParallelWaveNet, context"), 2
+CONDITIONAL = (
+    *("MAF, all", "MADE, context", "Encoded", "NICE, all", "RealNVP, image", "Glow, image"),
+    *("WaveNet, context", "ParallelWaveNet, context"),
 )
+CONTEXTS = dict.fromkeys(CONDITIONAL, 2)  # numbers of features
 
 
 def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:
@@ -154,6 +162,7 @@ def test_a_configuration_holds_plain_values_and_the_parts_as_they_were_given() -
         "residual": True,
         "skip": False,
         "map": None,
+        "memory": "full",
     }
     twin = copy.deepcopy(model)
     assert twin.config["base"] is twin.base

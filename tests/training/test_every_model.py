@@ -20,6 +20,7 @@ from flowkern.training import Checkpoints, Processes, Training
 SMALL = {  # options that keep a model small, where `hidden` is none of its own
     "wavenet": ["layers=2", "residual=8", "skip=8"],
     "parallelwavenet": ["layers=2,1", "residual=8", "skip=8"],
+    "glow": ["hidden=8", "steps=4"],
 }
 # Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
 WHOLE = {
