@@ -48,7 +48,7 @@ from flowkern.univariate.map import UnivariateMap
 
 TAILS = ("linear", "circular", "unconstrained")
 PARAMETRIZATIONS = ("soft_clipped_exp", "softplus")
-MOST_BINS = 128  # csrc/include/flowkern/maps/rational_quadratic.h has room for so many
+MOST_BINS, MOST_BINS_ON_A_GPU = 128, 32  # csrc/include/flowkern/maps/rational_quadratic.h has room for so many
 
 _DEFAULTS: dict[str, tuple[float, ...]] = {"soft_clipped_exp": (1e-3,), "softplus": (1e-3, 1e-3, 1e-3, 1.0, 1.0)}
 
@@ -109,6 +109,8 @@ class RationalQuadratic(UnivariateMap):
             self.constants = *self.interval, *self.settings
         else:  # none has a least size; its ends have the derivative one
             self.constants = *self.interval, 0.0, 0.0, 0.0, 1.0, 1 / math.log(self.settings[0])
+        if bins > MOST_BINS_ON_A_GPU:
+            self.gpu_obstacle = f"a GPU's kernels take splines of at most {MOST_BINS_ON_A_GPU} bins, this one has {bins}"
         super().__post_init__()
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
