@@ -15,6 +15,7 @@ from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
+from flowkern.ops.spline import spline
 from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "pack",
+    "spline",
     "wavenet_generate",
 ]
