@@ -15,12 +15,20 @@ namespace flowkern::FK_ISA::maps {
 enum class Tails { linear, circular, unconstrained };
 enum class Parametrization { soft_clipped_exp, softplus };
 
+// Numbers that are as exact as the result that is wanted carry what rounding takes from a sum: a narrow bin magnifies
+// it.
+template <class X>
+constexpr bool kCompensated = false;
+template <>
+constexpr bool kCompensated<double> = true;
+
 // S is Parametrization, or a type that converts to one value of it, so that the compiler knows which.
 template <class C, class S = Parametrization>
 class rational_quadratic {
  public:
 #ifdef FK_DEVICE
-  static constexpr int kMostBins = 32;  // every thread has room for them; flowkern/univariate/rational_quadratic.py knows
+  static constexpr int kMostBins =
+      32;  // every thread has room for them; flowkern/univariate/rational_quadratic.py knows
 #else
   static constexpr int kMostBins = 128;
 #endif
@@ -55,7 +63,7 @@ class rational_quadratic {
     X exponentials[2 * kMostBins];
     const X turns = whole_turns(u);
     const Bin<X> b = find<false>(u - turns, p, exponentials);
-    const Curve<X> c = curve(b, within_a_bin((u - turns - b.x0) / b.w));
+    const Curve<X> c = curve(b, within_a_bin(b.offset / b.w));
     const X finite = u - u;  // NaN where the input is not finite, so that the log-det shows it
     const X v = b.y0 + b.h * c.value, log_slope = log(c.slope);
     switch (tails_) {
@@ -74,7 +82,7 @@ class rational_quadratic {
     X exponentials[2 * kMostBins];
     const X turns = whole_turns(v);
     const Bin<X> b = find<true>(v - turns, p, exponentials);
-    const X theta = root(b, within_a_bin((v - turns - b.y0) / b.h));
+    const X theta = root(b, within_a_bin(b.offset / b.h));
     const X finite = v - v;
     const X u = b.x0 + b.w * theta, log_slope = -log(curve(b, theta).slope);
     switch (tails_) {
@@ -93,7 +101,7 @@ class rational_quadratic {
     X exponentials[2 * kMostBins];
     const X at = u - whole_turns(u);
     const Bin<X> b = find<false>(at, p, exponentials);
-    const X theta = within_a_bin((at - b.x0) / b.w);
+    const X theta = within_a_bin(b.offset / b.w);
     const X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
     if (tails_ == Tails::circular) return v;
     return select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
@@ -104,7 +112,7 @@ class rational_quadratic {
     X exponentials[2 * kMostBins];
     const X at = u - whole_turns(u);
     const Bin<X> b = find<false>(at, p, exponentials);
-    const X theta = within_a_bin((at - b.x0) / b.w);
+    const X theta = within_a_bin(b.offset / b.w);
     Cotangents<X> g = cotangents(b, theta, g_v, g_log);
     if (tails_ != Tails::circular) {
       const auto in = inside(u);
@@ -140,7 +148,7 @@ class rational_quadratic {
   };
   template <class X>
   struct Bin {
-    X index;
+    X index, offset;  // the number less the bin's start
     Sizes<X> widths, heights;
     X x0, w, y0, h, d0, d1, slope0, slope1;  // slope0: d d0 / d raw
   };
@@ -225,17 +233,29 @@ class rational_quadratic {
     heights = {exponentials<X>(p, bins_, out + bins_), X{}, h[0]};
     const C least = Heights ? least_height_ : least_width_;
     const X unit = length_ * (1 - bins_ * least) / (Heights ? heights.sum : widths.sum);
+    const X* const sizes = Heights ? h : w;
     X width = w[0], height = h[0];  // of the bins before the knot
+    X low = X{}, low_before = X{};  // what rounding took from the one that is compared
     X raw0 = raw_derivative<X>(p, 0), raw1 = raw_derivative<X>(p, 1), raw = raw1;
     b.index = X{};
     for (int k = 1; k < bins_; ++k) {
-      const X next = raw_derivative<X>(p, k + 1);
-      const auto past = u >= lower_ + length_ * least * k + unit * (Heights ? height : width);
+      const X next = raw_derivative<X>(p, k + 1), knot = Heights ? height : width;
+      const auto past = u >= lower_ + length_ * least * k + unit * knot;
       b.index = select(past, X{} + k, b.index);
       widths = {widths.sum, select(past, width, widths.before), select(past, w[k], widths.part)};
       heights = {heights.sum, select(past, height, heights.before), select(past, h[k], heights.part)};
       raw0 = select(past, raw, raw0), raw1 = select(past, next, raw1);
       width += w[k], height += h[k], raw = next;
+      if constexpr (kCompensated<X>) {
+        low_before = select(past, low, low_before);
+        low += lost(knot, sizes[k], Heights ? height : width);
+      }
+    }
+    if constexpr (kCompensated<X>) {
+      b.offset = offset(u, Heights ? heights.before : widths.before, low_before, Heights ? height : width, low, b.index,
+                        least);
+    } else {
+      b.offset = u - start(Heights ? heights : widths, least, b.index);
     }
     b.w = size(widths, least_width_), b.x0 = start(widths, least_width_, b.index);
     b.h = size(heights, least_height_), b.y0 = start(heights, least_height_, b.index);
@@ -254,6 +274,20 @@ class rational_quadratic {
   template <class X>
   FK_INLINE X start(const Sizes<X>& s, C least, X index) const {
     return lower_ + length_ * least * index + length_ * (1 - bins_ * least) * s.before / s.sum;
+  }
+
+  // a + b less their rounded sum.
+  static FK_INLINE double lost(double a, double b, double sum) {
+    const double rest = sum - a;
+    return (a - (sum - rest)) + (b - rest);
+  }
+  // u less the start of its bin, with the digits that a start beside 0 would have.
+  FK_INLINE double offset(double u, double before, double low_before, double sum, double low, double index,
+                          double least) const {
+    const double scale = length_ * (1 - bins_ * least), part = before / sum;
+    const double rest = (fma(-part, sum, before) + low_before - part * low) / sum;
+    const double from = u - lower_, least_start = length_ * least * index, beyond = from - least_start;
+    return fma(-scale, part, beyond) + (lost(u, -lower_, from) + lost(from, -least_start, beyond) - scale * rest);
   }
 
   // s + (d0 + d1 - 2 s) theta (1 - theta), as a sum of positive numbers.
