@@ -5,5 +5,6 @@ from flowkern.flows.distribution import FlowDistribution
 from flowkern.flows.flow import Flow
 from flowkern.flows.iaf import IAF
 from flowkern.flows.maf import MAF
+from flowkern.flows.nsf import NSF
 
-__all__ = ["IAF", "MAF", "Flow", "FlowDistribution", "StandardNormal"]
+__all__ = ["IAF", "MAF", "NSF", "Flow", "FlowDistribution", "StandardNormal"]

@@ -117,6 +117,19 @@ class RationalQuadratic(UnivariateMap):
         return reference.rational_quadratic_map(u, *parameters, inverse=inverse, bins=self.bins, **self.spline_options)
 
     @property
+    def identity(self) -> tuple[float, ...]:
+        """Raw parameters with which the map is the identity: equal bins, derivatives of one.
+
+        Raises:
+            ValueError: where the least derivative is one or more.
+
+        >>> RationalQuadratic(2).identity
+        (0.0, 0.0, 0.0, 0.0, 0.0)
+        """
+        raw = math.log(math.expm1(1 - self.settings[2])) if self.parametrization == "softplus" else 0.0
+        return (0.0,) * (2 * self.bins) + (raw,) * self.derivatives
+
+    @property
     def spline_options(self) -> dict[str, Any]:
         """What the oracle of the operator ``spline`` is told."""
         names = ("interval", "tails", "parametrization", "settings")
