@@ -47,7 +47,9 @@ def draw(
     moved = range(features)[transformed] if isinstance(transformed, slice) else [c for c in transformed if c >= 0]
     count = len(moved)
     x = torch.randn(rows, features, generator=generator, dtype=torch.float64)
-    each, spread = (map["map"].count, 0.3) if "map" in map else (2, 1.0)  # splines that stay well conditioned
+    each, spread = 2, 1.0
+    if "map" in map:  # a spline, whose bins are wide and of about one size, so that it stays well conditioned
+        each, spread, x = map["map"].count, 0.2, 4 * x
     parameters = spread * torch.randn(rows, each * count, generator=generator, dtype=torch.float64)
     options = {"inverse": inverse, **drawn_map(**{"placement": "scale_shift", **map})} if map else {"inverse": inverse}
 
@@ -93,11 +95,13 @@ MAPS = {
     for scale in SCALES
     for inverse in (False, True)
 }
+# Settings with which the derivatives at all knots are about one.
+SLOPES = {"soft_clipped_exp": (1e-3,), "softplus": (1e-3, 1e-3, 0.3, 1.0, 1.0)}
 # Splines of every kind in both directions, the choices in turn.
 SPLINES = {
     f"spline {tails} {kind}{' inverse' if inverse else ''}{' interleaved' if interleaved else ''}": {
         "transformed": list(CHOICES.values())[TAILS.index(tails) + inverse],
-        "map": RationalQuadratic(4, (-1, 2), tails, kind),
+        "map": RationalQuadratic(4, (-4, 8), tails, kind, SLOPES[kind]),
         "inverse": inverse,
         "interleaved": interleaved,
     }
