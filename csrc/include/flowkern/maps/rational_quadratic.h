@@ -116,7 +116,14 @@ class rational_quadratic {
     Cotangents<X> g = cotangents(b, theta, g_v, g_log);
     if (tails_ != Tails::circular) {
       const auto in = inside(u);
-      for (X* part : {&g.x0, &g.w, &g.y0, &g.h, &g.d0, &g.d1}) *part = select(in, *part, X{});
+      const X none = {};
+      g = {g.u,
+           select(in, g.x0, none),
+           select(in, g.w, none),
+           select(in, g.y0, none),
+           select(in, g.h, none),
+           select(in, g.d0, none),
+           select(in, g.d1, none)};
       if (tails_ == Tails::linear) {
         g.u = select(in, g.u, g_v);
       } else {
