@@ -115,6 +115,8 @@ def native_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) 
         return f"there is no native kernel for device {device!r}"
     if "cuda" not in kernels:
         return f"{operator} has no native kernel for device 'cuda'"
+    if map is not None and map.gpu_obstacle is not None:
+        return map.gpu_obstacle
     return "there is no native kernel for AMD's GPUs" if torch.version.hip is not None else _cuda_obstacle(x.device.index or 0)
 
 
@@ -130,8 +132,11 @@ def triton_obstacle(x: Tensor, operator: str, map: UnivariateMap | None = None) 
         return f"{operator} has no Triton kernel"
     if _TRITON_MISSING is not None:
         return _TRITON_MISSING
-    if map is not None and not has_triton_map(map.family):
-        return f"there is no Triton code for {map.family} maps"
+    if map is not None:
+        if not has_triton_map(map.family):
+            return f"there is no Triton code for {map.family} maps"
+        if map.gpu_obstacle is not None:
+            return map.gpu_obstacle
     if x.device.type == "cpu":
         return None if INTERPRETED else "Triton kernels run on GPUs; with TRITON_INTERPRET=1 set, slowly, on the CPU"
     if x.device.type != "cuda":

@@ -68,7 +68,7 @@ def affine_forward(
 def affine_backward(
     x, parameters, place, g_z, g_log_det, g_x, g_parameters, rows, columns, begin, count,
     x_row, x_column, given_rows, given_columns, g_row, g_column, g_log_det_row,
-    FORWARD: tl.constexpr, INVERSE: tl.constexpr, BACKWARD: tl.constexpr, SLOPE: tl.constexpr,
+    FORWARD: tl.constexpr, INVERSE: tl.constexpr, BACKWARD: tl.constexpr, COTANGENT: tl.constexpr,
     OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr, REBUILD: tl.constexpr, INVERTED: tl.constexpr,
     STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def affine_backward(
                 v, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
         if INVERTED:  # implicit differentiation of v = f(u; parameters) at u = f^-1(v)
             u, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
-            gu = g / SLOPE(u, given, OPTIONS, CONSTANTS)
+            gu = COTANGENT(u, given, g, -gl, OPTIONS, CONSTANTS)
             _, found = BACKWARD(u, given, -gu, -gl, OPTIONS, CONSTANTS)
         else:
             gu, found = BACKWARD(v, given, g, gl, OPTIONS, CONSTANTS)
@@ -136,7 +136,7 @@ def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild,
                 x=x, g_z=g_z, g_log_det=g_log_det, g_x=g_x, g_parameters=tuple(g_parameters), rows=rows, columns=columns,
                 x_row=x.stride(0), x_column=x.stride(1), g_row=g_z.stride(0), g_column=g_z.stride(1),
                 g_log_det_row=g_log_det.stride(0), **_given(x, parameters, place, transformed),
-                **functions(map, FORWARD="forward", INVERSE="inverse", BACKWARD="backward", SLOPE="slope"),
+                **functions(map, FORWARD="forward", INVERSE="inverse", BACKWARD="backward", COTANGENT="inverse_cotangent"),
                 REBUILD=rebuild, INVERTED=inverse, **_constants(config),
             )  # fmt: skip
     return g_x, g_parameters

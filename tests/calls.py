@@ -10,12 +10,19 @@ import torch
 from accuracy import device_of, using
 from torch import Tensor
 
+from flowkern.univariate import UnivariateMap
+
 Operator = Callable[..., Any]
 
 
-def drawn_map(scale: str = "exp", placement: str = "standardize", constants: tuple[float, ...] | None = None) -> dict[str, Any]:
-    """A univariate map as arguments of an operator: the place to change for operators that take it as a value."""
-    return {"scale": scale, "placement": placement, "constants": constants}
+def drawn_map(
+    scale: str = "exp",
+    placement: str = "standardize",
+    constants: tuple[float, ...] | None = None,
+    map: UnivariateMap | None = None,
+) -> dict[str, Any]:
+    """A univariate map as arguments of an operator: by names, or as a value."""
+    return {"map": map} if map is not None else {"scale": scale, "placement": placement, "constants": constants}
 
 
 @dataclass(frozen=True)

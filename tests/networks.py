@@ -15,6 +15,7 @@ from torch import Tensor
 import flowkern as fk
 from flowkern import AutoregressivePlan
 from flowkern.ops._context import outside
+from flowkern.univariate import UnivariateMap
 
 
 def made_masks(
@@ -88,6 +89,7 @@ def network(
     scale: str = "exp",
     placement: str = "standardize",
     constants: tuple[float, ...] | None = None,
+    map: UnivariateMap | None = None,
     backwards: bool = False,
     context: int = 0,
     columns: str = "",
@@ -98,8 +100,7 @@ def network(
     ``columns``: where those of the context are in the first layer, "before" or "after" those of the features, or "both",
     after, and in the skip connection too.
     """
-    if scale == "none":
-        parameters = 1
+    parameters = map.count if map is not None else 1 if scale == "none" else parameters
     if backwards:
         structure["parameter_order"] = tuple(reversed(range(parameters)))
     layout = structure.get("layout", "feature_major")
@@ -119,7 +120,7 @@ def network(
             made[i] = torch.cat([sees, made[i]] if columns == "before" else [made[i], sees], 1)
     residuals = [i - 2 if residual and i and i % 2 == 0 else None for i in range(len(hidden))]
     plan = AutoregressivePlan(made, parameters=parameters, residuals=residuals, skip=skip, context=context, **structure)
-    return Network(plan, [], [], drawn_map(scale, placement, constants), gain).redrawn(seed)
+    return Network(plan, [], [], drawn_map(scale, placement, constants, map), gain).redrawn(seed)
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

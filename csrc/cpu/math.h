@@ -24,9 +24,20 @@ FK_INLINE double log1p(double x) { return ::log1p(x); }
 FK_INLINE double expm1(double x) { return ::expm1(x); }
 FK_INLINE double tanh(double x) { return ::tanh(x); }
 FK_INLINE double abs(double x) { return ::fabs(x); }
+FK_INLINE double floor(double x) { return ::floor(x); }
+FK_INLINE double sqrt(double x) { return ::sqrt(x); }
 FK_INLINE double normal_cdf(double x) { return 0.5 * ::erfc(-x * M_SQRT1_2); }
 
 FK_INLINE VecD abs(VecD x) { return select(x < 0, -x, x); }
+FK_INLINE VecD sqrt(VecD x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::sqrt(x[i]);
+  return x;
+}
+FK_INLINE VecD floor(VecD x) {
+  constexpr double kRound = 0x1.8p52;  // adding it leaves an integer
+  const VecD nearest = (x + kRound) - kRound, below = nearest - select(nearest > x, VecD{} + 1.0, VecD{});
+  return select(abs(x) < 0x1p51, below, x);  // from 2^51 on all are
+}
 
 // 2^n r-series with x = n ln 2 + r; the clamp covers every float, NaN passes through.
 FK_INLINE VecD exp(VecD x) {

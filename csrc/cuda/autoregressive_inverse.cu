@@ -3,6 +3,19 @@
 
 namespace flowkern::FK_ISA {
 
+// Calls f(k) for the parameters of a feature. Of a family that has few at most they stay in registers: the loop is
+// unrolled, and those that this map has not are never read.
+template <int Most, class F>
+FK_INLINE void each_parameter(int count, F f) {
+  if constexpr (Most <= 8) {
+    FK_UNROLL
+    for (int k = 0; k < Most; ++k)
+      if (k < count) f(k);
+  } else {
+    for (int k = 0; k < count; ++k) f(k);
+  }
+}
+
 // A hidden unit is final as soon as the features that it may read are known.
 template <class M>
 class Inverse {
@@ -37,8 +50,7 @@ class Inverse {
   FK_INLINE void feature(const SweepStep& step, const Node& node, int i) {
     const int f = step.first + i, count = m.header.parameters;
     T parameters[M::Map::kMost];
-    FK_UNROLL
-    for (int k = 0; k < M::Map::kMost; ++k) parameters[k] = k < count ? parameter(step, node, i * count + k) : T(0);
+    each_parameter<M::Map::kMost>(count, [&](int k) { parameters[k] = parameter(step, node, i * count + k); });
     if (m.part != 0) return;
     const auto x = m.map.inverse(m.value(f), [&](int k) { return parameters[k]; });
     log_det_ += x.log_slope;
@@ -84,12 +96,11 @@ class InverseGradient {
     const T g = at<T>(m.in.input, m.source_row * m.in.input_row + d * m.in.input_column);
     const T x = at<T>(m.in.x, m.source_row * m.in.x_row + d * m.in.x_column);
     T parameters[M::Map::kMost];
-    FK_UNROLL
-    for (int k = 0; k < M::Map::kMost; ++k) parameters[k] = k < count ? m.saved(node.saved + f * count + k) : T(0);
+    each_parameter<M::Map::kMost>(count, [&](int k) { parameters[k] = m.saved(node.saved + f * count + k); });
     const T network = m.product(step, i);
     if (m.part != 0) return;
     const auto parameter = [&](int k) { return parameters[k]; };
-    const T minus_v = -(g + network) / m.map.slope(x, parameter);
+    const T minus_v = -m.map.inverse_cotangent(x, parameter, g + network, g_log_det_);
     m.map.backward(x, parameter, minus_v, g_log_det_, [&](int k, T g_k) { put(node, f * count + k, g_k); });
     m.write(m.in.output, m.global_row * m.header.features + d, -minus_v);
   }

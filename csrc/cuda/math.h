@@ -19,9 +19,13 @@ FK_INLINE double log1p(double x) { return ::log1p(x); }
 FK_INLINE float tanh(float x) { return ::tanhf(x); }
 FK_INLINE double tanh(double x) { return ::tanh(x); }
 FK_INLINE float abs(float x) { return ::fabsf(x); }
+FK_INLINE float floor(float x) { return ::floorf(x); }
+FK_INLINE float sqrt(float x) { return ::sqrtf(x); }
 FK_INLINE double abs(double x) { return ::fabs(x); }
 FK_INLINE float nearest(float x) { return ::rintf(x); }
 FK_INLINE double nearest(double x) { return ::rint(x); }
+FK_INLINE double floor(double x) { return ::floor(x); }
+FK_INLINE double sqrt(double x) { return ::sqrt(x); }
 FK_INLINE float normal_cdf(float x) { return 0.5f * ::erfcf(-x * 0.70710678f); }
 FK_INLINE double normal_cdf(double x) { return 0.5 * ::erfc(-x * 0.70710678118654752); }
 

@@ -99,6 +99,61 @@ std::tuple<Tensor, Tensors> coupling_backward(Tensor g_z, Tensor g_log_det, Tens
   });
 }
 
+// Calls f(begin, end, scratch) on ranges of elements: whole tiles.
+template <class T, class F>
+void parallel_splines(int64_t elements, int64_t parameters, const F& f) {
+  constexpr int64_t kElements = 1024, kWorkOfAParameter = 16;  // multiply-adds that its exponential is worth
+  parallel((elements + kElements - 1) / kElements, elements * parameters * kWorkOfAParameter, [&](int64_t i) {
+    T* memory = static_cast<T*>(scratch(row_kernels<T>().spline_scratch(parameters) * sizeof(T)));
+    f(i * kElements, std::min(elements, (i + 1) * kElements), memory);
+  });
+}
+
+template <class T>
+SplineElements<T> spline_elements(const Tensor& x, const Tensor& widths, const Tensor& heights,
+                                  const Tensor& derivatives, const UnivariateMap& map) {
+  STD_TORCH_CHECK(widths.size(1) + heights.size(1) + derivatives.size(1) == map.count,
+                  "flowkern: the parameters do not belong to this map");
+  return {matrix<T>(x),
+          {matrix<T>(widths), matrix<T>(heights), matrix<T>(derivatives)},
+          {widths.size(1), heights.size(1), derivatives.size(1)}};
+}
+
+std::tuple<Tensor, Tensor> spline(Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse,
+                                  Tensor univariate) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(zero);
+    const Map<T> map = univariate_map<T>(univariate);
+    const auto elements = spline_elements<T>(x, widths, heights, derivatives, map.map);
+    Tensor z = empty<T>({x.size(0)}), log_slope = empty<T>({x.size(0)});
+    parallel_splines<T>(x.size(0), map.map.count, [&](int64_t begin, int64_t end, T* memory) {
+      row_kernels<T>().spline(map, inverse, elements, data<T>(z), data<T>(log_slope), memory, begin, end);
+    });
+    return {z, log_slope};
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(Tensor g_z, Tensor g_log_slope, Tensor x, Tensor widths,
+                                                           Tensor heights, Tensor derivatives, bool inverse,
+                                                           Tensor univariate) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+    using T = decltype(zero);
+    const Map<T> map = univariate_map<T>(univariate);
+    const auto elements = spline_elements<T>(x, widths, heights, derivatives, map.map);
+    Tensor g_x = empty<T>({x.size(0)}), g_parameters[3];
+    T* out[3];
+    for (int i = 0; i < 3; ++i) {
+      g_parameters[i] = empty<T>({x.size(0), elements.counts[i]});
+      out[i] = data<T>(g_parameters[i]);
+    }
+    parallel_splines<T>(x.size(0), map.map.count, [&](int64_t begin, int64_t end, T* memory) {
+      row_kernels<T>().spline_backward(map, inverse, elements, matrix<T>(g_z), matrix<T>(g_log_slope), data<T>(g_x),
+                                       out, memory, begin, end);
+    });
+    return {g_x, g_parameters[0], g_parameters[1], g_parameters[2]};
+  });
+}
+
 Tensor log_det(Tensor log_scale) {
   return for_dtype(log_scale, [&](auto zero) {
     using T = decltype(zero);
@@ -126,12 +181,15 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 }  // namespace
 }  // namespace flowkern
 
+#define FK_SPLINES "Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse, Tensor map"
 #define FK_FEATURES "Tensor? place, int begin, int step, int count"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("coupling(Tensor x, Tensor[] parameters, " FK_FEATURES ", bool inverse, Tensor map) -> (Tensor, Tensor)");
   m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor[] parameters, " FK_FEATURES
         ", bool rebuild, bool inverse, Tensor map) -> (Tensor, Tensor[])");
+  m.def("spline(" FK_SPLINES ") -> (Tensor, Tensor)");
+  m.def("spline_backward(Tensor g_z, Tensor g_log_slope, " FK_SPLINES ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("log_det(Tensor log_scale) -> Tensor");
   m.def("normal_log_prob(Tensor z, Tensor log_det) -> Tensor");
 }
@@ -140,6 +198,8 @@ STABLE_TORCH_LIBRARY_IMPL(flowkern, CPU, m) {
   using namespace flowkern;
   m.impl("coupling", TORCH_BOX(&coupling));
   m.impl("coupling_backward", TORCH_BOX(&coupling_backward));
+  m.impl("spline", TORCH_BOX(&spline));
+  m.impl("spline_backward", TORCH_BOX(&spline_backward));
   m.impl("log_det", TORCH_BOX(&log_det));
   m.impl("normal_log_prob", TORCH_BOX(&normal_log_prob));
 }

@@ -21,7 +21,7 @@ from flowkern._tensors import content
 from flowkern.backends import exporting
 from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan, Conditioner
-from flowkern.univariate import Affine, UnivariateMap
+from flowkern.univariate import Affine, RationalQuadratic, UnivariateMap
 
 Found = TypeVar("Found", bound=Callable[..., Any])
 
@@ -576,6 +576,15 @@ def affine(scale: str, placement: str, *constants: Any) -> Affine:
     """An affine map whose constants a library holds."""
     refuse_tensors("univariate map", constants)
     return Affine(scale, placement, constants)
+
+
+def spline(bins: int, bound: Any, parametrization: str, *settings: Any) -> RationalQuadratic:
+    """A rational-quadratic spline with linear tails, whose constants a library holds."""
+    refuse_tensors("univariate map", (bound, *settings))
+    try:
+        return RationalQuadratic(bins, (-bound, bound), "linear", parametrization, settings)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedError(f"its spline has no operator: {error}") from None
 
 
 def refuse_tensors(what: str, constants: Iterable[Any]) -> None:

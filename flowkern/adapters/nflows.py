@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,20 +25,38 @@ from flowkern.adapters.network import (
     by_class,
     differs,
     expect,
+    spline,
 )
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.state import own, peer_class
+from flowkern.univariate import UnivariateMap
 
 
 def read(root: str, layer: Any) -> PeerNetwork:
+    """The affine transform: of a feature's parameters the raw scale comes first."""
+    return _read(root, layer, layer.features, affine("softplus", "scale_shift", _epsilon(layer)), (1, 0))
+
+
+def read_spline(root: str, layer: Any) -> PeerNetwork:
+    """The rational-quadratic spline with linear tails; one without raises an error for what is outside its interval."""
+    if layer.tails != "linear":
+        raise UnsupportedError(f"its tails are {layer.tails!r}: splines that refuse what is outside have no operator")
+    width = getattr(layer.autoregressive_net, "hidden_features", None)
+    gain = 1.0 if width is None else width**-0.5
+    least = layer.min_bin_width, layer.min_bin_height, layer.min_derivative
+    map = spline(layer.num_bins, layer.tail_bound, "softplus", *least, 1.0, gain)
+    features = layer.autoregressive_net.final_layer.out_features // map.count
+    return _read(root, layer, features, map, None)
+
+
+def _read(root: str, layer: Any, features: int, map: UnivariateMap, order: Sequence[int] | None) -> PeerNetwork:
     """MADE: initial layer, plus the activated context; residual blocks before which, or plain ones after which, it acts.
 
     Args:
         root: the module of the MADE, for this library or the copy of it.
     """
     made = expect(layer.autoregressive_net, root + "MADE", "network")
-    map = affine("softplus", "scale_shift", _epsilon(layer))
-    network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
+    network = PeerNetwork(features, context_width(made), map, parameter_order=order)
     residual = made.use_residual_blocks
     stream = network.add(linear(root, made.initial_layer), activated=not residual)
     if network.context:
@@ -131,7 +149,7 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
 
 METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
-SPLINE = "splines have no operator yet; they will go here"
+SPLINE = "only rational-quadratic splines with linear tails have an operator, and of some libraries they are not read yet"
 COUPLING = "coupling layers cost one pass both ways already; flowkern.ops.coupling will go here"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
@@ -306,7 +324,10 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
         layers={
             autoregressive + "MaskedAffineAutoregressiveTransform": Layer(
                 functools.partial(read, transforms + ".made."), evaluate, METHODS
-            )
+            ),
+            autoregressive + "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Layer(
+                functools.partial(read_spline, transforms + ".made."), evaluate, METHODS
+            ),
         },
         left_alone={
             autoregressive + "AutoregressiveTransform": SPLINE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,20 +25,23 @@ from flowkern.adapters.network import (
     differs,
     expect,
     refuse_tensors,
+    spline,
 )
 from flowkern.adapters.nflows import COUPLING
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.state import own, peer_class
 from flowkern.backends import exporting
+from flowkern.univariate import UnivariateMap
 
 
 def read(layer: Any) -> PeerNetwork:
     """hyper = masked linear maps and activations in a row, or residual blocks without an activation before them."""
     _transform_class(sys.modules["zuko.transforms"].AutoregressiveTransform)  # now: a compiler cannot trace that
     hyper = expect(layer.hyper, "zuko.nn.MaskedMLP", "network")
-    features = hyper[-1].out_features // 2
+    map = _univariate(layer)
+    features = hyper[-1].out_features // map.count
     context = hyper[0].in_features - features
-    network = PeerNetwork(features, context, affine("soft_clipped_exp", "scale_shift", _log_slope(layer)))
+    network = PeerNetwork(features, context, map)
     activations: list[nn.Module] = []
     for item in hyper:
         if differs(type(item), "zuko.nn.MaskedLinear") is None:
@@ -55,19 +59,53 @@ def read(layer: Any) -> PeerNetwork:
     return network.finish(hyper)
 
 
-def _log_slope(layer: Any) -> float:
-    """|log slope| of the softly clipped log-scale: the limit of a large raw scale; it changed between versions."""
-    univariate: Any = layer.univariate
+def _univariate(layer: Any) -> UnivariateMap:
+    """The univariate map: a softly clipped affine one, or a rational-quadratic spline."""
+    made: Any = layer.univariate
     options: dict[str, Any] = {}
-    if isinstance(univariate, functools.partial) and not univariate.args:
-        univariate, options = univariate.func, univariate.keywords
-    known = isinstance(univariate, type) and differs(univariate, "zuko.transforms.MonotonicAffineTransform") is None
-    if not known or set(options) - {"slope"} or tuple(map(tuple, layer.shapes)) != ((), ()):
-        name = class_path(univariate) if isinstance(univariate, type) else repr(univariate)
-        raise UnsupportedError(f"its univariate map {name} has no operator yet: splines and monotonic networks will go here")
+    if isinstance(made, functools.partial) and not made.args:
+        made, options = made.func, made.keywords
+    shapes = tuple(map(tuple, layer.shapes))
+    if isinstance(made, type):
+        if differs(made, "zuko.transforms.MonotonicAffineTransform") is None and shapes == ((), ()):
+            return affine("soft_clipped_exp", "scale_shift", *_probed(layer, options, {"slope"}, _log_slope))
+        if differs(made, "zuko.transforms.MonotonicRQSTransform") is None and shapes == _of_a_spline(shapes):
+            bound, slope = _probed(layer, options, {"slope", "bound"}, _bound_and_slope)
+            return spline(shapes[0][0], bound, "soft_clipped_exp", slope)
+    name = class_path(made) if isinstance(made, type) else repr(made)
+    raise UnsupportedError(f"its univariate map {name} has no operator yet: other splines and monotonic networks will go here")
+
+
+def _of_a_spline(shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Those of a spline's widths, heights and derivatives, of as many bins."""
+    bins = shapes[0][0] if shapes and shapes[0] else 0
+    return (bins,), (bins,), (bins - 1,)
+
+
+def _probed(
+    layer: Any, options: dict[str, Any], known: set[str], probe: Callable[[Any], tuple[float, ...]]
+) -> tuple[float, ...]:
+    """The map's constants, found by what it does to large numbers: they changed between versions."""
+    if options.keys() - known:
+        raise UnsupportedError(f"its univariate map has other options than {', '.join(sorted(known))}")
     refuse_tensors("univariate map", options.values())
-    zero, large = torch.zeros((), dtype=torch.float64, device="cpu"), torch.full((), 1e30, dtype=torch.float64, device="cpu")
-    return abs(float(layer.univariate(zero, large).log_scale))
+    return probe(layer)
+
+
+def _log_slope(layer: Any) -> tuple[float]:
+    """|log slope| of the softly clipped log-scale: the limit of a large raw scale."""
+    return (abs(float(layer.univariate(_full(0.0), _full(1e30)).log_scale)),)
+
+
+def _bound_and_slope(layer: Any) -> tuple[float, float]:
+    """The least slope at a knot is the limit of a small raw derivative."""
+    (bins,), _, (inner,) = layer.shapes
+    made = layer.univariate(_full(0.0, bins), _full(0.0, bins), _full(-1e30, inner))
+    return float(made.horizontal[-1]), float(made.derivatives[1])
+
+
+def _full(value: float, *shape: int) -> Tensor:
+    return torch.full(shape, value, dtype=torch.float64, device="cpu")
 
 
 def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,14 @@ def _gradients_like(g_z, g_log_det, x, parameters, place, begin, step, count, *r
     return x.new_empty(x.shape), [x.new_empty(shape) for _ in parameters]
 
 
+def _splines_like(x, *rest):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _spline_gradients_like(g_z, g_log_slope, x, widths, heights, derivatives, *rest):  # type: ignore[no-untyped-def]
+    return tuple(t.new_empty(t.shape) for t in (x, widths, heights, derivatives))
+
+
 def _row_sums_like(x: Tensor, *rest: Tensor) -> Tensor:
     return x.new_empty(x.shape[0])
 
@@ -61,7 +69,9 @@ _SHAPES = {
     "log_det": _row_sums_like,
     "normal_log_prob": _row_sums_like,
 }
+_CPU_SHAPES = {"spline": _splines_like, "spline_backward": _spline_gradients_like}
 for _name, _like in _SHAPES.items():
     TRITON.fake(_name)(_like)
-    if BUILD_ERROR is None:
+if BUILD_ERROR is None:
+    for _name, _like in (_SHAPES | _CPU_SHAPES).items():
         torch.library.register_fake(f"flowkern::{_name}")(_like)

@@ -7,6 +7,7 @@ from flowkern.flows.glow import Glow
 from flowkern.flows.iaf import IAF
 from flowkern.flows.maf import MAF
 from flowkern.flows.nice import NICE
+from flowkern.flows.nsf import NSF
 from flowkern.flows.real_nvp import RealNVP
 
-__all__ = ["IAF", "MAF", "NICE", "Flow", "FlowDistribution", "Glow", "RealNVP", "StandardLogistic", "StandardNormal"]
+__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "Glow", "RealNVP", "StandardLogistic", "StandardNormal"]

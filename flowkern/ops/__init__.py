@@ -16,6 +16,7 @@ from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.ops.masked_mlp import masked_mlp
 from flowkern.ops.normal_log_prob import normal_log_prob
 from flowkern.ops.pack import pack
+from flowkern.ops.spline import spline
 from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 from flowkern.ops.wavenet_layer import wavenet_layer
 
@@ -40,6 +41,7 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "pack",
+    "spline",
     "wavenet_generate",
     "wavenet_layer",
 ]

@@ -1,16 +1,20 @@
 """Univariate maps u -> v as values: what they are called, how many parameters a feature has, their constants.
 
 Operators and layers take a map as ``map=``; the affine ones also by name, as ``scale=``, ``placement=`` and ``constants=``, see
-:mod:`flowkern.univariate.affine`.
+:mod:`flowkern.univariate.affine`. Splines: :mod:`flowkern.univariate.rational_quadratic`.
 """
 
 from flowkern.univariate.affine import PLACEMENTS, SCALES, Affine, affine_map, chosen_map, default_constants
 from flowkern.univariate.map import Reads, UnivariateMap, check_map
+from flowkern.univariate.rational_quadratic import PARAMETRIZATIONS, TAILS, RationalQuadratic
 
 __all__ = [
+    "PARAMETRIZATIONS",
     "PLACEMENTS",
     "SCALES",
+    "TAILS",
     "Affine",
+    "RationalQuadratic",
     "Reads",
     "UnivariateMap",
     "affine_map",

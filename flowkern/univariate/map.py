@@ -37,6 +37,7 @@ class UnivariateMap:
         count: parameters of a feature.
         key: the map as a string, which torch.compile takes for a constant.
         numbers: the map as the CPU kernels take it: kind, count, options and constants, one vector of doubles on the CPU.
+        gpu_obstacle: why a GPU's kernels cannot serve this map, or ``None`` if they can.
     """
 
     family: ClassVar[str]
@@ -48,6 +49,7 @@ class UnivariateMap:
     count: int
     key: str
     numbers: Tensor
+    gpu_obstacle: str | None = None
 
     def __post_init__(self) -> None:
         """Made at once, since a call that is traced cannot; a family that checks its fields calls this at the end."""

@@ -3,10 +3,10 @@
 A family is four functions of a number u (or v), a tuple p of the parameters of the feature, and the map's options and constants
 as constexpr tuples:
 
-``forward``   v and log|dv/du|; the latter is NaN where u is not finite
-``inverse``   u and log|du/dv|; the same for v
-``backward``  the cotangent of u from those of v and log|dv/du|, and a tuple of those of the parameters
-``slope``     dv/du
+``forward``            v and log|dv/du|; the latter is NaN where u is not finite
+``inverse``            u and log|du/dv|; the same for v
+``backward``           the cotangent of u from those of v and log|dv/du|, and a tuple of those of the parameters
+``inverse_cotangent``  the v for which ``backward`` of -v and a cotangent of log|dv/du| returns -g, from u, p, g and the latter
 """
 
 from __future__ import annotations

@@ -98,6 +98,6 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def slope(u, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+def inverse_cotangent(u, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     s, _, _ = scale_of(p, OPTIONS, CONSTANTS)
-    return 1 / s if OPTIONS[1] == 1 else s
+    return g / (1 / s if OPTIONS[1] == 1 else s)

@@ -60,6 +60,20 @@ def zuko_layer(features: int = 6, context: int = 0, **options: Any) -> Peer:
     return Peer(make, features, context, zuko_forward, zuko_inverse)
 
 
+def zuko_spline(features: int = 6, context: int = 0, bins: int = 5, **options: Any) -> Peer:
+    def make() -> Any:
+        from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+        from zuko.transforms import MonotonicRQSTransform
+
+        given = {"hidden_features": (24, 20), "activation": nn.Tanh, **options}
+        constants = {name: given.pop(name) for name in ("bound", "slope") if name in given}
+        shapes = [(bins,), (bins,), (bins - 1,)]
+        univariate = functools.partial(MonotonicRQSTransform, **constants)
+        return settle(MaskedAutoregressiveTransform(features, context, univariate=univariate, shapes=shapes, **given))
+
+    return Peer(make, features, context, zuko_forward, zuko_inverse)
+
+
 ADJACENCY = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
 ZUKO = {
     "default": zuko_layer(),
@@ -75,6 +89,9 @@ ZUKO = {
     "residual, uneven": zuko_layer(hidden_features=(24, 30), residual=True, context=2),
     "elu": zuko_layer(activation=functools.partial(nn.ELU, alpha=0.7)),
     "slope": zuko_layer(slope=0.1),
+    "spline": zuko_spline(),
+    "spline, context": zuko_spline(context=2, hidden_features=(24,)),
+    "spline, bound and slope": zuko_spline(bins=3, bound=1.5, slope=1e-2),
 }
 
 # -- nflows, glasflow, normflows --------------------------------------------------------------------------------------
@@ -119,6 +136,15 @@ def contextual(module: str, name: str) -> dict[str, Peer]:
         "context": layer(),
         "plain, context": layer(use_residual_blocks=False),
         "batch norm, context": layer(use_batch_norm=True),
+    }
+
+
+def made_splines(module: str) -> dict[str, Peer]:
+    layer = functools.partial(made_layer, module, "MaskedPiecewiseRationalQuadraticAutoregressiveTransform", tails="linear")
+    return {
+        "spline": layer(num_bins=4, tail_bound=3.0),
+        "spline, plain": layer(use_residual_blocks=False, num_bins=5, tail_bound=2.0),
+        "spline, context": layer(context=3, num_bins=3, tail_bound=3.0, min_bin_width=1e-2, min_derivative=1e-4),
     }
 
 
@@ -170,6 +196,8 @@ PYRO = {
 PEERS = {
     **{f"zuko: {name}": peer for name, peer in ZUKO.items()},
     **{f"nflows: {name}": peer for name, peer in {**made_layers(*NFLOWS), **contextual(*NFLOWS)}.items()},
+    **{f"nflows: {name}": peer for name, peer in made_splines(NFLOWS[0]).items()},
+    "glasflow: spline": made_splines(GLASFLOW[0])["spline"],
     **{f"glasflow: {name}": (made_layers(*GLASFLOW) | contextual(*GLASFLOW))[name] for name in ("residual", "plain, context")},
     **{f"normflows: {name}": peer for name, peer in made_layers(*NORMFLOWS).items()},
     "normflows: context": contextual(*NORMFLOWS)["context"],

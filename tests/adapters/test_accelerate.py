@@ -33,6 +33,10 @@ def nflows_layer(**options: Any) -> Any:
     return nflows_autoregressive.MaskedAffineAutoregressiveTransform(5, 16, **options)
 
 
+def nflows_spline(**options: Any) -> Any:
+    return nflows_autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(5, 16, **options)
+
+
 def status(model: Any) -> list[str]:
     return [row[2] for row in fk.explain(model).rows]
 
@@ -335,7 +339,8 @@ def replaced() -> Any:
         (lambda: Louder(5, 16), "a subclass that overrides forward"),
         (replaced, "its forward was replaced"),
         (lambda: nflows_layer(activation=torch.sin), "the activation <built-in method sin"),
-        (lambda: zuko.flows.NSF(4, transforms=1).transform, "its univariate map .*MonotonicRQSTransform.* has no operator yet"),
+        (lambda: zuko.flows.NCSF(4, transforms=1).transform, "its univariate map .*CircularRQSTransform.* has no operator yet"),
+        (lambda: nflows_spline(tails=None), "its tails are None: splines that refuse what is outside have no operator"),
         (lambda: zuko.flows.NICE(4, transforms=1).transform, "coupling layers cost one pass both ways already"),
         (lambda: zuko.flows.MAF(1, 2, transforms=1).transform, "elementwise"),
         (lambda: nf.flows.MaskedAffineAutoregressive(4, 8).to("meta"), "on the meta device"),

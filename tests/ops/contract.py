@@ -51,7 +51,7 @@ def check(
     most: int = 40,
     least: int = 1,
     variation: Variation | None = None,
-    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+    dtypes: Sequence[torch.dtype] | None = None,
     **options: Any,
 ) -> None:
     """The rule of accuracy for calls of as many seeds as it takes; see :func:`calls.evaluate` for the options."""
@@ -63,7 +63,7 @@ def check(
         whole = {"batch": None} if backend == "reference" else {}
         return case.evaluate(example, dtype, backend, **{**options, **whole})
 
-    check_rule(examples, evaluate, *dtypes, kernels=kernels, least=least)
+    check_rule(examples, evaluate, *(dtypes or case.dtypes(variation or {})), kernels=kernels, least=least)
 
 
 class Recorder(TorchDispatchMode):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import networks
-from case import Bad, Case, Variation
+from case import Bad, Case, Variation, unless_a_spline
 from hypothesis import strategies as st
 from torch import Tensor
 
 import flowkern as fk
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PLACEMENTS, SCALES
+from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalQuadratic
 
 STRUCTURES: dict[str, Variation] = {
     "plain": {},
@@ -90,6 +90,10 @@ MAPS: dict[str, Variation] = {
     f"{scale} {placement}": {"hidden": (24,), "scale": scale, "placement": placement}
     for scale, placement in itertools.product(SCALES, PLACEMENTS)
 }
+SPLINES: dict[str, Variation] = {
+    f"spline {tails} {kind}": {"hidden": (24,), "map": RationalQuadratic(4, (-1, 2), tails, kind)}
+    for tails, kind in itertools.product(TAILS, PARAMETRIZATIONS)
+}
 SMOOTH: dict[str, Variation] = {
     name: {"features": 3, "hidden": (5, 4), **structure}
     for name, structure in {
@@ -105,6 +109,7 @@ SMOOTH: dict[str, Variation] = {
         },
         "sigmoid": {"activation": "sigmoid", "scale": "none", "placement": "scale_shift"},
         "elu": {"activation": "elu", "scale": "tanh", "hidden": ()},
+        "spline": {"activation": "tanh", "map": RationalQuadratic(3, (-1, 2), "circular", "softplus")},
     }.items()
 }  # fmt: skip
 
@@ -205,7 +210,7 @@ def case_of(name: str) -> Case:
         operator=getattr(fk.ops, name),
         outputs=networks.OUTPUTS[name],
         draw=functools.partial(networks.draw, name),
-        variations={**STRUCTURES, **activations, **(MAPS if transforms else {}), **ADDENDS, **GATES, **CONTEXTS},
+        variations={**STRUCTURES, **activations, **({**MAPS, **SPLINES} if transforms else {}), **ADDENDS, **GATES, **CONTEXTS},
         smooth=SMOOTH,
         any=any_network,
         bad={**bad_arguments("z" if name == "autoregressive_inverse" else "x"), **(bad_maps() if transforms else {})},
@@ -219,6 +224,7 @@ def case_of(name: str) -> Case:
             "residual": {"activation": "tanh", "hidden": (24, 24, 24), "residual": True},
             "gates": {"activation": "tanh", "gates": (1,), "addends": (0,)},
         },
+        dtypes=unless_a_spline,
         large={"features": 20, "hidden": (64, 48)},
         shows="log_det" if transforms else None,
         oracle_compiles=name != "autoregressive_inverse",

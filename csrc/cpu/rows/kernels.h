@@ -20,6 +20,13 @@ struct CouplingScratch {
   T** gradients;
 };
 
+// Elements, each with raw widths, heights and derivatives of its own: rows of three matrices.
+template <class T>
+struct SplineElements {
+  Matrix<const T> x, parameters[3];
+  int64_t counts[3];
+};
+
 template <class T>
 struct RowKernels {
   void (*coupling)(const Map<T>&, bool inverse, Matrix<const T> x, const Matrix<const T>* parameters,
@@ -28,6 +35,14 @@ struct RowKernels {
                             const Matrix<const T>* parameters, Matrix<const T> g_z, Matrix<const T> g_log_det,
                             const Transformed&, T* g_x, T* const* g_parameters, const CouplingScratch<T>&,
                             int64_t row_begin, int64_t row_end);
+  // Scratch memory: so many numbers, for a tile's parameters and their cotangents.
+  int64_t (*spline_scratch)(int64_t parameters);
+  void (*spline)(const Map<T>&, bool inverse, const SplineElements<T>&, T* z, T* log_slope, T* scratch, int64_t begin,
+                 int64_t end);
+  // For the inverse, x holds its results. The cotangents of the parameters are contiguous.
+  void (*spline_backward)(const Map<T>&, bool inverse, const SplineElements<T>&, Matrix<const T> g_z,
+                          Matrix<const T> g_log_slope, T* g_x, T* const* g_parameters, T* scratch, int64_t begin,
+                          int64_t end);
   void (*log_det)(Matrix<const T> log_scale, int64_t columns, T* out, int64_t row_begin, int64_t row_end);
   void (*normal_log_prob)(Matrix<const T> z, Matrix<const T> log_det, int64_t columns, T* out, int64_t row_begin,
                           int64_t row_end);

@@ -10,6 +10,13 @@ template <class T>
 void coupling_backward(const Map<T>&, bool, bool, Matrix<const T>, const Matrix<const T>*, Matrix<const T>,
                        Matrix<const T>, const Transformed&, T*, T* const*, const CouplingScratch<T>&, int64_t, int64_t);
 template <class T>
+int64_t spline_scratch(int64_t);
+template <class T>
+void spline(const Map<T>&, bool, const SplineElements<T>&, T*, T*, T*, int64_t, int64_t);
+template <class T>
+void spline_backward(const Map<T>&, bool, const SplineElements<T>&, Matrix<const T>, Matrix<const T>, T*, T* const*, T*,
+                     int64_t, int64_t);
+template <class T>
 void log_det(Matrix<const T>, int64_t, T*, int64_t, int64_t);
 template <class T>
 void normal_log_prob(Matrix<const T>, Matrix<const T>, int64_t, T*, int64_t, int64_t);
@@ -19,6 +26,9 @@ const RowKernels<T>& row_kernels() {
   static constexpr RowKernels<T> kTable = {
       .coupling = &coupling<T>,
       .coupling_backward = &coupling_backward<T>,
+      .spline_scratch = &spline_scratch<T>,
+      .spline = &spline<T>,
+      .spline_backward = &spline_backward<T>,
       .log_det = &log_det<T>,
       .normal_log_prob = &normal_log_prob<T>,
   };

@@ -8,10 +8,9 @@
 //   explicit family(UnivariateMap)
 //   forward(u, p) -> MapValue          v and log |dv/du|; NaN for the latter where u is not finite
 //   inverse(v, p) -> MapValue          u and log |du/dv|; the same for v
-//   backward(u, p, g_v, g_log, put)    the cotangent of u from those of v and log |dv/du|; put(i, g) takes parameter
-//   i's slope(u, p)                        dv/du specialised(map, f)                calls f(family) once per call, for
-//   loops over rows: what the family would
-//                                      branch on may be constant in the type that f receives
+//   backward(u, p, g_v, g_log, put)    the cotangent of u from those of v and log |dv/du|; put(i, g) those of p
+//   inverse_cotangent(u, p, g, g_log)  the v for which backward(u, p, -v, g_log, put) returns -g
+//   specialised(map, f)                calls f(family) once per call: what it branches on may be constant in its type
 //
 // where u, v and p(i), parameter i of the feature, are numbers X, see math.h: nothing else differs between CPU and GPU.
 #pragma once

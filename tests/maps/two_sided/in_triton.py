@@ -27,5 +27,5 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def slope(u, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
-    return tl.exp(tl.where(u - CONSTANTS[0] > 0, p[1], p[2]))
+def inverse_cotangent(u, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    return g / tl.exp(tl.where(u - CONSTANTS[0] > 0, p[1], p[2]))

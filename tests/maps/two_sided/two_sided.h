@@ -40,8 +40,8 @@ class two_sided {
   }
 
   template <class X, class P>
-  FK_INLINE X slope(X u, P p) const {
-    return exp(select(u - kink_ > 0, p(1), p(2)));
+  FK_INLINE X inverse_cotangent(X u, P p, X g, X) const {
+    return g / exp(select(u - kink_ > 0, p(1), p(2)));
   }
 
  private:

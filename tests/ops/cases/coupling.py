@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from calls import Example, drawn_map
-from case import Case
+from case import Case, unless_a_spline
 from hypothesis import strategies as st
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.univariate import PLACEMENTS, SCALES
+from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalQuadratic
 
 TABLE = (3, -1, 0, -1, -1, 2, 1, -1, 4)  # the column of every feature's parameters
 CHOICES: dict[str, slice | tuple[int, ...]] = {
@@ -24,9 +25,11 @@ CHOICES: dict[str, slice | tuple[int, ...]] = {
 
 
 @functools.wraps(fk.ops.coupling)
-def coupling(x: Tensor, shift: Tensor, raw: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+def coupling(
+    x: Tensor, shift: Tensor, raw: Tensor | None = None, more: Sequence[Tensor] = (), **options: Any
+) -> tuple[Tensor, Tensor]:
     """With names for the parameters, as the contract gives arguments."""
-    return fk.ops.coupling(x, shift, raw, **options)
+    return fk.ops.coupling(x, shift, raw, *more, **options)
 
 
 def draw(
@@ -44,17 +47,22 @@ def draw(
     moved = range(features)[transformed] if isinstance(transformed, slice) else [c for c in transformed if c >= 0]
     count = len(moved)
     x = torch.randn(rows, features, generator=generator, dtype=torch.float64)
-    parameters = torch.randn(rows, 2 * count, generator=generator, dtype=torch.float64)
+    each, spread = 2, 1.0
+    if "map" in map:  # a spline, whose bins are wide and of about one size, so that it stays well conditioned
+        each, spread, x = map["map"].count, 0.2, 4 * x
+    parameters = spread * torch.randn(rows, each * count, generator=generator, dtype=torch.float64)
     options = {"inverse": inverse, **drawn_map(**{"placement": "scale_shift", **map})} if map else {"inverse": inverse}
 
     def arguments(t: Any) -> dict[str, Any]:
-        both: Tensor = t["parameters"]
-        shift, raw = both.unflatten(-1, (count, 2)).unbind(-1) if interleaved else both.chunk(2, -1)
-        where = transformed if isinstance(transformed, slice) else torch.tensor(transformed, device=both.device)
+        given: Tensor = t["parameters"]
+        split = given.unflatten(-1, (count, each)).unbind(-1) if interleaved else given.unflatten(-1, (each, count)).unbind(-2)
+        shift, raw, *more = split
+        where = transformed if isinstance(transformed, slice) else torch.tensor(transformed, device=given.device)
         return {
             "x": t["x"],
             "shift": shift,
             "raw": None if map.get("scale") == "none" else raw,
+            "more": more,
             "transformed": where,
             **options,
         }
@@ -87,6 +95,21 @@ MAPS = {
     for scale in SCALES
     for inverse in (False, True)
 }
+# Settings with which the derivatives at all knots are about one.
+SLOPES = {"soft_clipped_exp": (1e-3,), "softplus": (1e-3, 1e-3, 0.3, 1.0, 1.0)}
+# Splines of every kind in both directions, the choices in turn.
+SPLINES = {
+    f"spline {tails} {kind}{' inverse' if inverse else ''}{' interleaved' if interleaved else ''}": {
+        "transformed": list(CHOICES.values())[TAILS.index(tails) + inverse],
+        "map": RationalQuadratic(4, (-4, 8), tails, kind, SLOPES[kind]),
+        "inverse": inverse,
+        "interleaved": interleaved,
+    }
+    for tails in TAILS
+    for kind in PARAMETRIZATIONS
+    for inverse in (False, True)
+    for interleaved in ((False, True) if tails == "linear" else (False,))
+}
 WIDTHS = {
     f"{features} features, {name}": {"features": features, "transformed": transformed, "scale": "soft_clipped_exp"}
     for features in (63, 2, 1000, 20_000)
@@ -108,6 +131,7 @@ CASE = Case(
         **MAPS,
         **WIDTHS,
         **{f"{name} interleaved": {"transformed": t, "interleaved": True} for name, t in CHOICES.items()},
+        **SPLINES,
         "no feature": {"transformed": slice(9, None)},
         "one feature": {"features": 1, "transformed": slice(None)},
     },
@@ -115,9 +139,18 @@ CASE = Case(
         f"{name}{' inverse' if inverse else ''}": {"transformed": t, "scale": "softplus", "inverse": inverse}
         for name, t in CHOICES.items()
         for inverse in (False, True)
+    }
+    | {
+        f"spline{' inverse' if inverse else ''}": {
+            "transformed": CHOICES["half"],
+            "map": RationalQuadratic(3, (-1, 2), "unconstrained"),
+            "inverse": inverse,
+        }
+        for inverse in (False, True)
     },
     any=any_variation,
     layouts={name: {"transformed": CHOICES[name]} for name in ("half", "alternating", "table")},
+    dtypes=unless_a_spline,
     compiled={"half inverse": {"transformed": CHOICES["half"], "inverse": True}, "table": {"transformed": TABLE}},
     large={"features": 77, "transformed": slice(40, None)},
     bad={

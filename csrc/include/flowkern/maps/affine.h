@@ -83,9 +83,9 @@ class affine {
   }
 
   template <class X, class P>
-  FK_INLINE X slope(X, P p) const {
+  FK_INLINE X inverse_cotangent(X, P p, X g, X) const {
     const X s = scale<X>(p).s;
-    return placement_ == Placement::standardize ? 1 / s : s;
+    return g / (placement_ == Placement::standardize ? 1 / s : s);
   }
 
  private:

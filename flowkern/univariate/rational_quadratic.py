@@ -1,0 +1,165 @@
+"""Monotonic rational-quadratic splines: an interval in bins, each with a quotient of two quadratic polynomials.
+
+The parameters of a feature are the raw widths of its K bins, their raw heights, and the raw derivatives at the knots, in this
+order. *Tails* say how the spline goes on outside its interval, and with it how many derivatives there are:
+
+================= ============================================ ===== =================================================
+tails             outside                                      count used by
+================= ============================================ ===== =================================================
+``linear``        the identity; the derivatives at the ends    K - 1 nflows, glasflow, normflows, zuko, Pyro
+                  are given
+``circular``      repeated: f(u + period) = f(u) + period; one K     normflows (which has the identity there), distrax
+                  derivative for both ends
+``unconstrained`` straight lines with the derivatives at the   K + 1 distrax; nflows with ``tails=None`` (which raises)
+                  ends
+================= ============================================ ===== =================================================
+
+A *parametrization* makes sizes and derivatives of raw numbers a:
+
+==================== =============================== ========================= ==========================================
+parametrization      part of the interval, of K bins derivative                settings
+==================== =============================== ========================= ==========================================
+``soft_clipped_exp`` softmax(a / (1 + abs(2 a / c))) exp(a / (1 + abs(a / c))) slope, c = ln slope: 1e-3
+``softplus``         m + (1 - K m) softmax(g a)      m' + softplus(a)          m of widths, of heights, m': 1e-3 each; the
+                                                                               derivative at the ends: 1; gain g: 1
+==================== =============================== ========================= ==========================================
+
+============================================ ====================================================================
+library                                      its map
+============================================ ====================================================================
+zuko                                         ``RationalQuadratic(K)``; NCSF shifts by half a period before it
+nflows, glasflow, normflows: autoregressive  ``RationalQuadratic(K, (-B, B), "linear", "softplus")``
+their couplings                              the same, with ``settings=(1e-3, 1e-3, 1e-3, 1, hidden ** -0.5)``
+Pyro, ``order="quadratic"``                  the same, with ``settings=(1e-3, 1e-3, 1e-3, 0.999, 1)``
+============================================ ====================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from flowkern import reference
+from flowkern._checks import whole_number
+from flowkern.univariate.map import UnivariateMap
+
+TAILS = ("linear", "circular", "unconstrained")
+PARAMETRIZATIONS = ("soft_clipped_exp", "softplus")
+MOST_BINS, MOST_BINS_ON_A_GPU = 128, 32  # csrc/include/flowkern/maps/rational_quadratic.h has room for so many
+
+_DEFAULTS: dict[str, tuple[float, ...]] = {"soft_clipped_exp": (1e-3,), "softplus": (1e-3, 1e-3, 1e-3, 1.0, 1.0)}
+
+
+@dataclass(unsafe_hash=True)  # its base makes it immutable
+class RationalQuadratic(UnivariateMap):
+    """A monotonic rational-quadratic spline from an interval onto itself, and on in its tails.
+
+    Args:
+        bins: number of bins K, from 2 to 128.
+        interval: its ends; what lies at the upper one belongs to the tail.
+        tails: one of :data:`TAILS`.
+        parametrization: one of :data:`PARAMETRIZATIONS`.
+        settings: the parametrization's own numbers, see the table.
+
+    Raises:
+        ValueError: for numbers that give no spline, and unknown names.
+
+    References:
+        Neural Spline Flows (Durkan et al., 2019), section 3.1; Normalizing Flows on Tori and Spheres (Rezende et al., 2020).
+
+    >>> import torch
+    >>> map = RationalQuadratic(8, (-3, 3))
+    >>> map.count
+    23
+    >>> zeros = torch.zeros(23, 2).unbind()
+    >>> map.oracle(torch.tensor([0.5, 7.0]), *zeros)  # equal bins and derivatives of one: the identity
+    (tensor([0.5000, 7.0000]), tensor([0., 0.]))
+    """
+
+    bins: int = 8
+    interval: tuple[float, float] = (-5.0, 5.0)
+    tails: str = "linear"
+    parametrization: str = "soft_clipped_exp"
+    settings: tuple[float, ...] = None  # type: ignore[assignment]  # the parametrization's own
+
+    family: ClassVar[str] = "rational_quadratic"
+    kind: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        bins = whole_number("bins", self.bins, 2)
+        if bins > MOST_BINS:
+            raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
+        if self.tails not in TAILS:
+            raise ValueError(f"tails: expected one of {', '.join(TAILS)}, got {self.tails!r}")
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"parametrization: expected one of {', '.join(PARAMETRIZATIONS)}, got {self.parametrization!r}")
+        self.bins, self.interval = bins, _interval(self.interval)
+        self.settings = _settings(self.parametrization, self.settings, bins)
+        self.derivatives = bins - 1 + TAILS.index(self.tails)
+        self.names = tuple(
+            f"{part} {i}"
+            for part, count in (("width", bins), ("height", bins), ("derivative", self.derivatives))
+            for i in range(count)
+        )
+        self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization)
+        if self.parametrization == "softplus":
+            self.constants = *self.interval, *self.settings
+        else:  # none has a least size; its ends have the derivative one
+            self.constants = *self.interval, 0.0, 0.0, 0.0, 1.0, 1 / math.log(self.settings[0])
+        if bins > MOST_BINS_ON_A_GPU:
+            self.gpu_obstacle = f"a GPU's kernels take splines of at most {MOST_BINS_ON_A_GPU} bins, this one has {bins}"
+        super().__post_init__()
+
+    def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        return reference.rational_quadratic_map(u, *parameters, inverse=inverse, bins=self.bins, **self.spline_options)
+
+    @property
+    def identity(self) -> tuple[float, ...]:
+        """Raw parameters with which the map is the identity: equal bins, derivatives of one.
+
+        Raises:
+            ValueError: where the least derivative is one or more.
+
+        >>> RationalQuadratic(2).identity
+        (0.0, 0.0, 0.0, 0.0, 0.0)
+        """
+        raw = math.log(math.expm1(1 - self.settings[2])) if self.parametrization == "softplus" else 0.0
+        return (0.0,) * (2 * self.bins) + (raw,) * self.derivatives
+
+    @property
+    def spline_options(self) -> dict[str, Any]:
+        """What the oracle of the operator ``spline`` is told."""
+        names = ("interval", "tails", "parametrization", "settings")
+        return {name: getattr(self, name) for name in names}
+
+
+def _interval(given: object) -> tuple[float, float]:
+    try:
+        lower, upper = map(float, given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ValueError(f"interval: expected two numbers such as (-5, 5), got {given!r}") from None
+    if not (math.isfinite(upper - lower) and lower < upper):
+        raise ValueError(f"interval: expected finite ends in order, got ({lower}, {upper})")
+    return lower, upper
+
+
+def _settings(parametrization: str, given: object, bins: int) -> tuple[float, ...]:
+    default = _DEFAULTS[parametrization]
+    try:
+        values = default if given is None else tuple(map(float, given))  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ValueError(f"settings: expected numbers, got {given!r}") from None
+    if len(values) != len(default):
+        raise ValueError(f"settings: the parametrization {parametrization!r} takes {len(default)}, got {len(values)}")
+    if parametrization == "soft_clipped_exp":
+        if not 0 < values[0] < 1:
+            raise ValueError(f"settings: expected a slope between 0 and 1, got {values[0]}")
+    elif not all(m > 0 for m in values[:4]) or max(values[:2]) * bins > 1:
+        raise ValueError(
+            f"settings: expected a least width and height above 0 that {bins} bins can have, a least derivative and one of the "
+            f"ends above 0, got {values[:4]}"
+        )
+    return values

@@ -1,0 +1,372 @@
+"""Rational-quadratic splines: the libraries' own, knots and bounds, collapsed bins, round trips, derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import flowkern as fk
+from flowkern.univariate import PARAMETRIZATIONS, TAILS, RationalQuadratic
+
+BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
+Parts = tuple[Tensor, Tensor, Tensor]
+
+
+def drawn(map: RationalQuadratic, count: int, dtype: torch.dtype = torch.float64, spread: float = 1.5, seed: int = 0) -> Parts:
+    """Raw widths, heights and derivatives of so many elements."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (map.bins, map.bins, map.derivatives)
+    widths, heights, derivatives = (spread * torch.randn(count, n, generator=generator, dtype=torch.float64) for n in sizes)
+    return widths.to(dtype), heights.to(dtype), derivatives.to(dtype)
+
+
+def points(map: RationalQuadratic, count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    """Numbers in the interval and beyond, a quarter of its length to either side."""
+    lower, upper = map.interval
+    part = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (lower + (upper - lower) * (1.5 * part - 0.25)).to(dtype)
+
+
+def apply(map: RationalQuadratic, x: Tensor, parts: Parts, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """The map of every element, and its own log-slope: the coupling of rows of one feature."""
+    parameters = torch.cat(parts, -1).unsqueeze(-2).unbind(-1)
+    z, log_slope = fk.ops.coupling(x.unsqueeze(-1), *parameters, transformed=slice(None), map=map, inverse=inverse)
+    return z.squeeze(-1), log_slope
+
+
+# -- the libraries' own
+
+NFLOWS = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
+SOFTPLUS: dict[str, Any] = {"parametrization": "softplus"}
+
+
+def of_nflows(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    return NFLOWS.unconstrained_rational_quadratic_spline(x, *parts, inverse=inverse, tail_bound=3.0)
+
+
+def of_nflows_in_a_box(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    return NFLOWS.rational_quadratic_spline(x, *parts, inverse=inverse)
+
+
+def of_an_nflows_coupling(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    widths, heights, derivatives = parts
+    return of_nflows(x, (widths / 64**0.5, heights / 64**0.5, derivatives), inverse)
+
+
+def of_glasflow(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    splines = pytest.importorskip("glasflow.nflows.transforms.splines.rational_quadratic")
+    return splines.unconstrained_rational_quadratic_spline(x, *parts, inverse=inverse, tail_bound=3.0)
+
+
+def of_normflows(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    splines = pytest.importorskip("normflows.utils.splines")
+    return splines.unconstrained_rational_quadratic_spline(x, *parts, inverse=inverse, tail_bound=3.0)
+
+
+def of_circular_normflows(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    splines = pytest.importorskip("normflows.utils.splines")
+    return splines.unconstrained_rational_quadratic_spline(x, *parts, inverse=inverse, tails="circular", tail_bound=3.0)
+
+
+def of_zuko(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    transform = pytest.importorskip("zuko.transforms").MonotonicRQSTransform(*parts)
+    if not inverse:
+        return transform.call_and_ladj(x)
+    u = transform.inv(x)
+    return u, -transform.call_and_ladj(u)[1]
+
+
+def of_pyro(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    splines = pytest.importorskip("pyro.distributions.transforms.spline")
+    widths, heights, derivatives = parts
+    given = widths.softmax(-1), heights.softmax(-1), torch.nn.functional.softplus(derivatives)
+    return splines._monotonic_rational_spline(x, *given, inverse=inverse, bound=3.0)
+
+
+LIBRARIES: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]] = {
+    "nflows": (of_nflows, {"interval": (-3, 3), **SOFTPLUS}),
+    "nflows, a box": (of_nflows_in_a_box, {"interval": (0, 1), "tails": "unconstrained", **SOFTPLUS}),
+    "nflows, a coupling": (
+        of_an_nflows_coupling,
+        {"interval": (-3, 3), **SOFTPLUS, "settings": (1e-3, 1e-3, 1e-3, 1, 64**-0.5)},
+    ),
+    "glasflow": (of_glasflow, {"interval": (-3, 3), **SOFTPLUS}),
+    "normflows": (of_normflows, {"interval": (-3, 3), **SOFTPLUS}),
+    "normflows, circular": (of_circular_normflows, {"interval": (-3, 3), "tails": "circular", **SOFTPLUS}),
+    "zuko": (of_zuko, {}),
+    "Pyro": (of_pyro, {"interval": (-3, 3), **SOFTPLUS, "settings": (1e-3, 1e-3, 1e-3, 0.999, 1)}),
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("bins", [2, 8, 50])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_it_is_the_librarys_own(library: str, inverse: bool, bins: int, backend: str) -> None:
+    function, options = LIBRARIES[library]
+    map = RationalQuadratic(bins, **options)
+    x, parts = points(map, 3000), drawn(map, 3000)
+    lower, upper = map.interval
+    if "box" in library or "circular" in library:  # they refuse what is outside, or leave it alone
+        x = x[(x > lower) & (x < upper)]
+        parts = tuple(t[: len(x)] for t in parts)  # type: ignore[assignment]
+    expected = function(x, parts, inverse)
+    with fk.backend(backend):
+        found = apply(map, x, parts, inverse)
+    far = torch.ones_like(x, dtype=torch.bool)
+    if library == "Pyro":  # takes a number up to 1e-6 above a knot to the bin below
+        far = ((expected[0] - found[0]).abs() > 1e-12) | ((expected[1] - found[1]).abs() > 1e-9)
+        assert far.float().mean() < 1e-3
+        far = ~far
+    torch.testing.assert_close(found[0][far], expected[0][far], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1][far], expected[1][far], rtol=1e-8, atol=1e-8)
+
+
+# -- knots, bounds, tails
+
+
+def every_map(bins: int, interval: tuple[float, float] = (-2.0, 3.0)) -> list[RationalQuadratic]:
+    return [RationalQuadratic(bins, interval, tails, kind) for tails in TAILS for kind in PARAMETRIZATIONS]
+
+
+@BACKENDS
+@pytest.mark.parametrize("bins", [2, 7, 128])
+def test_equal_bins_hit_their_knots(bins: int, backend: str) -> None:
+    """Knot k of bins of equal size is at k / K of the interval, in either direction, with the derivative that was given."""
+    for map in every_map(bins, (0.0, float(bins))):
+        derivatives = torch.randn(map.derivatives, dtype=torch.float64)
+        parts = torch.zeros(bins, bins), torch.zeros(bins, bins), derivatives.expand(bins, -1)
+        knots = torch.arange(bins).double()
+        raw = {"linear": torch.cat([derivatives.new_zeros(1), derivatives])}.get(map.tails, derivatives)[:bins]
+        if map.parametrization == "softplus":
+            expected = (1e-3 + torch.nn.functional.softplus(raw)).log()
+        else:
+            expected = raw / (1 + (raw / math.log(1e-3)).abs())
+        if map.tails == "linear":
+            expected[0] = 0
+        for inverse in (False, True):
+            with fk.backend(backend):
+                z, log_slope = apply(map, knots, tuple(t.double() for t in parts), inverse)  # type: ignore[arg-type]
+            torch.testing.assert_close(z, knots, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(log_slope, -expected if inverse else expected, rtol=1e-10, atol=1e-10)
+
+
+@BACKENDS
+@pytest.mark.parametrize("inverse", [False, True])
+def test_at_and_beyond_the_bounds(inverse: bool, backend: str, dtype: torch.dtype) -> None:
+    lower, upper = -2.0, 3.0
+    step = 1e-5
+    x = torch.tensor([lower, upper, lower - step, upper + step, -1e6, 1e6, lower + step, upper - step], dtype=dtype)
+    for map in every_map(8):
+        widths, heights, derivatives = (t.expand(len(x), -1) for t in drawn(map, 1, dtype))
+        with fk.backend(backend):
+            z, log_slope = apply(map, x, (widths, heights, derivatives), inverse)
+        if map.tails == "linear":
+            assert torch.equal(z[:6], x[:6])
+            assert (log_slope[:6] == 0).all()
+        torch.testing.assert_close(z[:2], x[:2], rtol=1e-6, atol=1e-6)
+        # Continuous, with a continuous slope.
+        torch.testing.assert_close(z[6:], x[:2], rtol=0, atol=2e-3)
+        torch.testing.assert_close(log_slope[6:], log_slope[:2], rtol=0, atol=0.1)
+        torch.testing.assert_close(log_slope[2:4], log_slope[:2], rtol=0, atol=0.1)
+        if map.tails == "unconstrained":
+            torch.testing.assert_close(log_slope[4:6], log_slope[:2], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(z[4:6], x[:2] + (x[4:6] - x[:2]) * log_slope[:2].exp(), rtol=1e-5, atol=0)
+
+
+@BACKENDS
+@pytest.mark.parametrize("inverse", [False, True])
+def test_circular_splines_repeat(inverse: bool, backend: str) -> None:
+    map = RationalQuadratic(5, (-1.0, 2.0), "circular")
+    x, parts = points(map, 200), drawn(map, 200)
+    with fk.backend(backend):
+        z, log_slope = apply(map, x, parts, inverse)
+        for turns in (-7, 1, 40):
+            again, same = apply(map, x + 3 * turns, parts, inverse)
+            torch.testing.assert_close(again, z + 3 * turns)
+            torch.testing.assert_close(same, log_slope, rtol=1e-7, atol=1e-7)
+
+
+# -- numbers
+
+
+@BACKENDS
+@pytest.mark.parametrize("bins", [2, 8, 128])
+def test_there_and_back(bins: int, backend: str) -> None:
+    for map in every_map(bins):
+        x, parts = points(map, 20_000), drawn(map, 20_000, spread=3.0)
+        with fk.backend(backend):
+            z, log_slope = apply(map, x, parts)
+            back, log_back = apply(map, z, parts, inverse=True)
+        torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(log_back, -log_slope, rtol=1e-6, atol=1e-6)
+
+
+@BACKENDS
+@pytest.mark.parametrize("inverse", [False, True])
+def test_extreme_parameters_give_finite_numbers_and_gradients(inverse: bool, backend: str, dtype: torch.dtype) -> None:
+    """Hugely unequal bins, bins without a width that a float32 can tell from zero, the slopes that go with them."""
+    for bins in (2, 8, 128):
+        least = (1e-12, 1e-12, 1e-12, 1.0, 1.0)
+        maps = [RationalQuadratic(bins, (-2, 3), tails, "softplus", least) for tails in TAILS]
+        for map in [*every_map(bins), *maps]:
+            for spread in (0.0, 1e-6, 30.0, 1e4):
+                parts = tuple(t.requires_grad_() for t in drawn(map, 400, dtype, spread))
+                x = points(map, 400, dtype).requires_grad_()
+                with fk.backend(backend):
+                    z, log_slope = apply(map, x, parts, inverse)  # type: ignore[arg-type]
+                    grads = torch.autograd.grad((z + log_slope).sum(), [x, *parts])
+                assert torch.isfinite(z).all()
+                assert torch.isfinite(log_slope).all()
+                for g in grads:
+                    assert not g.isnan().any()
+                lower, upper = map.interval
+                if map.tails == "linear":
+                    outside = (x < lower) | (x >= upper)
+                    assert outside.any()
+                    assert (grads[0][outside] == 1).all()
+                    assert all((g[outside] == 0).all() for g in grads[1:])
+
+
+@BACKENDS
+def test_gradients_at_knots_and_bounds_are_finite(backend: str, dtype: torch.dtype) -> None:
+    """The reproductions of flowjax#239 and bayesflow#721: NaN from the branch that is not taken, or from a knot."""
+    for map in every_map(4, (-2.0, 2.0)):
+        x = torch.tensor([-1e8, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 1e8], dtype=dtype)
+        for inverse in (False, True):
+            leaf = x.clone().requires_grad_()
+            parts = tuple(torch.zeros(len(x), n, dtype=dtype, requires_grad=True) for n in (4, 4, map.derivatives))
+            with fk.backend(backend):
+                z, log_slope = apply(map, leaf, parts, inverse)  # type: ignore[arg-type]
+                first = torch.autograd.grad((z + log_slope).sum(), [leaf, *parts], create_graph=True)
+                total = sum(g.square().sum() for g in first)
+                second = torch.autograd.grad(total, [leaf, *parts], allow_unused=True, materialize_grads=True)  # type: ignore[arg-type]
+            assert all(torch.isfinite(g).all() for g in (z, log_slope))
+            assert all(not g.isnan().any() for g in (*first, *second))
+
+
+@BACKENDS
+def test_the_discriminant_is_never_negative(backend: str) -> None:
+    """nflows#87: an assertion while sampling, for heights and derivatives that differ by orders of magnitude."""
+    map = RationalQuadratic(6, (-1, 1), **SOFTPLUS, settings=(1e-3, 1e-3, 1e-6, 1, 1))
+    for seed in range(5):
+        parts = drawn(map, 20_000, torch.float32, 12.0, seed)
+        with fk.backend(backend):
+            u, log_slope = apply(map, points(map, 20_000, torch.float32), parts, inverse=True)
+        assert torch.isfinite(u).all()
+        assert torch.isfinite(log_slope).all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(low: torch.dtype, backend: str) -> None:
+    map = RationalQuadratic(8, (-4, 4), **SOFTPLUS)
+    x, parts = points(map, 500).to(low), tuple(t.to(low) for t in drawn(map, 500))
+    for inverse in (False, True):
+        with fk.backend(backend):
+            z, log_slope = apply(map, x, parts, inverse)  # type: ignore[arg-type]
+        assert z.dtype == log_slope.dtype == low
+        exact = map.oracle(x.double(), *torch.cat([t.double() for t in parts], -1).unbind(-1), inverse=inverse)
+        eps = torch.finfo(low).eps
+        torch.testing.assert_close(z.double(), exact[0], rtol=eps, atol=1e-4)
+        torch.testing.assert_close(log_slope.double(), exact[1], rtol=eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+def test_under_autocast(autocast: torch.dtype) -> None:
+    """glasflow#65, normflows#52: splines that break under automatic mixed precision."""
+    map = RationalQuadratic(8)
+    for layer in (fk.nn.MaskedAutoregressive(4, (16,), map=map), fk.nn.Coupling(4, map, (16,))):
+        x = 8 * torch.randn(20, 4)
+        with torch.autocast("cpu", autocast):
+            z, log_det = layer(x)
+            (z.sum() + log_det.sum()).backward()
+        expected = layer(x)
+        assert z.dtype == log_det.dtype == torch.float32
+        torch.testing.assert_close(z, expected[0], rtol=0.05, atol=0.2)
+        assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("map", every_map(3), ids=lambda map: f"{map.tails} {map.parametrization}")
+@pytest.mark.parametrize("inverse", [False, True])
+def test_first_and_second_derivatives(map: RationalQuadratic, inverse: bool) -> None:
+    x, parts = points(map, 12).requires_grad_(), tuple(t.requires_grad_() for t in drawn(map, 12))
+    call = lambda x, *parts: apply(map, x, parts, inverse)  # noqa: E731
+    assert torch.autograd.gradcheck(call, (x, *parts))
+    assert torch.autograd.gradgradcheck(call, (x, *parts))
+
+
+def in_forty_digits(map: RationalQuadratic, x: float, widths: Any, heights: Any, derivatives: Any, inverse: bool) -> Any:
+    """z and log_slope inside the interval, by the formulas of the paper, for a softly clipped spline with linear tails."""
+    mp = pytest.importorskip("mpmath")
+    mp.mp.dps = 40
+    lower, upper, c = mp.mpf(map.interval[0]), mp.mpf(map.interval[1]), mp.log(map.settings[0])
+    edges = []
+    for raw in (widths, heights):
+        parts = [mp.exp(mp.mpf(float(a)) / (1 + abs(2 * mp.mpf(float(a)) / c))) for a in raw]
+        edges.append([lower + (upper - lower) * mp.fsum(parts[:k]) / mp.fsum(parts) for k in range(len(parts) + 1)])
+    d = [mp.mpf(1), *(mp.exp(mp.mpf(float(a)) / (1 + abs(mp.mpf(float(a)) / c))) for a in derivatives), mp.mpf(1)]
+    across, up = edges
+    k = sum(mp.mpf(x) >= edge for edge in (up if inverse else across)[1:-1])
+    w, h, d0, d1 = across[k + 1] - across[k], up[k + 1] - up[k], d[k], d[k + 1]
+    s, e = h / w, mp.mpf(x) - (up if inverse else across)[k]
+    theta = e / w
+    if inverse:
+        b = h * d0 - e * (d0 + d1 - 2 * s)
+        theta = 2 * s * e / (b + mp.sqrt(b * b + 4 * s * e * (e * (d0 + d1 - 2 * s) + h * (s - d0))))
+    q = theta * (1 - theta)
+    bottom = s + (d0 + d1 - 2 * s) * q
+    log_slope = mp.log(s * s * (d1 * theta**2 + 2 * s * q + d0 * (1 - theta) ** 2) / bottom**2)
+    return (across[k] + w * theta, -log_slope) if inverse else (up[k] + h * (s * theta**2 + d0 * q) / bottom, log_slope)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_float64_is_as_exact_as_its_numbers(inverse: bool) -> None:
+    """Against forty digits: a few units in the last place of the interval, magnified by the narrowest bins."""
+    map = RationalQuadratic(8, (-2, 3))
+    count = 150
+    parts = drawn(map, count, spread=1.0)
+    x = 5 * torch.rand(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 2
+    found = apply(map, x, parts, inverse)
+    exact = [in_forty_digits(map, float(x[i]), *(t[i] for t in parts), inverse) for i in range(count)]
+    for i, bound in enumerate((20, 200)):
+        error = max(abs(float(exact[j][i] - float(found[i][j]))) for j in range(count))
+        assert error <= bound * torch.finfo(torch.float64).eps, error
+
+
+# -- the value
+
+
+def test_a_value_and_its_config() -> None:
+    map = RationalQuadratic(6, [-3, 3], "circular", "softplus")
+    assert map == RationalQuadratic(**map.config)
+    assert map.settings == (1e-3, 1e-3, 1e-3, 1.0, 1.0)
+    assert [RationalQuadratic(6, tails=tails).count for tails in TAILS] == [17, 18, 19]
+    assert map.names[5:7] == ("width 5", "height 0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bins": 1}, "bins: expected a whole number of at least 2, got 1"),
+        ({"bins": 129}, "bins: expected at most 128, got 129"),
+        ({"interval": (1, 1)}, r"interval: expected finite ends in order, got \(1.0, 1.0\)"),
+        ({"interval": 3}, r"interval: expected two numbers such as \(-5, 5\), got 3"),
+        ({"interval": (0, math.inf)}, "interval: expected finite ends"),
+        ({"tails": "flat"}, "tails: expected one of linear, circular, unconstrained, got 'flat'"),
+        ({"parametrization": "exp"}, "parametrization: expected one of soft_clipped_exp, softplus, got 'exp'"),
+        ({"settings": (1e-3, 1)}, "settings: the parametrization 'soft_clipped_exp' takes 1, got 2"),
+        ({"settings": "ab"}, "settings: expected numbers, got 'ab'"),
+        ({"settings": (1.5,)}, "settings: expected a slope between 0 and 1, got 1.5"),
+        ({**SOFTPLUS, "settings": (0.2, 1e-3, 1e-3, 1, 1)}, "settings: expected a least width and height above 0 that 8 bins"),
+        ({**SOFTPLUS, "settings": (1e-3, 1e-3, 0, 1, 1)}, "settings: expected a least width .* got"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RationalQuadratic(**options)
