@@ -62,9 +62,17 @@ class Progress:
             self.bar.update(self.task, completed=round(len(history.train) + part, 2), losses=self._losses(history))
             return
         now = time.monotonic()
-        if self.unit is not None and history.train and (history.ended or now - self.written >= EVERY):
-            print(f"epoch {len(history.train)} of {self.settings.epochs}: {self._losses(history)}", flush=True)
+        if self.unit is not None and (history.ended or now - self.written >= EVERY):
+            print(self._line(history, part), flush=True)
             self.written = now
+
+    def _line(self, history: History, part: float) -> str:
+        """An epoch that goes on tells how far it is: one may take many minutes."""
+        done, losses = len(history.train), self._losses(history)
+        if part:
+            after = f", after {losses}" if losses else ""
+            return f"epoch {done + 1} of {self.settings.epochs}: {100 * part:.0f} %{after}"
+        return f"epoch {done} of {self.settings.epochs}: {losses}"
 
     def _losses(self, history: History) -> str:
         if not history.train:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import flowkern as fk
-from flowkern.training import TrainingError
+from flowkern.training import TrainingError, progress
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "progress": False}
 
@@ -165,6 +166,14 @@ def test_lines_where_no_bar_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert "epoch 2 of 2: loss " in out
     assert err == ""
+
+
+def test_lines_of_a_long_epoch_say_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    flow().fit(rows(), epochs=2, batch_size=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"epoch 1 of 2: \d+ %", line) for line in lines)  # nothing is known of losses yet
+    assert any(re.fullmatch(r"epoch 2 of 2: \d+ %, after loss .*, validation .*\(best in epoch 1\)", line) for line in lines)
 
 
 @pytest.mark.parametrize(
