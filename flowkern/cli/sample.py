@@ -52,14 +52,19 @@ def run(options: argparse.Namespace) -> int:
         model = model_from(options.folder)
         if getattr(model.model, "mels", 0):
             raise CommandError(
-                f"FOLDER: the model in {options.folder} speaks from spectrograms, which this command has none of"
+                f"FOLDER: the model in {options.folder} speaks from spectrograms, which this command has none of; "
+                "in Python its stream takes them"
             )
-        streams = model.encoding.rate is not None and hasattr(model.model, "stream")
-        if streams and options.n is None:
+        if _streams(model) and options.n is None:
             first_does(here, lambda: _sound(options, model, here))
         else:
             _rows(options, model, here)
     return 0
+
+
+def _streams(model: Encoded) -> bool:
+    """Whether it draws sounds of any length."""
+    return model.encoding.rate is not None and hasattr(model.model, "stream")
 
 
 def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
@@ -72,7 +77,9 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
 
     for name in ("seconds", "temperature"):
         if getattr(options, name) is not None:
-            raise CommandError(f"--{name}: only of a model of audio, which -n asks for rows of; got {getattr(options, name):g}")
+            rows = "leave it out with -n, which draws rows as long as in training"
+            why = rows if _streams(model) else "only of models that draw sounds of any length, such as wavenet"
+            raise CommandError(f"--{name}: {why}; got {getattr(options, name):g}")
     images, n = len(model.event_shape) == 3, options.n or ROWS
     single = images or model.encoding.rate is not None
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))

@@ -69,7 +69,7 @@ class AudioModel(Model):
 
         See :func:`flowkern.nn.spectra.log_mel_spectrogram`; it has no gradient.
         """
-        check_float("x", x)
+        _check_audio("x", x)
         return log_mel_spectrogram(x, self.mels, self.rate, self.hop)
 
     @property
@@ -145,9 +145,7 @@ class AudioModel(Model):
 
     def _rows(self, name: str, x: Tensor, context: Tensor | None, local: Tensor | None) -> tuple[Tensor, Given, torch.Size]:
         """Audio or noise as rows (rows, time) in float32 at least, their conditions, and the batch shape that they have."""
-        check_float(name, x)
-        if x.dim() == 0 or x.shape[-1] == 0:
-            raise ValueError(f"{name}: expected shape (..., time) of at least one sample, got {tuple(x.shape)}")
+        _check_audio(name, x)
         if x.dtype != self._exact and not autocasts(x):
             check_like(name, x, self._like, "the parameters")
         check_device(name, x, self._like, "the parameters")
@@ -292,6 +290,12 @@ class AudioModel(Model):
         """Random numbers (rows, time, numbers), drawn time by time: cut anywhere, they are the same."""
         like = torch.empty(0, dtype=self._exact, device=self._like.device)
         return uniform((time, rows, numbers), like, generator).transpose(0, 1)
+
+
+def _check_audio(name: str, x: Tensor) -> None:
+    check_float(name, x)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name}: expected shape (..., time) of at least one sample, got {tuple(x.shape)}")
 
 
 def _broadcast(name: str, *shapes: torch.Size) -> torch.Size:

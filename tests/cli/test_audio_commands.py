@@ -124,7 +124,7 @@ def test_any_model_takes_audio(sounds: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["sample", str(output), "-n", "7"]) == 0
     assert np.load(output / "samples.npy").shape == (7, 4)
     text = refused(capsys, "sample", str(output), "--seconds", "2")
-    assert text == "--seconds: only of a model of audio, which -n asks for rows of; got 2"
+    assert text == "--seconds: only of models that draw sounds of any length, such as wavenet; got 2"
 
 
 def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +134,10 @@ def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["train", "wavenet", "--data", str(sounds), "--output", str(output), "--set", *options]) == 0
     assert soundfile.info(output / "samples.wav").frames == 5 * (FEATURES + 0.1 * RATE)  # the rows of the test part
     text = refused(capsys, "sample", str(output))
-    assert text == f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of"
+    assert (
+        text
+        == f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of; in Python its stream takes them"
+    )
 
 
 def test_help_shows_the_options_of_audio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +265,10 @@ def test_defaults_and_a_model_that_no_run_made(tmp_path: Path) -> None:
         (["--output", "a.mp3"], "--output: expected a name that ends in .wav, as the model is one of audio, got 'a.mp3'"),
         (["--output", "no/a.wav"], "--output: there is no folder 'no'"),
         (["--output", "folder.wav"], "cannot write folder.wav: Is a directory"),
-        (["-n", "3", "--seconds", "2"], "--seconds: only of a model of audio, which -n asks for rows of; got 2"),
+        (
+            ["-n", "3", "--seconds", "2"],
+            "--seconds: leave it out with -n, which draws rows as long as in training; got 2",
+        ),
         (["-n", "0"], "-n: expected a whole number of at least 1, got 0"),
     ],
 )

@@ -392,6 +392,8 @@ def test_input_that_does_not_fit() -> None:
     calls: list[tuple[Any, type[Exception], str]] = [
         (lambda: plain.log_prob([0.0]), TypeError, "x: expected a torch.Tensor, got list"),
         (lambda: plain.log_prob(torch.zeros(2, 0).double()), ValueError, "x: expected shape .* at least one sample"),
+        (lambda: both.log_prob(torch.zeros(2, 0).double(), context), ValueError, "x: expected shape .* at least one sample"),
+        (lambda: both.log_mel(torch.tensor(0.0).double()), ValueError, "x: expected shape .* at least one sample"),
         (lambda: plain.log_prob(torch.tensor(1.0).double()), ValueError, "x: expected shape"),
         (lambda: plain.log_prob(x.float()), TypeError, "x: expected dtype torch.float64 like the parameters"),
         (lambda: plain.log_prob(x.long()), TypeError, "x: expected a floating-point tensor"),
