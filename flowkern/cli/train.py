@@ -351,9 +351,15 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Mo
     import torch
 
     from flowkern.cli.configuration import CONDITIONS
+    from flowkern.cli.distill import STUDENT
     from flowkern.cli.registry import distillation_class, model_class
 
     cls = model_class(made.model)
+    if made.model == STUDENT and teacher is None and dataset.rate is not None:
+        raise CommandError(
+            f"MODEL: a {STUDENT} learns audio from a teacher, since its own density takes a pass for each sample: "
+            "train a wavenet with --set output=logistics, then use flowkern distill"
+        )
     given = dict(made.model_options)
     if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
         given["rate"] = dataset.rate

@@ -13,6 +13,7 @@ from flowkern import ops
 from flowkern._checks import whole_number
 from flowkern.nn import MixtureOfLogistics
 
+AUDIBLE = -3.0  # log-scale of a new model's samples, which without it would be as loud as white noise can be
 DENSITY_LOG_SCALE_MIN = -7.0  # of densities of real numbers
 GAUSSIAN_LOG_STD_MIN = -9.0  # ClariNet's, of a teacher
 
@@ -23,6 +24,7 @@ class Output(Protocol):
     inputs: int  # classes that the network hears, 1 where it hears numbers
     outputs: int
     noise: int  # random numbers that a sample takes
+    log_scales: slice  # among the parameters
 
     def heard(self, x: Tensor) -> Tensor:
         """What the network hears of x."""
@@ -47,6 +49,7 @@ class MuLaw:
     """Classes by their logits: the levels of the mu-law, mu = categories - 1."""
 
     noise = 1
+    log_scales = slice(0)
 
     def __init__(self, categories: int) -> None:
         self.categories = self.inputs = self.outputs = whole_number("categories", categories, 2)
@@ -85,6 +88,7 @@ class Logistics:
         head = MixtureOfLogistics(levels, components)
         self.levels, self.components, self.outputs = head.levels, head.components, head.outputs
         self.log_scale_min, self.noise = head.log_scale_min, head.components + 1
+        self.log_scales = slice(2 * head.components, None)
 
     def heard(self, x: Tensor) -> Tensor:
         return x
@@ -121,6 +125,7 @@ class Gaussian:
     inputs = 1
     outputs = 2
     noise = 2
+    log_scales = slice(1, None)
 
     def heard(self, x: Tensor) -> Tensor:
         return x

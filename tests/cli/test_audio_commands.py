@@ -127,6 +127,14 @@ def test_any_model_takes_audio(sounds: Path, tmp_path: Path, capsys: pytest.Capt
     assert text == "--seconds: only of models that draw sounds of any length, such as wavenet; got 2"
 
 
+def test_a_student_without_a_teacher(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its own density it would take all memory, and days."""
+    output = str(tmp_path / "run")
+    text = refused(capsys, "train", "parallelwavenet", "--data", str(sounds), "--output", output, "--set", "features=100")
+    assert text.startswith("MODEL: a parallelwavenet learns audio from a teacher")
+    assert text.endswith("then use flowkern distill")
+
+
 def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is heard on test rows; `sample` has no spectrograms."""
     output = tmp_path / "run"
@@ -134,10 +142,7 @@ def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["train", "wavenet", "--data", str(sounds), "--output", str(output), "--set", *options]) == 0
     assert soundfile.info(output / "samples.wav").frames == 5 * (FEATURES + 0.1 * RATE)  # the rows of the test part
     text = refused(capsys, "sample", str(output))
-    assert (
-        text
-        == f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of; in Python its stream takes them"
-    )
+    assert text.startswith(f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of; in Python")
 
 
 def test_help_shows_the_options_of_audio(capsys: pytest.CaptureFixture[str]) -> None:

@@ -386,6 +386,17 @@ def test_models_that_cannot_be(options: dict[str, Any], message: str) -> None:
         WaveNet(**{"features": 8, "layers": 1, **options})
 
 
+@pytest.mark.parametrize("output", ["logistics", "gaussian"])
+def test_a_new_model_is_not_as_loud_as_can_be(output: str) -> None:
+    """Training does not begin below what classes that are all alike are worth, nor with samples beyond the range of audio."""
+    torch.manual_seed(0)
+    model = fk.models.WaveNet(200, output, layers=3, residual=8, skip=64)
+    assert model.sample((20,)).abs().quantile(0.9) < 0.9
+    assert model.log_prob(0.1 * torch.randn(5, 200)).mean() / 200 > (
+        -math.log(2**16) if output == "logistics" else -math.log(2)
+    )
+
+
 def test_input_that_does_not_fit() -> None:
     plain, both = made("gaussian"), made("gaussian", "both")
     x, context, local = torch.zeros(2, TIME).double(), torch.zeros(2, 2).double(), torch.zeros(2, 4, 8).double()
