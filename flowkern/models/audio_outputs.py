@@ -13,7 +13,7 @@ from flowkern import ops
 from flowkern._checks import whole_number
 from flowkern.nn import MixtureOfLogistics
 
-AUDIBLE = -3.0  # log-scale of a new model's samples, which without it would be as loud as white noise can be
+LOG_SCALE = -2.0  # of a new model: at 0 it is white noise as loud as can be, far below -2 its means, drawn at random, cost more
 DENSITY_LOG_SCALE_MIN = -7.0  # of densities of real numbers
 GAUSSIAN_LOG_STD_MIN = -9.0  # ClariNet's, of a teacher
 

@@ -14,9 +14,9 @@ from flowkern import nn as fnn
 from flowkern._checks import check_generator, sizes, widths
 from flowkern.config import configured
 from flowkern.models.audio import AudioModel, Given, Player
-from flowkern.models.audio_outputs import AUDIBLE
 
 CYCLE = 10
+AUDIBLE = -3.0  # log-scale of a new model's samples, which without it would be as loud as the noise
 
 
 class Noise(NamedTuple):

@@ -13,7 +13,7 @@ from flowkern import ops
 from flowkern.config import configured
 from flowkern.model import parts_of
 from flowkern.models.audio import AudioModel, Given, Player
-from flowkern.models.audio_outputs import AUDIBLE, output_named
+from flowkern.models.audio_outputs import LOG_SCALE, output_named
 from flowkern.reference import WaveNetState
 
 
@@ -78,7 +78,7 @@ class WaveNet(AudioModel):
         self.network = fnn.WaveNet(
             self.output.outputs, self.output.inputs, layers, cycle, residual, skip, kernel, self.context, self.mels
         )
-        nn.init.constant_(self.network.last.bias[self.output.log_scales], AUDIBLE)
+        nn.init.constant_(self.network.last.bias[self.output.log_scales], LOG_SCALE)
 
     @property
     def receptive_field(self) -> int:
