@@ -46,7 +46,8 @@ def check_finite(samples: Tensor, left: str) -> None:
 def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
     if dataset.rate is not None:
-        sounds = {"data": list(spread(dataset.test, HEARD)), "samples": list(samples[:HEARD])}
+        rows = spread(dataset.test, len(samples))[:HEARD]  # a vocoder's samples are made of these
+        sounds = {"data": list(rows), "samples": list(samples[:HEARD])}
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
         real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]

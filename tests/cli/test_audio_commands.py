@@ -135,12 +135,28 @@ def test_a_student_without_a_teacher(sounds: Path, tmp_path: Path, capsys: pytes
     assert text.endswith("then use flowkern distill")
 
 
-def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is heard on test rows; `sample` has no spectrograms."""
+def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard on test rows, and shown beside them; `sample` has no spectrograms."""
+    shown: list[Any] = []
+    spoken: list[Any] = []
+    draw, sample = pictures.recordings, WaveNet.sample
+
+    def drawn(sounds: Any, rate: int) -> bytes:
+        shown.append(sounds["data"])
+        return draw(sounds, rate)
+
+    def sampled(self: WaveNet, *args: Any, **options: Any) -> torch.Tensor:
+        spoken.append(options["local"])
+        return sample(self, *args, **options)
+
+    monkeypatch.setattr(pictures, "recordings", drawn)
+    monkeypatch.setattr(WaveNet, "sample", sampled)
     output = tmp_path / "run"
     options = [*TEACHER, "mels=4", "upsample=4,5"]
     assert main(["train", "wavenet", "--data", str(sounds), "--output", str(output), "--set", *options]) == 0
     assert soundfile.info(output / "samples.wav").frames == 5 * (FEATURES + 0.1 * RATE)  # the rows of the test part
+    vocoder = fk.Model.from_pretrained(output).model
+    assert torch.equal(vocoder.log_mel(torch.stack(shown[0])), spoken[0][:3])
     text = refused(capsys, "sample", str(output))
     assert text.startswith(f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of; in Python")
 
