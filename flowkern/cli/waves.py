@@ -108,7 +108,7 @@ class Meter:
     def __init__(self, total: int, rate: int) -> None:
         self.total, self.rate, self.done = total, rate, 0
         self.bar: Any = None
-        self.began = self.written = time.monotonic()
+        self.began = self.counted = self.written = time.monotonic()
 
     def __enter__(self) -> Meter:
         if draws():
@@ -127,7 +127,7 @@ class Meter:
     def __call__(self, samples: int) -> None:
         """Counts so many more."""
         self.done += samples
-        now = time.monotonic()
+        self.counted = now = time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, speed=self.speed)
         elif now - self.written >= EVERY and self.done < self.total:
@@ -136,6 +136,6 @@ class Meter:
 
     @property
     def speed(self) -> str:
-        """Samples per second since the beginning, and how that compares to the time that they take when they are played."""
-        per_second = self.done / max(time.monotonic() - self.began, 1e-9)
+        """Samples per second until the last were counted, and how that compares to the time that they take when played."""
+        per_second = self.done / max(self.counted - self.began, 1e-9)
         return f"{per_second:,.0f} samples per second, {per_second / self.rate:.2f} times real time"
