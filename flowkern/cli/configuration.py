@@ -133,6 +133,9 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
     known = options_of(model, command)
     made.teacher = located(teacher) if teacher else None
     given = opt.assignments(options.set or [])
+    condition = next((name for name in given if name in CONDITIONS), None)
+    if distilled and condition:
+        raise CommandError(f"--set {condition}: a student has that of its teacher; leave it out")
     opt.check_names(given, {name: option for of_part in known.values() for name, option in of_part.items()}, "--set")
     for name, text in given.items():
         part = next(part for part, of_part in known.items() if name in of_part)

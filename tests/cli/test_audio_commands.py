@@ -537,7 +537,7 @@ def test_a_student_goes_on(student: Path, run: Path, tmp_path: Path, monkeypatch
         (["run", "--set", "draws=0"], "--set draws: expected a whole number of at least 1, got 0"),
         (["run", "--set", "contrastive=0.3"], "--set contrastive: the term compares conditions"),
         (["run", "--set", "strategy=fsdp"], "--set strategy: expected ddp, which copies a student, got fsdp"),
-        (["run", "--set", "mels=80"], "--set mels: expected"),
+        (["run", "--set", "mels=80"], "--set mels: a student has that of its teacher; leave it out"),
         (["--config", "run/run.json"], "--config: expected a run of `flowkern distill`, got one of `flowkern train`"),
     ],
 )
