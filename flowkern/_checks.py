@@ -29,11 +29,13 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def meant(name: str, kind: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is none: what it may have been, or else all that there are."""
+    """The end of a message about a name that is none: what it may have been, or else all that there are, if they are few."""
     known = list(known)
     near = difflib.get_close_matches(name[:100], known)  # comparing takes long with a long one
     if near:
         return f"did you mean {' or '.join(near)}?"
+    if len(known) > 40:
+        return f"none of {len(known)} {kind} has a name like it"
     return f"there are the {kind} {', '.join(known)}" if known else "there are none"
 
 

@@ -14,6 +14,7 @@ from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
 from flowkern.flows.maf import build_stack
 from flowkern.nn import BatchNorm, Coupling, MaskedAutoregressive, Standardize, Transform
+from flowkern.nn.reversible import Memory
 from flowkern.univariate import RationalQuadratic
 
 
@@ -30,7 +31,7 @@ class NSF(Flow):
         interval, tails: of the splines, see :mod:`flowkern.univariate.rational_quadratic`. Raw sizes are divided by the square
             root of the last hidden width, as in the paper's code.
         map: another spline, in the place of these three.
-        features, transforms, hidden, context, activation, batch_norm, base, embedding, standardize: as in
+        features, transforms, hidden, context, activation, batch_norm, base, embedding, standardize, memory: as in
             :class:`flowkern.flows.MAF`.
         order, degrees, residual, skip, generator: of autoregressive transforms, as there.
 
@@ -72,6 +73,7 @@ class NSF(Flow):
         skip: bool = False,
         generator: torch.Generator | None = None,
         map: RationalQuadratic | None = None,
+        memory: Memory = "full",
     ) -> None:
         hidden = widths("hidden", hidden)
         if map is None:
@@ -89,7 +91,7 @@ class NSF(Flow):
         else:
             options = {**network, **masked}
             stack = build_stack(MaskedAutoregressive, features, transforms, order, batch_norm, standardize, options)
-        super().__init__(stack, base, embedding)
+        super().__init__(stack, base, embedding, memory)
         _begin_as_the_identity(stack, map)
 
 

@@ -49,8 +49,8 @@ class Schedule:
 @pytest.mark.parametrize(
     ("constructor", "names"),
     [
-        (flows.MAF, {"features", "transforms", *NETWORK, "batch_norm", "scale", "placement", "constants"}),
-        (flows.IAF, {"features", "transforms", *NETWORK, "gated", "batch_norm", "scale", "placement", "constants"}),
+        (flows.MAF, {"features", "transforms", *NETWORK, "batch_norm", "scale", "placement", "constants", "memory"}),
+        (flows.IAF, {"features", "transforms", *NETWORK, "gated", "batch_norm", "scale", "placement", "constants", "memory"}),
         (models.MADE, {"features", "head", *NETWORK, "categories", "components", "levels", "masks"}),
         (Schedule, {"rate", "warm_up", "decay", "kind", "ends"}),
     ],

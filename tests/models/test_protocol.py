@@ -17,7 +17,7 @@ import flowkern as fk
 from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
-from flowkern.flows import IAF, MAF, NICE, Flow, Glow, RealNVP, StandardNormal
+from flowkern.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, StandardNormal
 from flowkern.models import MADE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
 from flowkern.univariate import Affine
 
@@ -52,6 +52,8 @@ def models() -> dict[str, Model]:
         "ParallelWaveNet": ParallelWaveNet(4, [2, 1], 5, 6),
         "ParallelWaveNet, context": ParallelWaveNet(4, (1,), 5, 6, 2, noise="gaussian", context=2),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
+        "NSF": NSF(4, 2, (8,), bins=3),
+        "NSF, coupling": NSF(4, 2, (8,), 2, bins=3, coupling=True),
         "NICE": NICE(4, 2, (8,)),
         "NICE, all": NICE(4, 2, iter([8]), 2, base=StandardNormal(4), standardize=standardize),
         "RealNVP": RealNVP(4, 2, (8,), batch_norm=True),
@@ -64,7 +66,7 @@ def models() -> dict[str, Model]:
 
 NAMES = pytest.mark.parametrize("name", models())
 CONDITIONAL = (
-    *("MAF, all", "MADE, context", "Encoded", "NICE, all", "RealNVP, image", "Glow, image"),
+    *("MAF, all", "MADE, context", "Encoded", "NSF, coupling", "NICE, all", "RealNVP, image", "Glow, image"),
     *("WaveNet, context", "ParallelWaveNet, context"),
 )
 CONTEXTS = dict.fromkeys(CONDITIONAL, 2)  # numbers of features

@@ -47,6 +47,7 @@ class Case:
         rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
         oracle_compiles: whether torch.compile takes its oracle.
         dtypes: those in which a variation is held to the rule of accuracy.
+        stand_in_rows: of a call in Triton's interpreter, where each program takes milliseconds.
         leaves_out: kernels that another case of the same operator holds to the contract.
     """
 
@@ -66,6 +67,7 @@ class Case:
     rounds_once: bool = True
     oracle_compiles: bool = True
     dtypes: Callable[[Variation], Sequence[torch.dtype]] = lambda variation: (torch.float32, torch.float64)
+    stand_in_rows: int = 40
     leaves_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
