@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern import reference
+from flowkern import backends, reference
 from flowkern._checks import HALF, check_device, check_float, check_like, check_shapes, check_tensor, whole_number
-from flowkern.backends import device_of, kernels_for
+from flowkern.backends import kernels_for
 from flowkern.reference import WaveNetState
 
 OUTPUTS = ("categorical", "logistics", "gaussians")  # in the order of the kernels' enumeration
@@ -214,7 +214,7 @@ def _check_state(noise: Tensor, state: WaveNetState, embedding: Tensor, length: 
     if state.queues.shape != expected:
         raise ValueError(f"state.queues: expected shape {expected}, got {tuple(state.queues.shape)}")
     # Values on a GPU are not looked at, which would wait for it.
-    looks = output == "categorical" and device_of(noise) == "cpu" and not torch.compiler.is_compiling()
+    looks = output == "categorical" and backends.device_of(noise) == "cpu" and not torch.compiler.is_compiling()
     if looks and not ((state.previous >= 0) & (state.previous < classes)).all():
         raise ValueError(f"state.previous: expected classes from 0 to {classes - 1}, got {state.previous.tolist()}")
 
