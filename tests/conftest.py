@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -59,3 +60,12 @@ def _strict_torch() -> Iterator[None]:
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with the model ``saved_models.flow(0)``; a conftest.py in tests/models would hide that of tests/maps."""
+    from saved_models import flow
+
+    flow(0).save_pretrained(tmp_path)
+    return tmp_path

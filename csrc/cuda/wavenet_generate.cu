@@ -260,10 +260,12 @@ class Generator {
     return at<T>(in.noise, source_row(warp) * in.noise_row + (time_ - 1) * in.noise_time + number * in.noise_number);
   }
 
+  static constexpr T kLeast = -3.402823466e38f;  // NVRTC has no name for an infinity
+
   // The first class whose cumulative probability exceeds the noise. Each lane has some neighbouring classes.
   FK_INLINE int drawn_class(T* logits) const {
     const int own = (in.outputs + 31) / 32, first = lane * own, end = min(first + own, in.outputs);
-    T largest = -INFINITY;
+    T largest = kLeast;
     for (int i = lane; i < in.outputs; i += 32) largest = logits[i * N] > largest ? logits[i * N] : largest;
     FK_UNROLL
     for (int m = 1; m < 32; m *= 2) {
@@ -291,7 +293,7 @@ class Generator {
   // A component by Gumbel noise, then of its distribution.
   FK_INLINE T drawn_number(const T* parameters) const {
     const int components = in.outputs / 3;
-    T largest = -INFINITY;
+    T largest = kLeast;
     int chosen = 0;
     for (int i = lane; i < components; i += 32) {
       const T score = parameters[i * N] - log(-log(noise(i)));
