@@ -12,7 +12,7 @@ from flowkern._checks import whole_number, widths
 from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
-from flowkern.flows.maf import build_stack
+from flowkern.flows.maf import build_stack, start_stack
 from flowkern.nn import BatchNorm, Coupling, MaskedAutoregressive, Standardize, Transform
 from flowkern.nn.reversible import Memory
 from flowkern.univariate import RationalQuadratic
@@ -118,7 +118,7 @@ def _couplings(
     features: int, transforms: int, batch_norm: bool, standardize: Standardize | None, network: dict
 ) -> list[Transform]:
     """Coupling layers that transform the odd and the even features in turns."""
-    stack: list[Transform] = [] if standardize is None else [standardize]
+    stack = start_stack(standardize)
     for i in range(whole_number("transforms", transforms, 1)):
         stack.append(Coupling(features, mask="alternating", swap=i % 2 == 1, **network))
         if batch_norm:

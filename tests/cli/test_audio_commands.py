@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import refused
 
 import flowkern as fk
 from flowkern.cli import main, pictures, waves
@@ -62,16 +63,6 @@ def student(run: Path, sounds: Path) -> Path:
     options = ["layers=2,1", "residual=8", "skip=8", "epochs=2", "draws=3"]
     assert main(["distill", str(run), "--data", str(sounds), "--output", str(output), "--set", *options]) == 0
     return output
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
-    """The one line that a command says."""
-    capsys.readouterr()
-    assert main(arguments) == status
-    _, err = capsys.readouterr()
-    assert err.count("\n") == 1, err
-    assert err.startswith("flowkern: error: ")
-    return err.removeprefix("flowkern: error: ").rstrip("\n")
 
 
 def is_picture(path: Path) -> bool:

@@ -10,8 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import start, wait
 
 import flowkern as fk
 from flowkern.cli import bench, main, timing
@@ -342,25 +342,6 @@ def test_results_that_cannot_be_written(
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
-
-
-def start(*arguments: str, **options: Any) -> subprocess.Popen:
-    """A command in a process of its own, which Ctrl-C ends (pytest-xdist's workers ignore it)."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
-
-
-def wait(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert condition()
 
 
 def test_ctrl_c_leaves_what_was_made(tmp_path: Path) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import refused, start, wait
 
 import flowkern as fk
 from flowkern.cli import main
@@ -37,16 +34,6 @@ def table(tmp_path: Path) -> Path:
 def run(table: Path, tmp_path: Path) -> Path:
     assert main(["train", "maf", "--data", str(table), "--output", str(tmp_path / "run"), "--set", *QUICK]) == 0
     return tmp_path / "run"
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
-    """The one line that a command says."""
-    capsys.readouterr()
-    assert main(arguments) == status
-    _, err = capsys.readouterr()
-    assert err.count("\n") == 1, err
-    assert err.startswith("flowkern: error: ")
-    return err.removeprefix("flowkern: error: ").rstrip("\n")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +116,7 @@ def test_a_folder_may_have_the_name_of_the_data(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are Unicode")
 def test_a_folder_whose_name_cannot_be_printed(table: Path, tmp_path: Path) -> None:
     output = os.fsencode(tmp_path) + b"/b\xe9d"
-    process = start("train", "maf", "--data", str(table), "--output", os.fsdecode(output), "--set", *QUICK)
+    process = start("flowkern.cli", "train", "maf", "--data", str(table), "--output", os.fsdecode(output), "--set", *QUICK)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
     assert "b\\udce9d/" in text
@@ -336,23 +323,6 @@ def test_list_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean made" in refused(capsys, "list", "mede")
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "flowkern.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest-xdist's workers ignore it
-    )
-
-
-def wait(condition: Callable[[], Any], process: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
-    while not condition() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    assert condition(), process.communicate()[0]
-
-
 # A checkpoint after every epoch, of one step each: however fast the machine is, a signal comes before the end.
 LONG = ["hidden=8", "transforms=1", "epochs=100", "patience=0", "checkpoint_minutes=0"]
 
@@ -368,7 +338,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_is_killed_goes_on(number: signal.Signals, status: int, unbroken: Path, tmp_path: Path) -> None:
     """And ends with the very files of an unbroken one."""
     broken = tmp_path / "broken"
-    process = start("train", "maf", "--data", "iris", "--output", str(broken), "--set", *LONG)
+    process = start("flowkern.cli", "train", "maf", "--data", "iris", "--output", str(broken), "--set", *LONG)
     wait(lambda: any(int(path.name[11:]) > 0 for path in broken.glob("checkpoint-*")), process)
     process.send_signal(number)
     text, _ = process.communicate(timeout=120)
