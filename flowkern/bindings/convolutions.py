@@ -38,7 +38,7 @@ def _wavenet_layer_backward(*arguments):  # type: ignore[no-untyped-def]
 
 @CUDA.define(
     "wavenet_generate(Tensor noise, Tensor previous, Tensor queues, Tensor[] weights, Tensor[] biases, int[] dilations, "
-    "Tensor? condition, Tensor[] condition_weights, str output, int? levels, float log_scale_min, float bound) -> "
+    "Tensor? condition, Tensor[] condition_weights, int output, int levels, float log_scale_min, float bound) -> "
     "(Tensor, Tensor)"
 )
 def _wavenet_generate(*arguments):  # type: ignore[no-untyped-def]

@@ -19,7 +19,6 @@ from flowkern.plan import MadeOnce
 THREADS = 256
 _ROWS = 8  # of a tile, where the batch is large
 _TIMES = 1 << 14  # of one launch: a display's watchdog ends kernels of some seconds
-_OUTPUTS = ("categorical", "logistics", "gaussians")
 _VARIANTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 _pointer, _long, _int, _double = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int, ctypes.c_double
 
@@ -331,8 +330,8 @@ def wavenet_generate(
     dilations: Sequence[int],
     condition: Tensor | None,
     condition_weights: Sequence[Tensor],
-    output: str,
-    levels: int | None,
+    output: int,
+    levels: int,
     log_scale_min: float,
     bound: float,
 ) -> tuple[Tensor, Tensor]:
@@ -365,7 +364,7 @@ def wavenet_generate(
         gate_bias_layer=gate_biases.stride(0), gate_bias_row=gate_biases.stride(1) if gate_biases.shape[1] > 1 else 0,
         tiles=tiles, chains=chains, length=len(found.members), stages=found.stages, depth=len(dilations), taps=network.taps,
         residual=network.residual, gate=network.gate, skip=network.skip, hidden=network.hidden, outputs=network.outputs,
-        classes=len(weights[0]), output=_OUTPUTS.index(output), levels=levels or 0, log_scale_min=log_scale_min, bound=bound,
+        classes=len(weights[0]), output=output, levels=levels, log_scale_min=log_scale_min, bound=bound,
         **{name: t.data_ptr() for name, t in tensors.items()},
     )  # fmt: skip
     arguments.noise_row, arguments.noise_time, arguments.noise_number = noise.stride()
@@ -373,10 +372,10 @@ def wavenet_generate(
         arguments.condition = condition.data_ptr()
         arguments.condition_row, arguments.condition_channel, arguments.condition_time = condition.stride()
     name = f"wavenet_generate_{_VARIANTS[weights[0].dtype]}_r{found.rows}"
+    grid, shared = chains * len(found.members), found.shared()
     for begin in range(0, times, _TIMES):
         arguments.begin, arguments.end = begin, min(begin + _TIMES, times)
-        grid = chains * len(found.members)
-        on.launch(Code("wavenet_generate"), name, grid, THREADS, arguments, found.shared(), together=True)
+        on.launch(Code("wavenet_generate"), name, grid, THREADS, arguments, shared, together=True)
     return samples, layout.oldest_first(queues, times)
 
 

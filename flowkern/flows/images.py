@@ -9,15 +9,14 @@ from flowkern._checks import whole_number
 MOST_LEVELS = 3  # by default
 
 
-def squeezes_of(event: torch.Size, squeezes: int | None, smallest: int, name: str = "levels", more: int = 0) -> int:
+def squeezes_of(event: torch.Size, squeezes: int | None, smallest: int, more: int = 0) -> int:
     """How often an image is squeezed: as asked, or as often as it can be, up to ``MOST_LEVELS``.
 
     Args:
         event: (channels, height, width).
         squeezes: the number that was asked for.
         smallest: height and width that remain at least, where none was.
-        name: of the argument, for errors; it is larger than the number of squeezes by ``more``.
-        more: see ``name``.
+        more: by how much the argument ``levels``, which errors name, is larger than the number of squeezes.
 
     Raises:
         ValueError: if height or width are no multiples of the power of two that the number asks for.
@@ -30,7 +29,7 @@ def squeezes_of(event: torch.Size, squeezes: int | None, smallest: int, name: st
         return found
     multiple = 2**squeezes
     if any(n % multiple for n in pixels):
-        raise ValueError(f"{name}: {squeezes + more} take height and width to be multiples of {multiple}, got {tuple(event)}")
+        raise ValueError(f"levels: {squeezes + more} take height and width to be multiples of {multiple}, got {tuple(event)}")
     return squeezes
 
 

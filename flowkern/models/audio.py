@@ -299,6 +299,8 @@ def _check_audio(name: str, x: Tensor) -> None:
 
 
 def _broadcast(name: str, *shapes: torch.Size) -> torch.Size:
+    if not torch.compiler.is_compiling() and len(set(shapes)) < 2:  # torch.broadcast_shapes imports sympy
+        return shapes[0] if shapes else torch.Size()
     try:
         return torch.broadcast_shapes(*shapes)
     except RuntimeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,34 +18,40 @@ DENSITY_LOG_SCALE_MIN = -7.0  # of densities of real numbers
 GAUSSIAN_LOG_STD_MIN = -9.0  # ClariNet's, of a teacher
 
 
-class Output(Protocol):
+class Output:
     """A conditional of a sample x from -1 to 1, given parameters p (..., outputs)."""
 
-    inputs: int  # classes that the network hears, 1 where it hears numbers
+    inputs = 1  # classes that the network hears, 1 where it hears numbers
     outputs: int
     noise: int  # random numbers that a sample takes
     log_scales: slice  # among the parameters
 
     def heard(self, x: Tensor) -> Tensor:
         """What the network hears of x."""
+        return x
 
     def audio(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
         """The audio of what :func:`flowkern.ops.wavenet_generate` draws."""
+        return drawn.to(dtype)
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         """Log-probability, or log-density, of each sample."""
+        raise NotImplementedError
 
     def random(self, u: Tensor) -> Tensor:
         """The operator's random numbers, of uniform ones (..., noise)."""
+        return u
 
     def last_layer(self, weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """The last layer at a temperature, as the operator takes it."""
+        raise NotImplementedError
 
     def options(self, temperature: float) -> dict[str, Any]:
         """The operator's."""
+        raise NotImplementedError
 
 
-class MuLaw:
+class MuLaw(Output):
     """Classes by their logits: the levels of the mu-law, mu = categories - 1."""
 
     noise = 1
@@ -69,9 +75,6 @@ class MuLaw:
         found = -F.cross_entropy(p.flatten(0, -2), self.heard(x).flatten(), reduction="none").reshape(x.shape)
         return torch.where(x.isnan(), x.to(found.dtype), found)
 
-    def random(self, u: Tensor) -> Tensor:
-        return u
-
     def last_layer(self, weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         return weight / temperature, bias / temperature
 
@@ -79,22 +82,14 @@ class MuLaw:
         return {"output": "categorical"}
 
 
-class Logistics:
+class Logistics(Output):
     """A mixture of logistics: logits, means and log-scales, of the probability of a level or of the density."""
-
-    inputs = 1
 
     def __init__(self, levels: int | None, components: int) -> None:
         head = MixtureOfLogistics(levels, components)
         self.levels, self.components, self.outputs = head.levels, head.components, head.outputs
         self.log_scale_min, self.noise = head.log_scale_min, head.components + 1
         self.log_scales = slice(2 * head.components, None)
-
-    def heard(self, x: Tensor) -> Tensor:
-        return x
-
-    def audio(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
-        return drawn.to(dtype)
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         if self.levels is None:
@@ -106,9 +101,6 @@ class Logistics:
         """Of real numbers, which is what a student's samples are."""
         return ops.logistic_mixture(x.to(p.dtype), *_triple(p), log_scale_min=DENSITY_LOG_SCALE_MIN)
 
-    def random(self, u: Tensor) -> Tensor:
-        return u
-
     def last_layer(self, weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits, means, log_scales = bias.chunk(3)
         cooler = torch.cat([weight[: self.components] / temperature, weight[self.components :]])
@@ -119,19 +111,12 @@ class Logistics:
         return {"output": "logistics", "levels": self.levels, "log_scale_min": least, "bound": 1.0}
 
 
-class Gaussian:
+class Gaussian(Output):
     """Mean and log-deviation."""
 
-    inputs = 1
     outputs = 2
     noise = 2
     log_scales = slice(1, None)
-
-    def heard(self, x: Tensor) -> Tensor:
-        return x
-
-    def audio(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
-        return drawn.to(dtype)
 
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         mean, log_std = self.mean_and_log_std(p)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkern.config import configured
-from flowkern.nn.checks import event_of
+from flowkern.nn.checks import channel_rows, event_of, wide
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
 
@@ -51,10 +51,6 @@ class ActNorm(Unconditional):
         self._waits: bool | None = True  # for its first batch; None: as the buffer says, which a GPU is asked for once
 
     @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
-    @property
     def waits(self) -> bool:
         """Whether the next batch in training sets the parameters."""
         if self._waits is None:
@@ -73,7 +69,7 @@ class ActNorm(Unconditional):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        rows = x.movedim(-len(self._event_shape), -1).reshape(-1, self._event_shape[0])
+        rows = channel_rows(x, self._event_shape)
         mean = rows.mean(0)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.log((rows - mean).square().mean(0).sqrt() + 1e-6))
@@ -81,8 +77,7 @@ class ActNorm(Unconditional):
         self._waits = False
 
     def _wide(self, t: Tensor) -> Tensor:
-        """A number for each channel, as it broadcasts with events."""
-        return t.reshape(-1, *(1 for _ in self._event_shape[1:]))
+        return wide(t, self._event_shape)
 
     def _log_det(self, sign: int, x: Tensor) -> Tensor:
         pixels = self._event_shape[1:].numel()

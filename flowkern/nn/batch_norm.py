@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern.config import configured
-from flowkern.nn.checks import event_of
+from flowkern.nn.checks import channel_rows, event_of, wide
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
 
@@ -79,14 +79,10 @@ class BatchNorm(Unconditional):
         self._last: tuple[Tensor, Tensor] | None = None
         self.synchronised = False
 
-    @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.running_mean)
         if self.training:
-            mean, var = self._statistics(self._rows(x))
+            mean, var = self._statistics(channel_rows(x, self._event_shape))
             self._last = mean.detach(), var.detach()
             if self.momentum is not None:
                 with torch.no_grad():
@@ -130,12 +126,7 @@ class BatchNorm(Unconditional):
         return x, batch_log_det(-self._log_det(var), z, len(self._event_shape))
 
     def _wide(self, t: Tensor) -> Tensor:
-        """A number for each channel, as it broadcasts with events."""
-        return t.reshape(-1, *(1 for _ in self._event_shape[1:]))
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """Of every pixel its channels."""
-        return x.movedim(-len(self._event_shape), -1).reshape(-1, self._event_shape[0])
+        return wide(t, self._event_shape)
 
     def memo(self) -> tuple[Tensor, Tensor] | None:
         return self._last if self.training else None
@@ -175,7 +166,7 @@ class BatchNorm(Unconditional):
         if x.dim() != 1 + len(self._event_shape) or len(x) == 0:
             expected = ", ".join(map(str, self._event_shape))
             raise ValueError(f"x: expected shape (n, {expected}) with at least one row, got {tuple(x.shape)}")
-        rows = self._rows(x)
+        rows = channel_rows(x, self._event_shape)
         self.running_mean.copy_(rows.mean(0))
         self.running_var.copy_(rows.var(0, unbiased=False))
 

@@ -40,6 +40,16 @@ def flat(z: Tensor, event_shape: torch.Size) -> Tensor:
     return z if len(event_shape) == 1 else z.flatten(-len(event_shape))
 
 
+def wide(t: Tensor, event_shape: torch.Size) -> Tensor:
+    """A number for each channel, as it broadcasts with events."""
+    return t.reshape(-1, *(1 for _ in event_shape[1:]))
+
+
+def channel_rows(x: Tensor, event_shape: torch.Size) -> Tensor:
+    """Of every pixel its channels (rows, channels)."""
+    return x.movedim(-len(event_shape), -1).reshape(-1, event_shape[0])
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of this module would run hooks of its own."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)

@@ -51,10 +51,6 @@ class Compose(Transform):
         self.guard = reversible.Guard()
 
     @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
-    @property
     def noise_shape(self) -> torch.Size:
         return self._noise_shape
 

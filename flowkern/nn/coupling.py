@@ -99,10 +99,6 @@ class Coupling(Transform):
             network = ConvNet(inputs + context, outputs, hidden, activation)
         self.network = _mlp(inputs + context, hidden, outputs, activation) if network is None else network
 
-    @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
     def _channels(self) -> tuple[int, int]:
         """Channels, or features, that the network sees without the context, and those of its result."""
         channels = self._event_shape[0]
@@ -119,8 +115,9 @@ class Coupling(Transform):
         """
         mask, device = self.transformed.cpu(), self.transformed.device
         self._version = version(self.transformed)
-        of_channel, chosen = mask.flatten(1).all(1) if mask.dim() > 1 else mask, mask.flatten()
-        self.whole = bool((of_channel == (mask.flatten(1).any(1) if mask.dim() > 1 else mask)).all())
+        channels = mask.reshape(len(mask), -1)
+        of_channel, chosen = channels.all(1), mask.flatten()
+        self.whole = bool((of_channel == channels.any(1)).all())
         self.slice = _as_slice(chosen)
         self.register_buffer("place", torch.where(chosen, chosen.cumsum(0) - 1, -1).to(device), persistent=False)
         self.register_buffer("passing", (~of_channel).nonzero().flatten().to(device), persistent=False)

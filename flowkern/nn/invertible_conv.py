@@ -86,14 +86,11 @@ class InvertibleConv1x1(Unconditional):
         self.sign.copy_(diagonal.sign())
         self.log_scale.copy_(diagonal.abs().log())
 
-    @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
     def _factors(self) -> tuple[Tensor, Tensor]:
         """L and U, whose product's rows are those of W in another order."""
         diagonal = torch.diag(self.sign * self.log_scale.exp())
-        return self.lower.tril(-1) + torch.eye(len(diagonal)).to(diagonal), self.upper.triu(1) + diagonal
+        ones = torch.eye(len(diagonal), dtype=diagonal.dtype, device=diagonal.device)
+        return self.lower.tril(-1) + ones, self.upper.triu(1) + diagonal
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, next(self.parameters()))

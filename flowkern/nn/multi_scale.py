@@ -70,10 +70,6 @@ class MultiScale(Transform):
         self.levels = nn.ModuleList(transforms)
 
     @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
-    @property
     def noise_shape(self) -> torch.Size:
         return torch.Size((self.features,))
 

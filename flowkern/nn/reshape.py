@@ -43,10 +43,6 @@ class Reshape(Unconditional):
             )
 
     @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
-
-    @property
     def noise_shape(self) -> torch.Size:
         return self._noise_shape
 
@@ -96,10 +92,6 @@ class Squeeze(Unconditional):
                 f"event_shape: expected (channels, height, width) with height and width multiples of {self.factor}, got {shape}"
             )
         self.features = self._event_shape.numel()
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return self._event_shape
 
     @property
     def noise_shape(self) -> torch.Size:

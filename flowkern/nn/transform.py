@@ -22,15 +22,17 @@ class Transform(nn.Module):
     broadcast with that of x.
 
     ``features`` is the number of elements of an event, the same on both sides. A transform of vectors sets it and no more:
-    its event and its noise are (features,). One of other events, or one that changes their shape, overrides the two shapes.
+    its event and its noise are (features,). One of other events sets ``_event_shape``; one that changes
+    their shape overrides ``noise_shape``.
     """
 
     features: int
+    _event_shape = torch.Size()  # of events that are no vectors
 
     @property
     def event_shape(self) -> torch.Size:
         """Shape of the data without its batch: (features,), or any other such as (channels, height, width)."""
-        return torch.Size((self.features,))
+        return self._event_shape or torch.Size((self.features,))
 
     @property
     def noise_shape(self) -> torch.Size:

@@ -112,7 +112,8 @@ class WaveNet(nn.Module):
         h, skips, read = self._embedded(heard), None, []
         for layer, reach in zip(self.layers, self._reaches, strict=True):
             read.append(F.pad(h, (reach, 0))[..., heard.shape[-1] :].transpose(-1, -2))
-            h, skips = layer(h, skips, context, condition)
+            if layer is not self.layers[-1]:
+                h, skips = layer(h, skips, context, condition)
         return torch.cat(read, 1)
 
     @torch.no_grad()

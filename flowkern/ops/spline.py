@@ -12,7 +12,7 @@ from flowkern import reference
 from flowkern._checks import HALF, check_float, check_like
 from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._derivatives import plain_backward, wants_plain
-from flowkern.ops._rows import namespace
+from flowkern.ops._rows import as_rows, namespace
 from flowkern.univariate import RationalQuadratic
 
 
@@ -64,7 +64,7 @@ def spline(
     dtype, call = x.dtype, Call(kernels, map, inverse)
     exact = torch.float32 if kernels.on_cpu and dtype in HALF else dtype
     elements = x.to(exact).expand(batch).reshape(-1)
-    rows = [t.to(exact).expand(*batch, count).reshape(-1, count) for t, count in zip(parameters, counts, strict=True)]
+    rows = [as_rows(kernels, t, torch.Size((*batch, count))) for t, count in zip(parameters, counts, strict=True)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (elements, *rows)):
         z, log_slope = SplineFunction.apply(call, elements, *rows)
     else:

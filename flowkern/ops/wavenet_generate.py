@@ -104,6 +104,7 @@ def wavenet_generate(
         arguments = noise, state, weights, biases, dilations, condition, condition_weights
         options: dict[str, Any] = {"levels": levels, "log_scale_min": log_scale_min, "bound": bound}
         return reference.wavenet_generate(*arguments, output=output, **options)
+    sampler = OUTPUTS.index(output), levels or 0, log_scale_min, bound
     if kernels.on_cpu:
         samples, queues = torch.ops.flowkern.wavenet_generate(
             noise.contiguous(),
@@ -114,14 +115,10 @@ def wavenet_generate(
             dilations,
             None if condition is None else condition.transpose(1, 2).contiguous(),
             [t.contiguous() for t in condition_weights],
-            OUTPUTS.index(output),
-            levels or 0,
-            log_scale_min,
-            bound,
+            *sampler,
         )
     else:
         network = list(weights), list(biases), dilations, condition, list(condition_weights)
-        sampler = output, levels, log_scale_min, bound
         samples, queues = torch.ops.flowkern_cuda.wavenet_generate(noise, *state, *network, *sampler)
     previous = samples[:, -1] if samples.shape[1] else state.previous
     return samples, WaveNetState(previous.clone(), queues)

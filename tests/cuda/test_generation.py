@@ -176,4 +176,4 @@ def test_opcheck() -> None:
     tensors = arguments["noise"], *arguments["state"], arguments["weights"], arguments["biases"], *network
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     operator = torch.ops.flowkern_cuda.wavenet_generate
-    torch.library.opcheck(operator, (*tensors, "categorical", None, -7.0, 1.0), test_utils=checks)
+    torch.library.opcheck(operator, (*tensors, 0, 0, -7.0, 1.0), test_utils=checks)
