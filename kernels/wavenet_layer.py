@@ -17,7 +17,7 @@ from flowkern.kernels._math import sigmoid, tanh
 
 @triton.jit
 def multiply(
-    acc, weight, w_row, w_column, w_tap, r, rows, x, columns, t, times, taps, shift, step,
+    acc, weight, w_row, w_column, r, rows, x, columns, t, times, taps, shift, step,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """acc [r, t] + the sum over taps j of weight[r, :, j] x[:, t + shift + j step]; x [columns, times] is one row's."""
@@ -27,9 +27,7 @@ def multiply(
         for first in range(0, columns, BLOCK_C):
             c = first + tl.arange(0, BLOCK_C)
             given = c < columns
-            w = tl.load(
-                weight + r[:, None] * w_row + c[None, :] * w_column + tap * w_tap, (r < rows)[:, None] & given[None, :], 0
-            )
+            w = tl.load(weight + r[:, None] * w_row + c[None, :] * w_column + tap, (r < rows)[:, None] & given[None, :], 0)
             v = tl.load(x + c.to(tl.int64)[:, None] * times + at[None, :], given[:, None] & heard[None, :], 0)
             acc = dot(w, v, acc, PRECISION, UPCAST)
     return acc
@@ -48,12 +46,12 @@ def gates(
     a = tl.load(biases, r < gate, 0).to(ACC)[:, None] + tl.zeros([BLOCK_R, BLOCK_T], ACC)
     s = tl.load(biases + gate, r < gate, 0).to(ACC)[:, None] + tl.zeros([BLOCK_R, BLOCK_T], ACC)
     second, second_condition = weight + gate * residual * taps, condition_weight + gate * channels
-    a = multiply(a, weight, residual * taps, taps, 1, r, gate, own, residual, t, times, taps, shift, dilation,
+    a = multiply(a, weight, residual * taps, taps, r, gate, own, residual, t, times, taps, shift, dilation,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    s = multiply(s, second, residual * taps, taps, 1, r, gate, own, residual, t, times, taps, shift, dilation,
+    s = multiply(s, second, residual * taps, taps, r, gate, own, residual, t, times, taps, shift, dilation,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    a = multiply(a, condition_weight, channels, 1, 0, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
-    s = multiply(s, second_condition, channels, 1, 0, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
+    a = multiply(a, condition_weight, channels, 1, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
+    s = multiply(s, second_condition, channels, 1, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
     return tanh(a), sigmoid(s)
 
 
@@ -83,9 +81,9 @@ def wavenet_gates_backward(
     t, b = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(2)
     r, row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R), b.to(tl.int64)
     g = tl.zeros([BLOCK_R, BLOCK_T], ACC)
-    g = multiply(g, residual_weight, 1, gate, 0, r, gate, g_y + row * residual * times, residual, t, times, 1, 0, 0,
+    g = multiply(g, residual_weight, 1, gate, r, gate, g_y + row * residual * times, residual, t, times, 1, 0, 0,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    g = multiply(g, skip_weight, 1, gate, 0, r, gate, g_skips + row * skip * times, skip, t, times, 1, 0, 0,
+    g = multiply(g, skip_weight, 1, gate, r, gate, g_skips + row * skip * times, skip, t, times, 1, 0, 0,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
     a, s = gates(x, weight, bias, condition, condition_weight, b, r, t, residual, gate, channels, times, bias_row, taps,
                  dilation, ACC, PRECISION, UPCAST, BLOCK_R, BLOCK_T, BLOCK_C)  # fmt: skip
@@ -97,7 +95,7 @@ def wavenet_gates_backward(
 
 @triton.jit
 def channel_products(
-    x, weight, w_row, w_column, w_tap, bias, base, out, rows, columns, times, taps, shift, step,
+    x, weight, w_row, w_column, bias, base, out, rows, columns, times, taps, shift, step,
     BIAS: tl.constexpr, BASE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +106,7 @@ def channel_products(
     acc = tl.zeros([BLOCK_R, BLOCK_T], ACC)
     if BIAS:
         acc += tl.load(bias + r, r < rows, 0).to(ACC)[:, None]
-    acc = multiply(acc, weight, w_row, w_column, w_tap, r, rows, x + b * columns * times, columns, t, times, taps, shift, step,
+    acc = multiply(acc, weight, w_row, w_column, r, rows, x + b * columns * times, columns, t, times, taps, shift, step,
                    PRECISION, UPCAST, BLOCK_C)  # fmt: skip
     if BASE:
         acc += tl.load(base + at, inside, 0).to(ACC)
@@ -147,7 +145,7 @@ class _Launches:
         if not out.numel():
             return out
         channel_products[self.grid(rows, 32)](
-            x=x, weight=weight, w_row=w_row, w_column=w_column, w_tap=1, bias=x if bias is None else bias,
+            x=x, weight=weight, w_row=w_row, w_column=w_column, bias=x if bias is None else bias,
             base=x if base is None else base, out=out, rows=rows, columns=columns, times=self.times, taps=taps,
             shift=sign * (1 - taps) * dilation, step=sign * dilation, BIAS=bias is not None, BASE=base is not None, BLOCK_R=32,
             **self.options,

@@ -12,8 +12,7 @@ constexpr int64_t kWorkOfAComponent = 128;  // multiply-adds that its exponentia
 // Calls f(begin, end) on ranges of elements.
 template <class F>
 void parallel_elements(int64_t elements, int64_t components, const F& f) {
-  parallel((elements + kElements - 1) / kElements, elements * components * kWorkOfAComponent,
-           [&](int64_t i) { f(i * kElements, std::min(elements, (i + 1) * kElements)); });
+  parallel_ranges(elements, kElements, elements * components * kWorkOfAComponent, f);
 }
 
 template <class T>

@@ -9,7 +9,7 @@ namespace {
 template <class F>
 void parallel_rows(int64_t rows, int64_t columns, const F& f) {
   const int64_t step = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
-  parallel((rows + step - 1) / step, kParallelWork, [&](int64_t i) { f(i * step, std::min(rows, (i + 1) * step)); });
+  parallel_ranges(rows, step, kParallelWork, f);
 }
 
 // The transformed feature of every column of parameters: every `step`-th from `begin` on, or as the table says.
@@ -103,9 +103,8 @@ std::tuple<Tensor, Tensors> coupling_backward(Tensor g_z, Tensor g_log_det, Tens
 template <class T, class F>
 void parallel_splines(int64_t elements, int64_t parameters, const F& f) {
   constexpr int64_t kElements = 1024, kWorkOfAParameter = 16;  // multiply-adds that its exponential is worth
-  parallel((elements + kElements - 1) / kElements, elements * parameters * kWorkOfAParameter, [&](int64_t i) {
-    T* memory = static_cast<T*>(scratch(row_kernels<T>().spline_scratch(parameters) * sizeof(T)));
-    f(i * kElements, std::min(elements, (i + 1) * kElements), memory);
+  parallel_ranges(elements, kElements, elements * parameters * kWorkOfAParameter, [&](int64_t begin, int64_t end) {
+    f(begin, end, static_cast<T*>(scratch(row_kernels<T>().spline_scratch(parameters) * sizeof(T))));
   });
 }
 

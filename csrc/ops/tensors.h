@@ -107,6 +107,12 @@ void parallel(int64_t n, int64_t work, const F& f) {
   parallel(n, work, f, [] {});
 }
 
+// Calls f(begin, end) on ranges of so many.
+template <class F>
+void parallel_ranges(int64_t n, int64_t step, int64_t work, const F& f) {
+  parallel((n + step - 1) / step, work, [&](int64_t i) { f(i * step, std::min(n, (i + 1) * step)); });
+}
+
 // Asks for pages of 2 MB: a training step has a third of the page faults then (docs/measured.md).
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE

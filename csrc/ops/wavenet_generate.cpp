@@ -74,7 +74,7 @@ class Generator {
   // What the layers read last, oldest first.
   Tensor queues() const {
     int64_t length = 0;
-    for (const WaveNetLayer<S>& l : layers_) length += l.slots() - 1;
+    for (const GeneratorLayer<S>& l : layers_) length += l.slots() - 1;
     Tensor out = empty<T>({net_.batch, length, net_.residual});
     each_entry(net_.time, [&](int64_t at, T* entry) { std::copy_n(entry, net_.residual, data<T>(out) + at); });
     return out;
@@ -98,7 +98,7 @@ class Generator {
   // What takes least for a run of layers, in multiply-adds, as many of which a meeting is worth (docs/measured.md).
   Team team() const {
     constexpr int64_t kMeeting = 16384;
-    const WaveNetLayer<S>& l = layers_.back();
+    const GeneratorLayer<S>& l = layers_.back();
     const int64_t residuals = kRun * work(l.residual), layers = kRun * work(l.gate) + residuals;
     const int64_t skips = work(skips_[0]), aside = kRun * work(l.past) + skips, all = layers + aside;
     const int64_t helpers = net_.depth > kRun ? (aside + layers - 1) / layers : 0;
@@ -114,7 +114,7 @@ class Generator {
   // Calls f with every matrix.
   template <class F>
   void each_matrix(const F& f) {
-    for (WaveNetLayer<S>& l : layers_) f(l.past), f(l.gate), f(l.residual);
+    for (GeneratorLayer<S>& l : layers_) f(l.past), f(l.gate), f(l.residual);
     for (PanelMatrix<S>& m : skips_) f(m);
     f(net_.last[0]), f(net_.last[1]);
   }
@@ -139,7 +139,7 @@ class Generator {
         place(m.panels, m.count(tile) * tile * m.columns);
         place(m.bias, m.bias_stride ? B * m.bias_stride : m.count(tile) * tile);
       });
-      for (WaveNetLayer<S>& l : layers_) place(l.ring, l.slots() * B * net_.residual);
+      for (GeneratorLayer<S>& l : layers_) place(l.ring, l.slots() * B * net_.residual);
       place(net_.present, threads_ * net_.present_stride);
       place(net_.gated, B * net_.depth * net_.gate);
       place(net_.skipped, B * skips_[0].rows);
@@ -163,7 +163,7 @@ class Generator {
         kernels_.pack_panels(m, dense(a.weights[2 * depth + 1 + l]), 0, m.columns);
         return bias(m, a.biases[2 * depth + 1 + l], false);
       }
-      const WaveNetLayer<S>& layer = layers_[l];
+      const GeneratorLayer<S>& layer = layers_[l];
       const int64_t taps = layer.taps;
       const S* weight = const_data<S>(a.weights[3 * l + 1]);
       for (int64_t tap = 0; tap + 1 < taps; ++tap)
@@ -186,13 +186,13 @@ class Generator {
   void each_entry(int64_t time, const F& f) const {
     int64_t at = 0;
     for (int64_t row = 0; row < net_.batch; ++row)
-      for (const WaveNetLayer<S>& l : layers_)
+      for (const GeneratorLayer<S>& l : layers_)
         for (int64_t i = 1; i < l.slots(); ++i, at += net_.residual)  // the slot before is of the time that is next
           f(at, l.ring + ((time + i) % l.slots() * net_.batch + row) * net_.residual);
   }
 
   const WaveNetKernels<S>& kernels_ = wavenet_kernels<S>();
-  std::vector<WaveNetLayer<S>> layers_;
+  std::vector<GeneratorLayer<S>> layers_;
   std::vector<PanelMatrix<S>> skips_;
   WaveNet<S> net_ = {};
   int64_t threads_;

@@ -33,7 +33,7 @@ struct PanelMatrix {
 };
 
 template <class S>
-struct WaveNetLayer {
+struct GeneratorLayer {
   int64_t taps, dilation;
   PanelMatrix<S> past;      // columns: tap after tap but the last, the oldest first, then the condition
   PanelMatrix<S> gate;      // of the present; the result of `past` is its bias, one for each row
@@ -71,7 +71,7 @@ struct WaveNet {
   Samples<int64_t> classes;
   Samples<T> values;
   int64_t depth;  // number of layers
-  WaveNetLayer<S>* layers = nullptr;
+  GeneratorLayer<S>* layers = nullptr;
   PanelMatrix<S>* skips = nullptr;  // of each kRun layers; columns: layer after layer
   PanelMatrix<S> last[2];           // to the parameters
   T* present = nullptr;             // of each part [batch][residual]: what a layer reads at this time

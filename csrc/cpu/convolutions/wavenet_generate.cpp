@@ -188,13 +188,15 @@ FK_INLINE void residual(const WaveNet<S>& net, Range rows, int64_t layer, Real<S
 
 // The products of a layer with the past and the condition at a time.
 template <class S>
-void past(const WaveNet<S>& net, Range rows, int64_t time, const WaveNetLayer<S>& l, Range panels) {
+void past(const WaveNet<S>& net, Range rows, int64_t time, const GeneratorLayer<S>& l, Range panels) {
   using T = Real<S>;
   constexpr int W = kLanes<T>;
   const int64_t R = net.residual, C = net.channels;
+  const int64_t slots = l.slots(), oldest = (time + 1) % slots;
   const auto inputs = [&](int64_t piece) -> Inputs<T> {
     if (piece == l.taps - 1) return {net.condition + time * C, net.time * C, C};
-    return {l.ring + (time + 1 + piece * l.dilation) % l.slots() * net.batch * R, R, R};
+    const int64_t slot = oldest + piece * l.dilation;
+    return {l.ring + (slot < slots ? slot : slot - slots) * net.batch * R, R, R};
   };
   apply_matrix(l.past, rows, panels, l.taps - 1 + (C > 0), inputs,
                [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
@@ -209,7 +211,7 @@ template <class S>
 void layer(const WaveNet<S>& net, Range rows, int64_t time, int64_t index, int64_t part, int64_t parts) {
   using T = Real<S>;
   constexpr int W = kLanes<T>;
-  const WaveNetLayer<S>& l = net.layers[index];
+  const GeneratorLayer<S>& l = net.layers[index];
   const int64_t R = net.residual;
   T* present = net.present + part * net.present_stride;
   if (index == 0)
@@ -324,11 +326,7 @@ void sample(const WaveNet<S>& net, Range rows, int64_t time) {
       1, components, sampler.levels, sampler.output == Output::gaussians, sampler.log_scale_min, of(0), of(1), of(2)};
   const Matrix<const T> last{noise + components, stride, 0};
   const Components<T> choice{noise, stride, 0, 1};
-  if (sampler.output == Output::logistics)
-    sample_mixtures(mixtures, last, choice, net.sampled, rows.begin, rows.end,
-                    [](Number<T> v) { return log(v / (1 - v)); });
-  else
-    sample_mixtures(mixtures, last, choice, net.sampled, rows.begin, rows.end, [](Number<T> v) { return v; });
+  sample_mixtures(mixtures, last, choice, net.sampled, rows.begin, rows.end);
   const T bound = sampler.bound;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const T x = net.sampled[row];

@@ -6,7 +6,7 @@ namespace flowkern::FK_ISA {
 template <class T>
 void logistic_mixture_sample(const Mixtures<T>& mixtures, Matrix<const T> u, const Components<T>& choice, T* out,
                              int64_t begin, int64_t end) {
-  sample_mixtures(mixtures, u, choice, out, begin, end, [](Number<T> v) { return log(v / (1 - v)); });
+  sample_mixtures(mixtures, u, choice, out, begin, end);
 }
 
 template void logistic_mixture_sample(const Mixtures<float>&, Matrix<const float>, const Components<float>&, float*,

@@ -14,11 +14,11 @@ FK_INLINE X nearest_level(X x, int64_t levels) {
   return ((x + 1) * steps + kRound - kRound) / steps - 1;
 }
 
-// mean + scale standard(v) of the component with the largest of the logits with Gumbel noise; standard makes a sample
-// of the distribution with mean 0 and scale 1 from a number v.
-template <class T, class Standard>
+// mean + scale x of the component with the largest of the logits with Gumbel noise; x is v, a number of the standard
+// normal distribution, or of logistics log(v / (1 - v)) of a uniform one.
+template <class T>
 FK_INLINE void sample_mixtures(const Mixtures<T>& mixtures, Matrix<const T> v, const Components<T>& choice, T* out,
-                               int64_t begin, int64_t end, Standard standard) {
+                               int64_t begin, int64_t end) {
   using X = Number<T>;
   const X least = X{} + mixtures.log_scale_min;
   for (int64_t i = begin; i < end; i += kStep<T>) {
@@ -34,7 +34,8 @@ FK_INLINE void sample_mixtures(const Mixtures<T>& mixtures, Matrix<const T> v, c
       mean = select(better, means.load(k * mixtures.means.component_stride), mean);
       log_scale = select(better, log_scales.load(k * mixtures.log_scales.component_stride), log_scale);
     }
-    X x = mean + exp(select(log_scale < least, least, log_scale)) * standard(Places<T>(lanes, v).load());
+    const X number = Places<T>(lanes, v).load(), standard = mixtures.gaussian ? number : log(number / (1 - number));
+    X x = mean + exp(select(log_scale < least, least, log_scale)) * standard;
     if (mixtures.levels) x = nearest_level(x, mixtures.levels);
     put(lanes, out, 1, x);
   }
