@@ -25,6 +25,8 @@ _MENDS = {
     "scipy": "pip install 'flowkern[train]'",
     "pillow": "pip install 'flowkern[train]'",
     "pyarrow": "pip install 'flowkern[parquet]'",
+    "soundfile": "pip install 'flowkern[audio]'",
+    "soxr": "pip install 'flowkern[audio]'",
     "pytest-benchmark": "pip install 'flowkern[bench]'",
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowkern.cli.errors import CommandError, require
 
 if TYPE_CHECKING:
+    from flowkern.cli.configuration import Configuration
     from flowkern.data import Rows
     from flowkern.model import Model
     from flowkern.models import Encoded
@@ -34,18 +35,21 @@ def run(options: argparse.Namespace) -> int:
     from flowkern.cli import tables
     from flowkern.cli.processes import first_does, joined, say
     from flowkern.cli.report import distance, verdict
-    from flowkern.cli.trained import model_from
+    from flowkern.cli.trained import model_from, run_of
     from flowkern.training import evaluate, mean_terms
 
     if options.output:
         tables.check(options.output)
+    made = run_of(options.folder)
+    if made is not None and made.teacher and options.output:
+        raise CommandError("--output: of rows of audio a student has no log-densities in a reasonable time; leave it out")
     with joined(options.device) as here:
         model = model_from(options.folder)
-        name, rows, notes = _rows(options, model)
+        name, rows, notes = _rows(options, model, made)
         for note in notes:
             say(here, note)
-        teaching = _teaching(options, model)
-        if teaching is not None:
+        if made is not None and made.teacher:
+            teaching = _teaching(made, model)
             say(here, f"{name}: {distance(mean_terms(teaching, rows, model.encoding, here, options.seed))}")
             return 0
         score, nats = evaluate(model, rows, here, options.seed)
@@ -56,25 +60,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _teaching(options: argparse.Namespace, student: Encoded) -> Model | None:
+def _teaching(made: Configuration, student: Encoded) -> Model:
     """What tells a student's worth, by its teacher: its own density would take a pass for each sample."""
     from flowkern.cli.registry import distillation_class
-    from flowkern.cli.trained import model_from, run_of
+    from flowkern.cli.trained import model_from
 
-    made = run_of(options.folder)
-    if made is None or made.teacher is None:
-        return None
-    if options.output:
-        raise CommandError("--output: of rows of audio a student has no log-densities in a reasonable time; leave it out")
+    assert made.teacher is not None
     teacher: Any = model_from(made.teacher, "FOLDER: its teacher")
     return distillation_class()(student.model, teacher.model, **made.distillation)
 
 
-def _rows(options: argparse.Namespace, model: Encoded) -> tuple[str, Rows, Sequence[str]]:
+def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | None) -> tuple[str, Rows, Sequence[str]]:
     """What to call the rows, the rows, and what is to be said of how they were read."""
-    from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of, run_of
+    from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of
 
-    made = run_of(options.folder)
     if options.data:
         if options.part:
             raise CommandError("--part: only of the run's own data, whose parts are known; leave out --data")

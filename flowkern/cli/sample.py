@@ -143,6 +143,7 @@ def _show(file: WaveFile, meter: Meter, picture: Path) -> None:
 
 def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
     """Samples, temperature and file that a command line asks for."""
+    from flowkern.cli.tables import check_folder
     from flowkern.cli.waves import LARGEST
 
     seconds = SECONDS if options.seconds is None else options.seconds
@@ -157,6 +158,5 @@ def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
     path = Path(options.output or Path(options.folder) / "samples.wav")
     if path.suffix.lower() != ".wav":
         raise CommandError(f"--output: expected a name that ends in .wav, as the model is one of audio, got {options.output!r}")
-    if not path.parent.is_dir():
-        raise CommandError(f"--output: there is no folder {str(path.parent)!r}")
+    check_folder(path)
     return round(seconds * rate), temperature, path

@@ -22,10 +22,15 @@ def check(path: str) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise CommandError(f"--output: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {path!r}")
-    if not Path(path).parent.is_dir():
-        raise CommandError(f"--output: there is no folder {os.fspath(Path(path).parent)!r}")
+    check_folder(Path(path))
     if suffix == ".parquet":
         require(("pyarrow",), "parquet")
+
+
+def check_folder(path: Path) -> None:
+    """Raises for a file in a folder that is not there."""
+    if not path.parent.is_dir():
+        raise CommandError(f"--output: there is no folder {os.fspath(path.parent)!r}")
 
 
 def write(path: str, rows: Tensor, columns: Sequence[str] | None) -> None:

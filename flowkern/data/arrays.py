@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from flowkern._optional import optional
-from flowkern.data.dataset import DataError
+from flowkern.data.dataset import PARTS, DataError
 from flowkern.data.tables import Table
 
-PARTS = ("train", "validation", "test")
 MAPPED = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")  # what torch computes with
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from flowkern._checks import whole_number
 from flowkern._optional import optional
-from flowkern.data.dataset import DataError, Dataset, Rows, printable
+from flowkern.data import folders
+from flowkern.data.dataset import PARTS, DataError, Dataset, Rows, printable, row_order
 
 SUFFIXES = (".wav", ".flac")
 WANTED_FILE = "a recording (.wav, .flac)"
 WANTED_FOLDER = (
     "recordings (.wav, .flac), in folders train, validation and test or any others, or as in LJSpeech (wavs, metadata.csv)"
 )
-PARTS = ("train", "validation", "test")
 FEATURES = 8192  # samples of a row, where nothing else is asked for
 BLOCK = 2**18  # samples that are decoded at once
 FRAME = 0.01  # seconds, whose largest sample decides what is silence
@@ -51,21 +51,24 @@ class Recording:
     channels: int = 1
     clipped: tuple[int, int] = (0, 0)
 
+    @property
+    def length(self) -> int:
+        """Samples that are kept."""
+        return self.stop - self.start
+
     def rows(self, features: int) -> Tensor:
         """Where its rows begin, (rows,) of int64: spread from its start to its end; none of one shorter than a row."""
-        length = self.stop - self.start
-        count = -(-length // features) if length >= features else 0
-        return self.start + torch.linspace(0, max(length - features, 0), count, dtype=torch.float64).round().long()
+        count = -(-self.length // features) if self.length >= features else 0
+        return self.start + torch.linspace(0, max(self.length - features, 0), count, dtype=torch.float64).round().long()
 
     def cut(self, start: float, stop: float) -> Recording:
         """The stretch of it between two fractions of its length."""
-        length = self.stop - self.start
-        return Recording(self.path, self.start + int(start * length), self.start + int(stop * length))
+        return Recording(self.path, self.start + int(start * self.length), self.start + int(stop * self.length))
 
 
 def found(path: Path) -> bool:
     """Whether there is a recording, or a folder with one somewhere in it."""
-    return bool(next(_recordings(path), None)) if path.is_dir() else path.suffix.lower() in SUFFIXES
+    return bool(next(folders.files(path, SUFFIXES), None)) if path.is_dir() else path.suffix.lower() in SUFFIXES
 
 
 def load(path: Path, seed: int | None, features: int | None, rate: int | None) -> Dataset:
@@ -105,11 +108,9 @@ def _parts(path: Path) -> dict[str, list[Path]]:
     """The files of each part that is given; there are some for training."""
     if not path.is_dir():
         return {"train": [path]}
-    folders = {part: path / part for part in PARTS if (path / part).is_dir()}
-    if "train" not in folders:
-        folders = {"train": path}
-    files = {part: _files(folder) for part, folder in folders.items()}
-    for part, folder in folders.items():
+    parts = folders.parts(path)
+    files = {part: _files(folder) for part, folder in parts.items()}
+    for part, folder in parts.items():
         if not files[part]:
             raise DataError(f"{folder}: expected recordings (.wav, .flac), got none")
     return files
@@ -119,7 +120,7 @@ def _files(folder: Path) -> list[Path]:
     """The recordings that LJSpeech's table names, where there is one, or else all, in the order of their names."""
     table = folder / "metadata.csv"
     if not (table.is_file() and (folder / "wavs").is_dir()):
-        return sorted(_recordings(folder))
+        return sorted(folders.files(folder, SUFFIXES))
     try:
         names = [line.partition("|")[0].strip() for line in table.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -129,11 +130,6 @@ def _files(folder: Path) -> list[Path]:
     if missing is not None:
         raise DataError(f"{table}: names {missing.stem!r}, but there is no {missing}")
     return files
-
-
-def _recordings(folder: Path) -> Iterator[Path]:
-    """All recordings; names that begin with a dot are the system's own."""
-    return (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
 
 
 class _Store:
@@ -236,7 +232,7 @@ def _trim(recording: Recording, starts: Any, peaks: Any, rate: int) -> None:
 
 def _notes(recordings: Sequence[Recording], rate: int | None, features: int) -> Iterator[str]:
     """What a user should know of the files: a line for each kind of thing."""
-    lengths = [r.stop - r.start for r in recordings]
+    lengths = [r.length for r in recordings]
     short = [(r, n) for r, n in zip(recordings, lengths, strict=True) if 0 < n < features]
     found: dict[str, list[tuple[Recording, str]]] = {
         f"resampled to {rate:,} Hz": [(r, f" (from {r.rate:,} Hz)") for r in recordings if r.rate != rate],
@@ -272,11 +268,11 @@ def audio_dataset(
     Raises:
         DataError: if a part holds no row.
     """
-    usable = {part: [r for r in those if r.stop - r.start >= features] for part, those in given.items()}
+    usable = {part: [r for r in those if r.length >= features] for part, those in given.items()}
     for part, those in usable.items():
         if not those:
-            longest = max(given[part], key=lambda r: r.stop - r.start)
-            held = longest.stop - longest.start
+            longest = max(given[part], key=lambda r: r.length)
+            held = longest.length
             what = "it is silent" if held == 0 else f"{held:,} samples without silence at its ends"
             more = f"the longest file for {part} is {longest.path}" if len(given[part]) > 1 else str(longest.path)
             raise DataError(
@@ -297,8 +293,8 @@ def _divided(given: Mapping[str, list[Recording]], seed: int, features: int) -> 
     parts, train = dict(given), given["train"]
     wanted = [part for part in ("test", "validation") if part not in given]
     if len(train) > 2:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-        held = max(len(train) // 10, 1)
+        drawn, held = row_order(len(train), seed)
+        order = drawn.tolist()
         for part in wanted:
             parts[part], order = [train[i] for i in sorted(order[:held])], order[held:]
         parts["train"] = [train[i] for i in sorted(order)]
@@ -311,6 +307,6 @@ def _divided(given: Mapping[str, list[Recording]], seed: int, features: int) -> 
     if any(not sum(len(r.rows(features)) for r in those) for those in parts.values()):
         raise DataError(
             f"{train[0].path}: expected at least {10 * features:,} samples without silence at its ends, a tenth of which is a "
-            f"row of {features:,} (--set features), or more files; got {train[0].stop - train[0].start:,}"
+            f"row of {features:,} (--set features), or more files; got {train[0].length:,}"
         )
     return parts

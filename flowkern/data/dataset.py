@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+PARTS = ("train", "validation", "test")
 CHUNK = 2**18  # numbers read at once from what may be larger than memory
 
 
@@ -115,7 +116,7 @@ def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         >>> [len(part) for part in split(50, seed=0)]
         [40, 5, 5]
     """
-    order, held = _order(rows, seed)
+    order, held = row_order(rows, seed)
     return order[2 * held :], order[held : 2 * held], order[:held]
 
 
@@ -130,13 +131,13 @@ def divide(given: Mapping[str, Tensor], seed: int | None) -> tuple[Rows, Rows, R
     parts = {name: Rows(given[name]) for name in ("validation", "test") if name in given}
     if seed is None:
         return Rows(train), *(parts.get(name, Rows(train[:0])) for name in ("validation", "test"))  # type: ignore[return-value]
-    order, held = _order(len(train), seed)
+    order, held = row_order(len(train), seed)
     for name in ("test", "validation"):
         if name not in given:
             parts[name], order = Rows(train, order[:held]), order[held:]
     return Rows(train, order if len(order) < len(train) else None), parts["validation"], parts["test"]
 
 
-def _order(rows: int, seed: int) -> tuple[Tensor, int]:
+def row_order(rows: int, seed: int) -> tuple[Tensor, int]:
     """An order of the rows, and how many of them a part that is held out takes."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)), max(rows // 10, 1)

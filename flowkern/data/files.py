@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowkern.data import arrays, parquet, text
-from flowkern.data.dataset import DataError, Dataset
+from flowkern.data.dataset import PARTS, DataError, Dataset
 from flowkern.data.tables import Table, table_dataset
 
 READERS = {
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Table]:
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
-    return {part: [path for path in files if path.stem.lower() == part] for part in arrays.PARTS}
+    return {part: [path for path in files if path.stem.lower() == part] for part in PARTS}
 
 
 def _read_folder(folder: Path) -> dict[str, Table]:

@@ -9,31 +9,23 @@ import torch
 from torch import Tensor
 
 from flowkern._optional import optional
+from flowkern.data import folders
 from flowkern.data.dataset import DataError, Dataset
 from flowkern.data.images import image_dataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 WANTED_FOLDER = f"pictures ({', '.join(SUFFIXES)}), in folders train, validation and test or any others"
-PARTS = ("train", "validation", "test")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # what Pillow calls pixels, and what they are read as
 
 
 def found(path: Path) -> bool:
     """Whether there is a folder with a picture somewhere in it."""
-    return path.is_dir() and bool(_files(path))
+    return path.is_dir() and next(folders.files(path, SUFFIXES), None) is not None
 
 
 def load(path: Path, seed: int | None) -> Dataset:
     """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts."""
-    folders = {part: path / part for part in PARTS if (path / part).is_dir()}
-    if "train" not in folders:
-        folders = {"train": path}
-    return image_dataset(path, {part: read(folder) for part, folder in folders.items()}, seed)
-
-
-def _files(folder: Path) -> list[Path]:
-    """All pictures in order; names that begin with a dot are the system's own."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+    return image_dataset(path, {part: read(folder) for part, folder in folders.parts(path).items()}, seed)
 
 
 def read(folder: Path) -> Tensor:
@@ -42,7 +34,7 @@ def read(folder: Path) -> Tensor:
     Raises:
         DataError: if a picture cannot be read, is neither grey nor RGB, or is not of the first one's size and channels.
     """
-    files = _files(folder)
+    files = sorted(folders.files(folder, SUFFIXES))
     images = torch.empty(0)
     for i, file in enumerate(files):
         image = _picture(file)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import refused
+from commands import file_size_limit, refused
 
 import flowkern as fk
 from flowkern.cli import main, pictures, waves
@@ -357,16 +357,11 @@ def test_samples_that_are_not_finite(run: Path, tmp_path: Path, streamed: Any, c
 
 def test_a_disk_that_fills_up(run: Path, tmp_path: Path, streamed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A picture of an earlier sound does not stay beside the new one."""
-    import resource
-
     streamed(endless(None))
-    output, before = tmp_path / "a.wav", resource.getrlimit(resource.RLIMIT_FSIZE)
+    output = tmp_path / "a.wav"
     (tmp_path / "a.png").write_text("of an earlier sound")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    try:
+    with file_size_limit(3000):
         text = refused(capsys, "sample", str(run), "--seconds", "9", "--output", str(output), status=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert text == f"cannot write {output}: File too large; 0.25 s (1,000 samples) are in {output}"
     played, _ = soundfile.read(output)
     assert len(played) == 1000

@@ -10,15 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import start, wait
+from commands import file_size_limit, start, wait
 
 import flowkern as fk
 from flowkern.cli import bench, main, timing
@@ -295,19 +293,6 @@ def test_numbers_that_are_not_finite_end_the_run(
     if "config.json" in left:
         state = fk.Model.from_pretrained(output).state_dict()
         assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """As on a disk with so little room: longer files cannot be written."""
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_disk_without_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import file_size_limit
 
 from flowkern.data import DataError, Dataset, Rows, Waveform, audio, encoding, load
 
@@ -325,16 +326,10 @@ def test_numbers_that_are_none(source: str, options: dict[str, int], tmp_path: P
 
 
 def test_no_room_for_decoded_audio(tmp_path: Path) -> None:
-    import resource
-
     path = write(tmp_path / "a.wav", noise(100_000))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(DataError, match=r"no room for decoded audio in .* \(the variable TMPDIR names another folder\): "):
-            load(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    expected = r"no room for decoded audio in .* \(the variable TMPDIR names another folder\): "
+    with pytest.raises(DataError, match=expected), file_size_limit(10_000):
+        load(path)
 
 
 # -- what is made ------------------------------------------------------------------------------------------------------

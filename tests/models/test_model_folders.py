@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import file_size_limit
 from saved_models import CONFIG, WEIGHTS, bits, flow
 
 from flowkern.flows import MAF
@@ -51,16 +50,6 @@ def test_a_folder_is_the_old_model_or_the_new_whenever_saving_stops(saved: Path,
     assert not models_seen[0][2]
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_files_that_cannot_be_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (saved / name).read_bytes() for name in os.listdir(saved)}
     message = rf"^\[Errno \d+\] {saved}: the model could not be saved, the folder holds what it held: "
@@ -68,7 +57,7 @@ def test_files_that_cannot_be_written(saved: Path, monkeypatch: pytest.MonkeyPat
     def nothing_changed() -> None:
         assert {name: (saved / name).read_bytes() for name in os.listdir(saved)} == before
 
-    with pytest.raises(OSError, match=message + "File too large$"), files_of_at_most(100):
+    with pytest.raises(OSError, match=message + "File too large$"), file_size_limit(100):
         flow(1).save_pretrained(saved)
     nothing_changed()
     for call in ("fsync", "mkdir"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from audio_models import CONDITIONS, ROWS, given, seeded
 from torch import Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution, Uniform
 from torch.distributions.transforms import SigmoidTransform
@@ -16,15 +17,9 @@ from torch.distributions.transforms import SigmoidTransform
 import flowkern as fk
 from flowkern.models import ParallelWaveNet
 
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "alone": {},
-    "global": {"context": 2},
-    "local": {"mels": 4, "upsample": (3, 2)},
-    "both": {"context": 2, "mels": 4, "upsample": (5,)},
-}
 EACH = pytest.mark.parametrize("conditions", CONDITIONS)
 NOISES = pytest.mark.parametrize("noise", ["logistic", "gaussian"])
-ROWS, TIME = 3, 26
+TIME = 26
 
 
 def made(noise: str, conditions: str = "alone", **options: Any) -> ParallelWaveNet:
@@ -37,19 +32,6 @@ def made(noise: str, conditions: str = "alone", **options: Any) -> ParallelWaveN
         for layer in flow.layers:
             layer.skip.bias.data += 0.5
     return model
-
-
-def given(model: ParallelWaveNet, time: int = TIME) -> dict[str, Tensor]:
-    found = {}
-    if model.context:
-        found["context"] = torch.randn(ROWS, model.context, dtype=torch.float64)
-    if model.mels:
-        found["local"] = torch.rand(ROWS, model.mels, -(-time // model.hop), dtype=torch.float64)
-    return found
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
 
 
 def base(noise: str, time: int) -> Any:

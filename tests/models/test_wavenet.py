@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from audio_models import CONDITIONS, ROWS, given, seeded
 from torch import Tensor
 
 import flowkern as fk
@@ -28,15 +29,9 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "logistics": {"output": "logistics", "components": 3, "levels": None},
     "gaussian": {"output": "gaussian"},
 }
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "alone": {},
-    "global": {"context": 2},
-    "local": {"mels": 4, "upsample": (3, 2)},
-    "both": {"context": 2, "mels": 4, "upsample": (5,)},
-}
 EACH_OUTPUT = pytest.mark.parametrize("output", OUTPUTS)
 EACH_CONDITION = pytest.mark.parametrize("conditions", CONDITIONS)
-ROWS, TIME = 3, 40
+TIME = 40
 
 
 def made(output: str, conditions: str = "alone", **options: Any) -> WaveNet:
@@ -55,19 +50,6 @@ def made(output: str, conditions: str = "alone", **options: Any) -> WaveNet:
     if output != "categorical":
         net.last.bias.data[-net.last.out_features // (3 if output.startswith("logistics") else 2) :] -= 2  # log-scales
     return model
-
-
-def given(model: WaveNet, time: int = TIME, rows: int = ROWS) -> dict[str, Tensor]:
-    found = {}
-    if model.context:
-        found["context"] = torch.randn(rows, model.context, dtype=torch.float64)
-    if model.mels:
-        found["local"] = torch.rand(rows, model.mels, -(-time // model.hop), dtype=torch.float64)
-    return found
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
 
 
 def teacher_forced(model: WaveNet, x: Tensor, conditions: dict[str, Tensor], temperature: float = 1.0) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import check_rule, using
 from torch import Tensor
+from wavenets import cast
 
 import flowkern as fk
 from flowkern.ops import WaveNetState
@@ -110,17 +111,6 @@ def arguments(
     }
 
 
-def in_dtype(found: Any, dtype: torch.dtype) -> Any:
-    """Arguments with all their floating-point numbers in another dtype."""
-    if isinstance(found, Tensor):
-        return found.to(dtype) if found.is_floating_point() else found
-    if isinstance(found, dict):
-        return {name: in_dtype(value, dtype) for name, value in found.items()}
-    if isinstance(found, WaveNetState):
-        return WaveNetState(*(in_dtype(value, dtype) for value in found))
-    return [in_dtype(value, dtype) for value in found] if isinstance(found, list) else found
-
-
 def forward_pass(given: dict[str, Any], drawn: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The parameters (batch, time, outputs) of every sample, by the network's forward pass on those before it."""
     heard = torch.cat([given["state"].previous[:, None], drawn[:, :-1]], 1)
@@ -182,7 +172,7 @@ def test_float32_and_weights_in_bfloat16(case: Case, stored: torch.dtype) -> Non
         return
     given = from_silence(arguments(case, 60, torch.float32, stored))
     drawn, after = fk.ops.wavenet_generate(**given)
-    parameters, read = forward_pass(in_dtype(given, torch.float64), drawn)
+    parameters, read = forward_pass(cast(given, torch.float64), drawn)
     cumulative = F.pad(parameters.softmax(-1).cumsum(-1), (1, 0))
     below, above = (cumulative.gather(-1, drawn[..., None] + i) for i in (0, 1))
     edge = 1e-5
@@ -201,7 +191,7 @@ def _few_times(case: Case, stored: torch.dtype) -> Iterator[dict[str, Any]]:
 
 def _evaluate(given: dict[str, Any], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
     with using(backend):
-        drawn, after = fk.ops.wavenet_generate(**(given if dtype is torch.float32 else in_dtype(given, dtype)))
+        drawn, after = fk.ops.wavenet_generate(**(given if dtype is torch.float32 else cast(given, dtype)))
     return {"samples": drawn, "queues": after.queues}
 
 

@@ -9,12 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import wait
 
 pytestmark = pytest.mark.slow
 
@@ -101,11 +101,7 @@ def test_a_rank_that_is_killed_leaves_a_checkpoint_for_any_number(
 
     broken = tmp_path / "broken"
     process = start(2, "train", *MODEL, "--output", str(broken), "--set", *options, "batch_size=24")
-    until = time.monotonic() + 120
-    while not any(int(path.name[11:]) > 0 for path in broken.glob("checkpoint-*")):
-        assert time.monotonic() < until
-        assert process.poll() is None, finish(process)
-        time.sleep(0.05)
+    wait(lambda: any(int(path.name[11:]) > 0 for path in broken.glob("checkpoint-*")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     status, text = finish(process)
@@ -166,7 +162,8 @@ def test_a_rank_without_the_data_is_told(rows: int | None, message: str, tmp_pat
         np.save(other, np.random.default_rng(0).normal(size=(rows, 2)))
     command = ["train", "maf", "--data", str(source), "--output", str(tmp_path / "run"), "--set", "epochs=1"]
     elsewhere = "import sys; from flowkern import cli, data; load = data.load"
-    elsewhere += "; data.load = lambda source, seed: load(sys.argv.pop(1), seed); sys.exit(cli.main(sys.argv[2:]))"
+    elsewhere += "; data.load = lambda source, *more, **options: load(sys.argv.pop(1), *more, **options)"
+    elsewhere += "; sys.exit(cli.main(sys.argv[2:]))"
     found = of_ranks(["-m", "flowkern.cli", *command], ["-c", elsewhere, str(other), *command])
     (first, text), (second, silent) = found
     assert (first, second) == (2, 2), found

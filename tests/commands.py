@@ -1,4 +1,4 @@
-"""Commands of the tests: those that are refused, and those in a process of their own."""
+"""Commands of the tests: those that are refused, those in a process of their own, and disks without room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -42,3 +43,16 @@ def wait(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     while not condition() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     assert condition(), process.communicate()[0]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As on a disk with so little room: longer files cannot be written."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
