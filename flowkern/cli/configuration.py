@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ class DataOptions:
         features: of audio, samples of a row, the stretch that a model sees at once in training; none: 8192, for a student its
             teacher's.
         rate: of audio, samples a second, to which recordings are resampled; none: their own, for a student its teacher's.
+        given: what each row is given, for a model of the rows given it: columns of a table, which are then no part of the rows,
+            or label, the class of an image.
     """
 
     margin: float | None = None
     features: int | None = None
     rate: int | None = None
+    given: Sequence[str] = ()
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Configuration:
     data_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] | None = None  # names of a table's, once it was read
+    class_names: list[str] | None = None  # of the labels that are given, once they were read
     digest: str | None = None  # of the data, once they were read
     command: str = "train"  # which made the run: a demo may be overwritten
 
@@ -65,7 +69,7 @@ class Configuration:
 
     def loading(self) -> dict[str, Any]:
         """The options of :func:`flowkern.data.load`."""
-        return {name: self.data_options[name] for name in ("features", "rate")}
+        return {name: self.data_options[name] for name in ("features", "rate", "given")}
 
     def json(self) -> str:
         """As run.json holds it."""
@@ -185,8 +189,10 @@ def read(path: str | os.PathLike[str], name: str) -> Configuration:
             raise CommandError(f"{name}: {os.fspath(path)}: {error}") from None
     made = whole(content["model"], content["data"], given, command)
     made.teacher = content.get("teacher")
-    columns = content.get("columns")
-    if columns is not None and not (isinstance(columns, list) and all(isinstance(column, str) for column in columns)):
-        raise CommandError(f"{name}: {os.fspath(path)}: columns: expected names, got {columns!r}")
-    made.columns, made.digest = columns, content.get("digest")
+    for key in ("columns", "class_names"):
+        names = content.get(key)
+        if names is not None and not (isinstance(names, list) and all(isinstance(one, str) for one in names)):
+            raise CommandError(f"{name}: {os.fspath(path)}: {key}: expected names, got {names!r}")
+        setattr(made, key, names)
+    made.digest = content.get("digest")
     return made

@@ -72,13 +72,17 @@ def _teaching(made: Configuration, student: Encoded) -> Model:
 
 def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | None) -> tuple[str, Rows, Sequence[str]]:
     """What to call the rows, the rows, and what is to be said of how they were read."""
-    from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of
+    from flowkern.cli.trained import check_classes, check_columns, check_levels, dataset_of, digest, rows_of
 
     if options.data:
         if options.part:
             raise CommandError("--part: only of the run's own data, whose parts are known; leave out --data")
         rate = model.encoding.rate  # to which audio is resampled
-        loading = {} if rate is None else {"features": model.event_shape.numel(), "rate": rate}
+        loading: dict[str, Any] = {} if rate is None else {"features": model.event_shape.numel(), "rate": rate}
+        if model.conditional:
+            if made is None:
+                raise CommandError(f"FOLDER: {options.folder} has no run.json, which names the columns that the rows are given")
+            loading["given"] = made.data_options["given"]
         dataset = dataset_of(options.data, None, loading)
         name, rows = Path(options.data).name, rows_of(dataset)
     else:
@@ -93,5 +97,6 @@ def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | Non
         shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))
         raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
     check_columns(name, dataset, made)
+    check_classes(name, dataset, model, made)
     check_levels(name, rows, model.encoding.data_levels)
     return name, rows, dataset.notes

@@ -29,6 +29,7 @@ EXPECTED = {
     Sequence[int]: "whole numbers separated by commas",
     Sequence[float]: "numbers separated by commas",
     str: "a word",
+    Sequence[str]: "names separated by commas",
 }
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -209,7 +210,7 @@ def _fits(of: Any, value: Any) -> bool:
         return any(type(value) is type(literal) and value == literal for literal in _literals(of))
     if of is float:
         return type(value) in (int, float) and abs(value) < math.inf
-    if of in (Sequence[int], Sequence[float]):
+    if of in (Sequence[int], Sequence[float], Sequence[str]):
         (item,) = typing.get_args(of)
         return isinstance(value, (list, tuple)) and all(_fits(item, one) for one in value)
     return type(value) is of  # True is no whole number

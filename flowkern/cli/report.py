@@ -55,7 +55,7 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
     columns = column_names(dataset)
     real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
     found = {"samples.png": pictures.corner(real, samples, columns)}
-    if len(columns) == 2 and model.model.levels is None:
+    if len(columns) == 2 and model.model.levels is None and not model.conditional:
         with torch.no_grad():
             found["density.png"] = pictures.density_map(model.cpu().log_prob, real, samples, columns)
     return found

@@ -25,7 +25,12 @@ ROWS, SECONDS = 1000, 5.0  # where nothing is asked for
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     parser.add_argument("folder", metavar="FOLDER", help="of a run of `flowkern train`, or of a model that was saved")
-    parser.add_argument("-n", type=int, metavar="N", help=f"how many ({ROWS})")
+    parser.add_argument("-n", type=int, metavar="N", help=f"how many ({ROWS}); of a --given table for each of its rows (1)")
+    parser.add_argument(
+        "--given",
+        metavar="VALUES",
+        help="what the samples are given, where the model was trained so: numbers like 0.5,2 or a class; or a table of them",
+    )
     parser.add_argument(
         "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
     )
@@ -70,6 +75,7 @@ def _streams(model: Encoded) -> bool:
 def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     """Rows in a table, and a picture where they are images."""
     from flowkern.cli import tables
+    from flowkern.cli.given import context_of
     from flowkern.cli.processes import first_does, say
     from flowkern.cli.report import check_finite
     from flowkern.cli.trained import run_of
@@ -80,13 +86,15 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
             rows = "leave it out with -n, which draws rows as long as in training"
             why = rows if _streams(model) else "only of models that draw sounds of any length, such as wavenet"
             raise CommandError(f"--{name}: {why}; got {getattr(options, name):g}")
-    images, n = len(model.event_shape) == 3, options.n or ROWS
+    made = run_of(options.folder)
+    given = context_of(options.given, model.context_encoding, made, options.folder)
+    images, each = len(model.event_shape) == 3, options.n or (ROWS if given is None or len(given) == 1 else 1)
+    n = each if given is None else each * len(given)
     single = images or model.encoding.rate is not None
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
     tables.check(output)
-    samples = sample(model, n, here, options.seed)
+    samples = sample(model, n, here, options.seed, None if given is None else given.repeat_interleave(each, 0))
     check_finite(samples, "nothing was written")
-    made = run_of(options.folder)
     first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
     say(here, f"{n:,} samples are in {output}")
     if images:

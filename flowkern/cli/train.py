@@ -135,6 +135,7 @@ class Run:
     model: Model
     dataset: Dataset
     encoding: Encoding
+    context_encoding: Encoding | None  # of what the rows are given
     folder: OutputFolder | None  # in the first process
     path: Path
     here: Processes
@@ -144,16 +145,17 @@ class Run:
         """Loads the data, and makes the model for their shape."""
         from flowkern.cli.processes import all_do
 
-        dataset, model, encoding = all_do(here, lambda: _parts(made))
+        dataset, model, encoding, context_encoding = all_do(here, lambda: _parts(made))
         other = next((rank for rank, digest in enumerate(here.gather(made.digest)) if digest != made.digest), None)
         if other is not None:
             raise CommandError(f"--data: rank {other} has other data than rank {here.rank}")
         path = here.gather(folder and folder.path)[0]
-        return cls(made, model, dataset, encoding, folder, path, here)
+        return cls(made, model, dataset, encoding, context_encoding, folder, path, here)
 
     def train(self, resume: bool) -> int:
         """Trains, or goes on, and writes all into the folder. Returns the exit status."""
         from flowkern.cli.processes import first_does, say
+        from flowkern.data import conditioned
         from flowkern.training import Checkpoints, Progress, Training, TrainingError
 
         if resume and (self.path / "results.json").exists():
@@ -163,11 +165,12 @@ class Run:
         for line in (*self.dataset.notes, self._introduction()):
             say(self.here, line)
         checkpoints, settings = Checkpoints(self.path, self.here), self.made.settings()
-        rows = self.dataset.train, self.dataset.validation
+        rows = conditioned(self.dataset.train, self.context_encoding)
+        held = conditioned(self.dataset.validation, self.context_encoding)
         with Progress(settings, self._unit if self.here.first else None) as progress:
             watch = _Recorder(self.folder, progress) if self.folder is not None else None
             try:
-                training = Training(self.model, *rows, self.encoding, settings, self.here, checkpoints, watch)
+                training = Training(self.model, rows, held, self.encoding, settings, self.here, checkpoints, watch)
                 newest = checkpoints.newest() if resume else None
                 if newest is not None:
                     training.resume(newest)
@@ -203,7 +206,7 @@ class Run:
         if history.best < 0:
             say(self.here, f"{history.ended} in the first epoch; {self._continue}")
             return status
-        model = assembled(training, self.encoding)
+        model = assembled(training, self.encoding, self.context_encoding)
         first_does(self.here, lambda: self._save(model))
         first_does(self.here, lambda: self._write("metrics.csv", history.table()))
         if status:
@@ -270,6 +273,10 @@ class Run:
         from flowkern.training import sample
 
         seed = self.made.training["seed"]
+        if model.context_encoding is not None:  # given what test rows are given
+            test = self.dataset.test
+            assert test.context is not None
+            return sample(model, SAMPLES, self.here, seed, test.context[torch.arange(SAMPLES) % len(test)])
         if self.dataset.rate is None or not getattr(model.model, "mels", 0):
             return sample(model, SAMPLES if self.dataset.rate is None else SOUNDS, self.here, seed)
         rows = report.spread(self.dataset.test, SOUNDS).to(self.here.device)
@@ -300,15 +307,16 @@ class Run:
         }
 
 
-def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
-    """The data, the model and the encoding of a configuration, which takes the data's columns and digest."""
+def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | None]:
+    """Data, model, encoding and that of what rows are given, of a configuration, which takes the data's names and digest."""
     from flowkern import data
     from flowkern.cli.trained import digest
 
     teacher = _teacher(made) if made.teacher else None
     try:
         dataset = data.load(made.data, made.training["seed"], **made.loading())
-        model = _model(made, dataset, teacher)
+        given = data.context_encoding(dataset)
+        model = _model(made, dataset, teacher, given)
         encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
@@ -317,13 +325,16 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
         raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
     except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
         raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
-    if model.conditional:
-        raise CommandError("--set context: the data hold none; leave it at 0")
+    if model.conditional and given is None:
+        raise CommandError(
+            "--set context: the rows are given nothing; leave it at 0, or name columns or a label by --set given"
+        )
     found = digest(dataset)
     if made.digest not in (None, found):
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
-    return dataset, model, encoding
+    made.class_names = None if dataset.class_names is None else list(dataset.class_names)
+    return dataset, model, encoding, given
 
 
 def _teacher(made: Configuration) -> Encoded:
@@ -344,7 +355,7 @@ def _teacher(made: Configuration) -> Encoded:
     return teacher
 
 
-def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Model:
+def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None, context: Encoding | None) -> Model:
     """The model for the shape and the rate of the data; where there is a teacher, with what trains it."""
     import inspect
 
@@ -363,6 +374,11 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Mo
     given = dict(made.model_options)
     if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
         given["rate"] = dataset.rate
+    if context is not None:
+        if given.get("context", -1) not in (0, context.features):
+            takes = f"{context.features} numbers are given" if "context" in given else f"{made.model} takes no context"
+            raise CommandError(f"--set given: {takes}; " + ("leave context out" if "context" in given else "leave it out"))
+        given["context"] = context.features
     if teacher is not None:
         given |= {name: teacher.model.config[name] for name in CONDITIONS}
     torch.manual_seed(made.training["seed"])
@@ -393,7 +409,7 @@ def clear(folder: OutputFolder) -> None:
     Checkpoints(folder.path, Processes()).remove()
 
 
-def assembled(training: Training, encoding: Encoding) -> Encoded:
+def assembled(training: Training, encoding: Encoding, context_encoding: Encoding | None) -> Encoded:
     """The trained model, or the student, in the data's units, in every process, put together where it was sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -404,7 +420,7 @@ def assembled(training: Training, encoding: Encoding) -> Encoded:
         state = get_model_state_dict(training.bare, options=StateDictOptions(full_state_dict=True))
         model = type(model)(**model.config).to(training.processes.device)
         model.load_state_dict({name.removeprefix("model."): t for name, t in state.items()})
-    return Encoded(getattr(model.eval(), "student", model), encoding)
+    return Encoded(getattr(model.eval(), "student", model), encoding, context_encoding)
 
 
 class _Recorder:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowkern.cli import configuration as conf
 from flowkern.cli.errors import CommandError
@@ -24,8 +26,8 @@ def model_from(folder: str, name: str = "FOLDER") -> Encoded:
         model = Model.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
         raise CommandError(f"{name}: {error}") from None
-    if model.conditional:
-        raise CommandError(f"{name}: the model in {folder} needs a context, which this command has none of")
+    if model.conditional and getattr(model, "context_encoding", None) is None:
+        raise CommandError(f"{name}: the model in {folder} needs a context, and it is not known what it stands for in data")
     if isinstance(model, Encoded):
         return model
     rate = getattr(model, "rate", None)
@@ -46,7 +48,14 @@ def rows_of(found: Dataset) -> Rows:
         return parts[0]
     if found.rate is not None:  # rows are windows of one source
         return Rows(found.train.source, torch.cat([part.index for part in parts if part.index is not None]))
-    return Rows(torch.cat([part.source for part in parts]))
+    context = None if found.train.context is None else torch.cat([context_of(part) for part in parts])
+    return replace(found.train, source=torch.cat([part.source for part in parts]), context=context)
+
+
+def context_of(rows: Rows) -> Tensor:
+    """What all rows are given."""
+    assert rows.context is not None
+    return rows.context[torch.arange(len(rows))]
 
 
 def dataset_of(source: str, seed: int | None, loading: Mapping[str, Any]) -> Dataset:
@@ -64,6 +73,16 @@ def check_columns(name: str, dataset: Dataset, made: conf.Configuration | None) 
         raise CommandError(f"--data: {name}: the model takes columns {', '.join(want)}, got {', '.join(have)}")
 
 
+def check_classes(name: str, dataset: Dataset, model: Encoded, made: conf.Configuration | None) -> None:
+    """Raises if the labels that rows are given are not those that the model knows."""
+    known = None if model.context_encoding is None else model.context_encoding.data_levels
+    if dataset.classes is not None and known is not None and dataset.classes > known:
+        raise CommandError(f"--data: {name}: the model is given labels from 0 to {known - 1}, got {dataset.classes - 1}")
+    want, have = None if made is None else made.class_names, dataset.class_names
+    if have is not None and want is not None and want != list(have):
+        raise CommandError(f"--data: {name}: the model is given the classes {', '.join(want)}, got {', '.join(have)}")
+
+
 def check_levels(name: str, rows: Rows, levels: int | None) -> None:
     """Raises if rows hold anything but whole numbers from 0 to levels - 1, where the model takes such."""
     if levels is None:
@@ -79,6 +98,9 @@ def digest(dataset: Dataset) -> str:
     """What tells other data from these: of the sizes of the parts, and of rows spread over each."""
     made = hashlib.blake2b(digest_size=16)
     for part in (dataset.train, dataset.validation, dataset.test):
-        rows = part[torch.arange(0, len(part), max(1, len(part) // ROWS))]
+        index = torch.arange(0, len(part), max(1, len(part) // ROWS))
+        rows = part[index]
         made.update(f"{len(part)} {tuple(rows.shape)} {rows.dtype}".encode() + rows.numpy().tobytes())
+        if part.context is not None:
+            made.update(part.context[index].numpy().tobytes())
     return made.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from flowkern.data.dataset import DataError, Dataset
 from flowkern.data.images import image_dataset
+from flowkern.data.labels import wanted
 
 WANTED_FOLDER = "CIFAR's binary version (data_batch_*.bin and test_batch.bin, or train.bin and test.bin)"
 SHAPE = (3, 32, 32)
@@ -25,18 +27,22 @@ def _pickled(folder: Path) -> bool:
     return (folder / "data_batch_1").is_file() or all((folder / name).is_file() for name in ("train", "meta"))
 
 
-def load(path: Path, seed: int | None) -> Dataset:
+def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
     """The images of a folder, with those for the test where they are there."""
-    for train, test, labels in VERSIONS:
+    labelled = wanted(path, given)
+    for train, test, before in VERSIONS:
         files = {"train": sorted(path.glob(train)), "test": sorted(path.glob(test))}
         if files["train"]:
-            parts = {part: torch.cat([read(file, labels) for file in files[part]]) for part in files if files[part]}
-            return image_dataset(path, parts, seed)
+            parts = {part: torch.cat([read(file, before) for file in files[part]]) for part in files if files[part]}
+            images = {part: records[:, before:].reshape(-1, *SHAPE) for part, records in parts.items()}
+            # The last of them is the finest, of CIFAR-100 the class within a group.
+            labels = {part: records[:, before - 1] for part, records in parts.items()} if labelled else None
+            return image_dataset(path, images, seed, labels=labels)
     raise DataError(f"{path}: holds CIFAR's version for Python, pickles that could run anything; take the binary version")
 
 
 def read(path: Path, labels: int) -> Tensor:
-    """The images of a file as (n, 3, 32, 32), uint8; each comes after some bytes of labels.
+    """The records of a file, (n, labels + 3 * 32 * 32) of uint8: some bytes of labels, then an image.
 
     Raises:
         DataError: if its length is not that of whole images.
@@ -45,4 +51,4 @@ def read(path: Path, labels: int) -> Tensor:
     if size == 0 or size % record:
         raise DataError(f"{path}: expected a multiple of {record} bytes ({labels} for labels, then an image), got {size}")
     content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    return content.reshape(-1, record)[:, labels:].reshape(-1, *SHAPE)
+    return content.reshape(-1, record)

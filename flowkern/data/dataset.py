@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,12 @@ class DataError(ValueError):
     """Data that cannot be used: the message says which, where in it, and why."""
 
 
+class Indexed(Protocol):
+    """What gives the rows of some numbers (k,), such as a tensor."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
 @dataclass
 class Rows:
     """Rows of a source, in the units of the data.
@@ -27,7 +34,8 @@ class Rows:
     Args:
         source: (n, *event_shape), any real dtype; may lie in a file that is mapped into memory.
         index: which of them and in which order, (rows,) of int64; ``None`` for all.
-        context: conditions (rows, context features), one for each row.
+        columns: of a table, which of its columns, (columns,) of int64; ``None`` for all.
+        context: what each row is given, (rows, context features): a tensor, or what gives its rows as one does.
 
     Example:
         >>> rows = Rows(torch.arange(10.0).reshape(5, 2), index=torch.tensor([4, 0, 2]))
@@ -37,25 +45,30 @@ class Rows:
 
     source: Tensor
     index: Tensor | None = None
-    context: Tensor | None = None
+    columns: Tensor | None = None
+    context: Indexed | None = None
 
     def __len__(self) -> int:
         return len(self.source if self.index is None else self.index)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """A copy of the rows of these numbers (k,), as (k, *event_shape), where the source is."""
-        return self.source.index_select(0, (rows if self.index is None else self.index[rows]).to(self.source.device))
+        return self._read(rows if self.index is None else self.index[rows])
 
     @property
     def event_shape(self) -> torch.Size:
         """The shape of one row."""
-        return self.source.shape[1:]
+        return self.source.shape[1:] if self.columns is None else self.columns.shape
+
+    def _read(self, index: Tensor) -> Tensor:
+        rows = self.source.index_select(0, index.to(self.source.device))
+        return rows if self.columns is None else rows.index_select(1, self.columns.to(rows.device))
 
     def chunks(self) -> Iterator[Tensor]:
         """Copies of all rows, about 260,000 numbers at a time, in the order of the source, as a file is read fast."""
         index = torch.arange(len(self)) if self.index is None else self.index.sort().values
         for part in index.split(max(1, CHUNK // max(1, self.event_shape.numel()))):
-            yield self.source.index_select(0, part)
+            yield self._read(part)
 
     @cached_property
     def extremes(self) -> tuple[Tensor, Tensor]:
@@ -81,6 +94,9 @@ class Dataset:
         levels: every value is a whole number from 0 to levels - 1; ``None`` for real numbers.
         columns: the names of a table's columns, where it has some.
         rate: of audio, in Hz; ``None`` of other data.
+        given: what its rows are given, in their ``context``: names of columns, or ``("label",)``.
+        classes: of labels, which are whole numbers from 0 to classes - 1; ``None`` where real numbers are given, or nothing.
+        class_names: what the classes are called, where they have names.
         notes: what a user should know of how the data were read, a line each.
     """
 
@@ -91,6 +107,9 @@ class Dataset:
     levels: int | None = None
     columns: Sequence[str] | None = None
     rate: int | None = None
+    given: Sequence[str] = ()
+    classes: int | None = None
+    class_names: Sequence[str] | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -120,22 +139,29 @@ def split(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return order[2 * held :], order[held : 2 * held], order[:held]
 
 
-def divide(given: Mapping[str, Tensor], seed: int | None) -> tuple[Rows, Rows, Rows]:
+def divide(
+    given: Mapping[str, Tensor], seed: int | None, labels: Mapping[str, Tensor] | None = None
+) -> tuple[Rows, Rows, Rows]:
     """Training, validation and test; what is not given of them is 10 % of ``train`` each, drawn by the seed.
 
     Args:
         given: ``train`` and perhaps ``validation`` and ``test``, each (n, *event_shape).
         seed: see :func:`split`, whose parts these are where only ``train`` is given; ``None`` leaves other parts empty.
+        labels: of the rows of each part, (n, 1): their context.
     """
-    train = given["train"]
-    parts = {name: Rows(given[name]) for name in ("validation", "test") if name in given}
-    if seed is None:
-        return Rows(train), *(parts.get(name, Rows(train[:0])) for name in ("validation", "test"))  # type: ignore[return-value]
-    order, held = row_order(len(train), seed)
-    for name in ("test", "validation"):
-        if name not in given:
-            parts[name], order = Rows(train, order[:held]), order[held:]
-    return Rows(train, order if len(order) < len(train) else None), parts["validation"], parts["test"]
+
+    def rows(part: str, index: Tensor | None = None) -> Rows:
+        return Rows(given[part], index, context=None if labels is None else Rows(labels[part], index))
+
+    parts = {part: rows(part) for part in given}
+    train = len(given["train"])
+    order, held = (torch.arange(train), 0) if seed is None else row_order(train, seed)
+    for part in ("test", "validation"):
+        if part not in given:
+            parts[part], order = rows("train", order[:held]), order[held:]
+    if len(order) < train:
+        parts["train"] = rows("train", order)
+    return parts["train"], parts["validation"], parts["test"]
 
 
 def row_order(rows: int, seed: int) -> tuple[Tensor, int]:

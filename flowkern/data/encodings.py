@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from flowkern._checks import check_generator, check_tensor, sizes, whole_number
 from flowkern.config import configured
-from flowkern.data.dataset import DataError, Dataset, Rows
+from flowkern.data.dataset import DataError, Dataset, Indexed, Rows
 
 MARGIN = 0.05
 
@@ -28,6 +29,11 @@ class Encoding(nn.Module):
     levels: int | None = None  # values that a feature of an encoded row can take: 0 to levels - 1; None for real numbers
     data_levels: int | None = None  # the same of a row of the data
     rate: int | None = None  # of audio, in Hz
+
+    @property
+    def features(self) -> int:
+        """Numbers of an encoded row."""
+        return self.event_shape.numel()
 
     def noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor | None:
         """The random numbers that :meth:`encode` uses for so many rows; ``None`` where it uses none."""
@@ -297,6 +303,101 @@ class Binarised(_Uniform):
         """Zero per row (n,): the probability is that of the zeros and ones."""
         self._check("z", z)
         return z.new_zeros(len(z), dtype=torch.float64)
+
+
+class OneHot(Encoding):
+    """Labels as vectors with a one in the place of their class: what a model is given.
+
+    Args:
+        classes: labels are whole numbers from 0 to classes - 1.
+
+    Example:
+        >>> OneHot(3).encode(torch.tensor([[2], [0]])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    space = "classes"
+    data_levels: int
+    event_shape = torch.Size((1,))
+
+    @configured
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.data_levels = whole_number("classes", classes, 2)
+
+    @property
+    def features(self) -> int:
+        """One for each class."""
+        return self.data_levels
+
+    def encode(self, rows: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Labels (n, 1), of any real dtype, as (n, classes), float32.
+
+        Raises:
+            ValueError: for a label of no class.
+        """
+        self._check("rows", rows)
+        found = rows == torch.arange(self.data_levels, device=rows.device)
+        bad = ~found.any(1)
+        if bad.any():
+            raise ValueError(f"rows: expected labels from 0 to {self.data_levels - 1}, got {float(rows[bad][0]):g}")
+        return found.float()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The labels (n, 1) of vectors (n, classes)."""
+        return z.argmax(1, keepdim=True)
+
+    def log_det(self, z: Tensor) -> Tensor:
+        """Zero per row (n,)."""
+        return z.new_zeros(len(z), dtype=torch.float64)
+
+
+@dataclass
+class EncodedRows:
+    """Rows as a model sees them, encoded when they are asked for.
+
+    Args:
+        rows: in the units of the data.
+        encoding: one without noise.
+
+    Example:
+        >>> EncodedRows(Rows(torch.tensor([[1], [0]])), OneHot(2))[torch.tensor([0])].tolist()
+        [[0.0, 1.0]]
+    """
+
+    rows: Indexed
+    encoding: Encoding
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The rows of these numbers (k,)."""
+        return self.encoding.encode(self.rows[rows])
+
+
+def conditioned(rows: Rows, encoding: Encoding | None) -> Rows:
+    """Rows whose context is a model's view of it; the same rows where there is no encoding of it."""
+    if rows.context is None or encoding is None:
+        return rows
+    return replace(rows, context=EncodedRows(rows.context, encoding))
+
+
+def context_encoding(dataset: Dataset) -> Encoding | None:
+    """The encoding of what the rows of a data set are given: classes as vectors, numbers standardised; ``None`` of nothing.
+
+    Raises:
+        DataError: for labels of one class.
+
+    Example:
+        >>> table, columns = torch.randn(30, 3), torch.tensor([1])
+        >>> rows = Rows(table, columns=torch.tensor([0, 2]), context=Rows(table, columns=columns))
+        >>> context_encoding(Dataset("three columns", rows, rows, rows)).features
+        1
+    """
+    if dataset.classes == 1:
+        raise DataError(f"{dataset.name}: given: all rows for training have one label, which tells nothing of them")
+    if dataset.classes is not None:
+        return OneHot(dataset.classes)
+    context = dataset.train.context
+    return Standardised.fit(context) if isinstance(context, Rows) else None
 
 
 def encoding(dataset: Dataset, levels: int | None = None, margin: float | None = None) -> Encoding:

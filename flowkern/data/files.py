@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowkern.data import arrays, parquet, text
@@ -26,9 +27,9 @@ def found(path: Path) -> bool:
     return bool(_parts(path)["train"]) if path.is_dir() else path.suffix.lower() in READERS
 
 
-def load(path: Path, seed: int | None) -> Dataset:
+def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
     """The data set of a table, or of a folder of tables."""
-    return table_dataset(path, _read_folder(path) if path.is_dir() else read(path), seed)
+    return table_dataset(path, _read_folder(path) if path.is_dir() else read(path), seed, given)
 
 
 def read(path: Path) -> dict[str, Table]:

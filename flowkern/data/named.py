@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from flowkern._optional import optional
 from flowkern.data.dataset import Dataset
 from flowkern.data.images import image_dataset
+from flowkern.data.labels import LABEL, wanted
 from flowkern.data.tables import Table, table_dataset
 
 MOONS = 10_000
+CLASSES = ("moons", "iris", "wine", "breast_cancer")  # tables whose rows have a label
 DESCRIPTIONS = {
     "digits": "1,797 handwritten digits of 8 x 8 pixels with 17 levels",
     "moons": "10,000 points on two crescents in the plane, made with noise",
@@ -23,18 +24,21 @@ DESCRIPTIONS = {
 }
 
 
-def load(name: str, seed: int | None) -> Dataset:
+def load(name: str, seed: int | None, given: Sequence[str]) -> Dataset:
     """The data set of a name; all are scikit-learn's."""
     sklearn = optional("sklearn.datasets", "train")
     if name == "digits":
-        images = torch.from_numpy(sklearn.load_digits().images).to(torch.uint8)
-        return image_dataset(name, {"train": images.unsqueeze(1)}, seed, levels=17)
+        found = sklearn.load_digits()
+        images = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)
+        labels = {"train": torch.from_numpy(found.target)} if wanted(name, given) else None
+        return image_dataset(name, {"train": images}, seed, levels=17, labels=labels)
     if name == "moons":
-        values, _ = sklearn.make_moons(MOONS, noise=0.07, random_state=0)
-        return _table(name, torch.from_numpy(values), ("x", "y"), seed)
-    found = getattr(sklearn, f"load_{name}")()
-    return _table(name, torch.from_numpy(found.data), [str(column) for column in found.feature_names], seed)
-
-
-def _table(name: str, values: Tensor, columns: Sequence[str], seed: int | None) -> Dataset:
-    return table_dataset(name, {"train": Table(name, values, columns)}, seed)
+        values, target = sklearn.make_moons(MOONS, noise=0.07, random_state=0)
+        columns = ["x", "y"]
+    else:
+        found = getattr(sklearn, f"load_{name}")()
+        values, target, columns = found.data, found.target, [str(column) for column in found.feature_names]
+    table = Table(name, torch.from_numpy(values), columns)
+    if tuple(given) == (LABEL,) and name in CLASSES:
+        return table_dataset(name, {"train": table}, seed, labels=torch.from_numpy(target))
+    return table_dataset(name, {"train": table}, seed, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flowkern._optional import optional
 from flowkern.data import folders
 from flowkern.data.dataset import DataError, Dataset
 from flowkern.data.images import image_dataset
+from flowkern.data.labels import wanted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 WANTED_FOLDER = f"pictures ({', '.join(SUFFIXES)}), in folders train, validation and test or any others"
@@ -23,9 +25,31 @@ def found(path: Path) -> bool:
     return path.is_dir() and next(folders.files(path, SUFFIXES), None) is not None
 
 
-def load(path: Path, seed: int | None) -> Dataset:
-    """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts."""
-    return image_dataset(path, {part: read(folder) for part, folder in folders.parts(path).items()}, seed)
+def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
+    """The pictures of a folder and of those in it; folders named like the parts of a data set are its parts.
+
+    A label is the folder that a picture lies in, among those for training in the order of their names.
+    """
+    parts = folders.parts(path)
+    labels, names = _labels(parts) if wanted(path, given) else (None, None)
+    images = {part: read(folder) for part, folder in parts.items()}
+    return image_dataset(path, images, seed, labels=labels, class_names=names)
+
+
+def _labels(parts: Mapping[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
+    """The labels of each part's pictures, in the order in which they are read, and their names."""
+    names = {part: [file.relative_to(folder).parts[0] for file in _files(folder)] for part, folder in parts.items()}
+    classes = sorted({*names["train"]})
+    for part, folder in parts.items():
+        for file, name in zip(_files(folder), names[part], strict=True):
+            if file.parent == folder or name not in classes:
+                raise DataError(f"{file}: given: label: expected it in one of the folders of a class, {', '.join(classes)}")
+    labels = {part: torch.tensor([classes.index(name) for name in of_part]) for part, of_part in names.items()}
+    return labels, classes
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folders.files(folder, SUFFIXES))
 
 
 def read(folder: Path) -> Tensor:
@@ -34,7 +58,7 @@ def read(folder: Path) -> Tensor:
     Raises:
         DataError: if a picture cannot be read, is neither grey nor RGB, or is not of the first one's size and channels.
     """
-    files = sorted(folders.files(folder, SUFFIXES))
+    files = _files(folder)
     images = torch.empty(0)
     for i, file in enumerate(files):
         image = _picture(file)

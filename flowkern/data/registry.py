@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +26,12 @@ def names() -> dict[str, str]:
 
 
 def load(
-    source: str | os.PathLike[str], seed: int | None = 0, *, features: int | None = None, rate: int | None = None
+    source: str | os.PathLike[str],
+    seed: int | None = 0,
+    *,
+    features: int | None = None,
+    rate: int | None = None,
+    given: Sequence[str] = (),
 ) -> Dataset:
     """A data set by its name, or from a file or a folder.
 
@@ -50,6 +56,10 @@ def load(
             matter how few they are, or whether a column is constant. Recordings are held out by files.
         features: of audio, samples of a row; ``None`` for 8,192.
         rate: of audio, Hz to which recordings are resampled; ``None`` for their own.
+        given: what each row is given, its context, for a model of the rows given it: names of a table's columns, or their
+            numbers from 1 on, which are then no part of the rows; or ``label``, the class of each image, or of each row of the
+            data sets that have a name: of IDX files, those beside them (train-labels-idx1-ubyte), of CIFAR its own, of pictures
+            the folders that they lie in.
 
     Returns:
         The parts, whose rows have shape (columns,), (channels, height, width) or (samples,). A table whose values are all
@@ -72,7 +82,7 @@ def load(
     if not os.fspath(source):
         raise DataError("expected the name of a data set, a file or a folder, got ''")
     try:
-        found = _found(source, seed, features, rate)
+        found = _found(source, seed, features, rate, given)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
         raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
@@ -85,14 +95,18 @@ def load(
     return found
 
 
-def _found(source: str | os.PathLike[str], seed: int | None, features: int | None, rate: int | None) -> Dataset:
-    if source == tones.NAME:
-        return tones.load(seed, features, rate)
+def _found(
+    source: str | os.PathLike[str], seed: int | None, features: int | None, rate: int | None, given: Sequence[str]
+) -> Dataset:
     if isinstance(source, str) and source in named.DESCRIPTIONS:
-        return named.load(source, seed)
+        return named.load(source, seed, given)
     path = Path(source)
-    kind = _kind(path)
-    return audio.load(path, seed, features, rate) if kind is audio else kind.load(path, seed)
+    kind = tones if source == tones.NAME else _kind(path)
+    if kind not in (tones, audio):
+        return kind.load(path, seed, given)
+    if given:
+        raise DataError(f"{source}: given: audio is given nothing, got {', '.join(given)}")
+    return tones.load(seed, features, rate) if kind is tones else audio.load(path, seed, features, rate)
 
 
 def _kind(path: Path) -> ModuleType:

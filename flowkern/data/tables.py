@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +11,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from flowkern._checks import meant
+from flowkern.data import labels as labels_of
 from flowkern.data.dataset import CHUNK, DataError, Dataset, Rows, divide, printable
 from flowkern.data.encodings import Standardised, constant_column
 
@@ -58,31 +60,74 @@ class Table:
         return *first, count
 
 
-def table_dataset(source: str | Path, tables: Mapping[str, Table], seed: int | None) -> Dataset:
+def table_dataset(
+    source: str | Path,
+    tables: Mapping[str, Table],
+    seed: int | None,
+    given: Sequence[str] = (),
+    labels: Tensor | None = None,
+) -> Dataset:
     """The data set of a table, or of one for each part.
 
     Args:
         source: a name, or where they are from.
         tables: ``train`` and perhaps ``validation`` and ``test``.
         seed: draws the parts that are not given; ``None`` for rows that are not to be trained on, of which less is asked.
+        given: columns that are no part of the rows but what each row is given, by their names or their numbers, from 1 on.
+        labels: of the rows of ``train``, the only table, (n,), which the rows are given instead.
 
     Raises:
         DataError: if there are fewer than 20 rows for training or none in another part, if numbers of columns differ or a value
-            is not finite; and, of real numbers, if a column is constant in the rows for training, or a value so far from the
-            others of its column that float32 does not tell those apart any more.
+            is not finite; if a given column is none, or all are given; and, of real numbers, if a column is constant in the
+            rows for training, or a value so far from the others of its column that float32 does not tell those apart any more.
     """
     for part, table in tables.items():
         _check_shape(table, tables["train"], LEAST_ROWS if part == "train" and seed is not None else 1)
         _check_finite(table)
-    train, validation, test = divide({part: table.values for part, table in tables.items()}, seed)
-    levels = _levels(list(tables.values()))
+    kept, held = _columns(tables["train"], given)
+    contexts, classes = None, None
+    if labels is not None:
+        contexts, classes = labels_of.contexts(source, {"train": labels}, {"train": len(labels)})
+    train, validation, test = parts = divide({part: table.values for part, table in tables.items()}, seed, contexts)
+    levels = _levels(list(tables.values()), kept)
     if levels is None and seed is not None:
         constant = constant_column(train)
         if constant is not None:
             raise DataError(f"{tables['train'].name}: {constant}")
         _check_precision(tables["train"])
         _check_range(list(tables.values()), Standardised.fit(train))
-    return Dataset(printable(source), train, validation, test, levels=levels, columns=tables["train"].columns)
+    if given:
+        train, validation, test = (replace(rows, columns=kept, context=replace(rows, columns=held)) for rows in parts)
+    names = tables["train"].columns
+    return Dataset(
+        printable(source),
+        train,
+        validation,
+        test,
+        levels=levels,
+        columns=None if names is None else [names[i] for i in kept],
+        given=tuple(given) if labels is None else (labels_of.LABEL,),
+        classes=classes,
+    )
+
+
+def _columns(table: Table, given: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The numbers of the columns that are rows, and of those that rows are given, in the order in which they are named."""
+    count, names = table.values.shape[1], list(table.columns or ())
+    found: list[int] = []
+    for name in given:
+        number = int(name) - 1 if name not in names and name.isascii() and name.isdecimal() else -1
+        at = names.index(name) if name in names else number
+        if not 0 <= at < count:
+            known = [*names, *map(str, range(1, count + 1))]
+            raise DataError(f"{table.name}: given: no column is called {name!r}; {meant(name, 'columns', known)}")
+        if at in found:
+            raise DataError(f"{table.name}: given: expected each column once, got {name!r} twice")
+        found.append(at)
+    kept = [i for i in range(count) if i not in found]
+    if not kept:
+        raise DataError(f"{table.name}: given: all {count} columns; none is left to be modelled")
+    return torch.tensor(kept), torch.tensor(found, dtype=torch.int64)
 
 
 def _check_shape(table: Table, train: Table, least: int) -> None:
@@ -100,13 +145,14 @@ def _check_finite(table: Table) -> None:
         raise DataError(f"{table.place(row, column)} is missing or not finite ({count} such values)")
 
 
-def _levels(tables: list[Table]) -> int | None:
+def _levels(tables: list[Table], columns: Tensor) -> int | None:
     """How many values there are if all are whole numbers from 0 on; ``None`` of other numbers, or more than 256."""
-    low = min(float(table.extremes[0].min()) for table in tables)
-    high = max(float(table.extremes[1].max()) for table in tables)
+    low = min(float(table.extremes[0][columns].min()) for table in tables)
+    high = max(float(table.extremes[1][columns].max()) for table in tables)
     if low < 0 or not 1 <= high < MOST_LEVELS:
         return None
-    whole = all(bool((chunk == chunk.double().round()).all()) for table in tables for chunk in Rows(table.values).chunks())
+    parts = [Rows(table.values, columns=columns) for table in tables]
+    whole = all(bool((chunk == chunk.double().round()).all()) for rows in parts for chunk in rows.chunks())
     return int(high) + 1 if whole else None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowkern._checks import check_tensor
 from flowkern.config import configured
 from flowkern.data.encodings import Encoding
-from flowkern.model import Model
+from flowkern.model import Model, parts_of
 from flowkern.nn.checks import check_event
 
 
@@ -23,8 +23,9 @@ class Encoded(Model):
     Args:
         model: of the encoded rows.
         encoding: a :class:`flowkern.data.Encoding`.
+        context_encoding: of what the rows are given; ``None`` leaves a context as it is.
 
-    Shapes: x (..., *encoding.event_shape), of any real dtype.
+    Shapes: x (..., *encoding.event_shape), context (..., numbers that a row is given), of any real dtype.
 
     Example:
         >>> import torch, flowkern as fk
@@ -36,14 +37,16 @@ class Encoded(Model):
     """
 
     @configured
-    def __init__(self, model: Model, encoding: Encoding) -> None:
+    def __init__(self, model: Model, encoding: Encoding, context_encoding: Encoding | None = None) -> None:
         super().__init__()
         if model.event_shape.numel() != encoding.event_shape.numel():
             raise ValueError(
                 f"encoding: expected events of {model.event_shape.numel()} numbers like the model's, "
                 f"got {tuple(encoding.event_shape)}"
             )
-        self.model, self.encoding = model, encoding
+        if context_encoding is not None and not model.conditional:
+            raise ValueError("context_encoding: the model takes no context")
+        self.model, self.encoding, self.context_encoding = model, encoding, context_encoding
         self.event_shape, self.levels = encoding.event_shape, encoding.data_levels
 
     @property
@@ -61,10 +64,19 @@ class Encoded(Model):
         like = next(self.model.parameters(), z)
         return z.reshape(*batch, *self.model.event_shape).to(like), log_det
 
+    def encode_context(self, context: Tensor | None) -> Tensor | None:
+        """The model's view of what rows are given, (..., context features)."""
+        if context is None or self.context_encoding is None:
+            return context
+        check_tensor("context", context)
+        check_event("context", context, self.context_encoding.event_shape)
+        encoded = self.context_encoding.encode(context.reshape(-1, *self.context_encoding.event_shape))
+        return encoded.reshape(*context.shape[:-1], -1).to(next(self.model.parameters(), encoded))
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats per row in the data's units, float64, with the batch's shape."""
         z, log_det = self.encode(x)
-        return self.model.log_prob(z, context).double() + log_det
+        return self.model.log_prob(z, self.encode_context(context)).double() + log_det
 
     def sample(
         self,
@@ -75,18 +87,19 @@ class Encoded(Model):
         chunk_size: int | None = None,
     ) -> Tensor:
         """Samples in the data's units, see :meth:`flowkern.model.Model.sample`."""
-        z = self.model.sample(shape, context, generator=generator, chunk_size=chunk_size)
+        z = self.model.sample(shape, self.encode_context(context), generator=generator, chunk_size=chunk_size)
         batch = z.shape[: z.dim() - len(self.model.event_shape)]
         x = self.encoding.decode(z.reshape(-1, *self.event_shape))
         return x.reshape(*batch, *self.event_shape)
 
     def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:
         """Passes the encoded rows on, see :meth:`flowkern.model.Model.calibrate`."""
-        self.model.calibrate(self.encode(x)[0], context, batch_size)
+        self.model.calibrate(self.encode(x)[0], self.encode_context(context), batch_size)
 
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
         """The model's own terms of the encoded batch; ``"loss"`` is taken to the data's units, as ``log_prob`` is."""
-        x, *context = (batch,) if isinstance(batch, Tensor) else batch
+        x, *context = parts_of(batch)
         z, log_det = self.encode(x)
-        terms = self.model.loss((z, *context))
+        given = self.encode_context(context[0] if context else None)
+        terms = self.model.loss(z if given is None else (z, given))
         return {**terms, "loss": terms["loss"].double() - log_det.mean()}

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from flowkern.data.dataset import Indexed
 from flowkern.training.distributed import Processes
 
 # In the place of an epoch's number, for what belongs to no epoch; see seeded.
@@ -19,7 +20,8 @@ BLOCK = 2**21  # numbers that are encoded at once: a batch of a small flow then 
 class Rows(Protocol):
     """Data of any size: see :class:`flowkern.data.Rows`."""
 
-    context: Tensor | None
+    @property
+    def context(self) -> Indexed | None: ...
 
     def __len__(self) -> int: ...
 

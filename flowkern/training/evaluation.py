@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowkern.data import Rows, bits_per_dimension
+from flowkern.data import Rows, bits_per_dimension, conditioned
 from flowkern.model import Model
 from flowkern.models.encoded import Encoded
 from flowkern.training.batches import Batches, Encoder, seeded
@@ -44,10 +44,12 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
 
     The noise of an encoding comes from the seed: any number of processes finds the same.
     """
-    model.eval().to(processes.device)
+    _place(model, processes)
     size = model.event_shape.numel()
     at_once = ROWS if model.encoding.rate is None else max(1, AUDIO // size)
-    batches = Batches(rows, model.encoding.cpu(), at_once, model.model.event_shape, seed, processes)
+    batches = Batches(
+        conditioned(rows, model.context_encoding), model.encoding, at_once, model.model.event_shape, seed, processes
+    )
     own: list[Tensor] = []
     for batch in batches.in_order():
         z, *context = batch.parts
@@ -76,15 +78,27 @@ def mean_terms(model: Model, rows: Rows, encoding: Encoder | None, processes: Pr
 
 
 @torch.no_grad()
-def sample(model: Encoded, n: int, processes: Processes, seed: int = 0) -> Tensor:
-    """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes."""
-    model.eval().to(processes.device)
-    model.encoding.cpu()
+def sample(model: Encoded, n: int, processes: Processes, seed: int = 0, context: Tensor | None = None) -> Tensor:
+    """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes.
+
+    Where a context (n, ...) is given, each belongs to a row of it.
+    """
+    _place(model, processes)
     starts = range(0, n, CHUNK)
     own = {}
     for i in range(processes.rank, len(starts), processes.count):
         generator = torch.Generator(processes.device).manual_seed(seeded(seed, i).initial_seed())
-        z = model.model.sample((min(CHUNK, n - starts[i]),), generator=generator).cpu()
+        count = min(CHUNK, n - starts[i])
+        given = None if context is None else model.encode_context(context[starts[i] :][:count])
+        z = model.model.sample((count,) if given is None else (), given, generator=generator).cpu()
         own[i] = model.encoding.decode(z.reshape(-1, *model.event_shape))
     all_chunks = {i: chunk for part in processes.gather(own) for i, chunk in part.items()}
     return torch.cat([all_chunks[i] for i in range(len(starts))])
+
+
+def _place(model: Encoded, processes: Processes) -> None:
+    """The model on the process's device, its encodings where the rows are."""
+    model.eval().to(processes.device)
+    for encoding in (model.encoding, model.context_encoding):
+        if encoding is not None:
+            encoding.cpu()

@@ -52,7 +52,7 @@ def run(table: Path, tmp_path: Path) -> Path:
         (["maf", "--set", "epochs=1", "epochs=2"], "--set epochs=2: expected each option once, got epochs=1 before"),
         (["maf", "--set", "schedule=linear"], "schedule=linear: expected"),
         (["maf", "--set", "scale=abs"], "--set scale: expected one of"),
-        (["maf", "--set", "context=3"], "--set context: the data hold none; leave it at 0"),
+        (["maf", "--set", "context=3"], "--set context: the rows are given nothing; leave it at 0"),
         (["maf", "--set", "margin=0.1"], "--data: margin: only images"),
         (["made", "--set", "head=categorical", "categories=5"], "--data: rows.csv: has real numbers, the model takes whole"),
         (["maf", "--config", "missing.json"], "--config: cannot read missing.json: No such file"),
