@@ -43,7 +43,7 @@ def run(table: Path, tmp_path: Path) -> Path:
         (["maf", "--data", "digit"], "--data: cannot read digit: No such file or directory; did you mean digits?"),
         (["maf"], "expected --data DATA, or --config"),
         ([], "expected MODEL, or --config"),
-        (["maf", "--set", "hiden=8"], "--set: no option is called 'hiden'; did you mean hidden?"),
+        (["maf", "--set", "hiden=8"], "--set: no option is called 'hiden'; did you mean hidden or given?"),
         (["maf", "--set", "hidden=x"], "--set hidden=x: expected whole numbers separated by commas, got 'x'"),
         (["maf", "--set", "hidden=0"], "--set hidden: expected positive widths, got (0,)"),
         (["maf", "--set", "epochs=1.5"], "epochs=1.5: expected a whole number"),
@@ -189,7 +189,7 @@ def test_a_saved_model_of_doubles_and_one_with_a_context(
     assert main(["evaluate", str(doubles), "--data", str(table)]) == 0
     fk.flows.MAF(2, 1, (8,), context=3).save_pretrained(context)
     for arguments in (["evaluate", str(context), "--data", str(table)], ["sample", str(context)]):
-        assert "needs a context, which this command has none of" in refused(capsys, *arguments)
+        assert "needs a context, and it is not known what it stands for in data" in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize("value", ["2", "-1", "0.5"])
