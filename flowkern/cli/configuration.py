@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flowkern._checks import whole_number
 from flowkern._version import __version__
 from flowkern.cli import options as opt
 from flowkern.cli.errors import CommandError
@@ -65,7 +66,11 @@ class Configuration:
 
     def loading(self) -> dict[str, Any]:
         """The options of :func:`flowkern.data.load`."""
-        return {name: self.data_options[name] for name in ("features", "rate")}
+        found = {name: self.data_options[name] for name in ("features", "rate")}
+        try:
+            return {name: given if given is None else whole_number(name, given, 1) for name, given in found.items()}
+        except ValueError as error:
+            raise CommandError(f"--set {error}") from None
 
     def json(self) -> str:
         """As run.json holds it."""

@@ -308,15 +308,10 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
     teacher = _teacher(made) if made.teacher else None
     try:
         dataset = data.load(made.data, made.training["seed"], **made.loading())
-        model = _model(made, dataset, teacher)
+        model = _built(made, dataset, teacher)
         encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
-    except (TypeError, ValueError) as error:
-        argument, _, rest = str(error).partition(": ")
-        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
-    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
-        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
     if model.conditional:
         raise CommandError("--set context: the data hold none; leave it at 0")
     found = digest(dataset)
@@ -324,6 +319,17 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding]:
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
     return dataset, model, encoding
+
+
+def _built(made: Configuration, dataset: Dataset, teacher: Encoded | None) -> Model:
+    """The model; options that it does not take are the command line's."""
+    try:
+        return _model(made, dataset, teacher)
+    except (TypeError, ValueError) as error:
+        argument, _, rest = str(error).partition(": ")
+        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
+    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
+        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
 
 
 def _teacher(made: Configuration) -> Encoded:

@@ -72,7 +72,7 @@ def load(
     if not os.fspath(source):
         raise DataError("expected the name of a data set, a file or a folder, got ''")
     try:
-        found = _found(source, seed, features, rate)
+        return _found(source, seed, features, rate)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
         raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
@@ -80,19 +80,18 @@ def load(
         raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
     except ImportError as error:
         raise DataError(f"{source}: {error}") from None
-    if found.rate is None and (features, rate) != (None, None):
-        raise DataError(f"{source}: expected audio, of which alone features and rate are options")
-    return found
 
 
 def _found(source: str | os.PathLike[str], seed: int | None, features: int | None, rate: int | None) -> Dataset:
     if source == tones.NAME:
         return tones.load(seed, features, rate)
-    if isinstance(source, str) and source in named.DESCRIPTIONS:
-        return named.load(source, seed)
     path = Path(source)
-    kind = _kind(path)
-    return audio.load(path, seed, features, rate) if kind is audio else kind.load(path, seed)
+    kind = named if isinstance(source, str) and source in named.DESCRIPTIONS else _kind(path)
+    if kind is audio:
+        return audio.load(path, seed, features, rate)
+    if (features, rate) != (None, None):
+        raise DataError(f"{source}: expected audio, of which alone features and rate are options")
+    return named.load(str(source), seed) if kind is named else kind.load(path, seed)
 
 
 def _kind(path: Path) -> ModuleType:
