@@ -49,7 +49,7 @@ OPERATORS = {
         Operator("autoregressive_inverse", "masked_networks", ("cpu", "cuda"), runs=_CHAIN),
         Operator("autoregressive_chain", "masked_networks", ("cpu", "triton")),
         Operator("pack", "masked_networks", ("cpu",), gradients=False),
-        Operator("causal_conv1d", "convolutions", ("cpu",)),
+        Operator("causal_conv1d", "convolutions", ("cpu", "triton")),
         Operator("causal_conv1d_update", "convolutions", ("cpu",), gradients=False),
         Operator("wavenet_layer", "convolutions", ("cpu", "triton")),
         Operator("wavenet_generate", "convolutions", ("cpu", "cuda"), gradients=False),

@@ -1,4 +1,4 @@
-"""A layer of a WaveNet and its gradients: products over channels, with times as columns and taps as shifted loads.
+"""A layer of a WaveNet and its gradients, by the products of _convolutions.py.
 
 Forward are two kinds of launches: the gates u = tanh(a) sigmoid(b), whose products never reach memory, then the residual and
 the skip, which read u. The backward pass keeps nothing of the forward one: a program computes a, b and the cotangent of u
@@ -11,26 +11,24 @@ import triton
 import triton.language as tl
 
 from flowkern.kernels import _launch
+from flowkern.kernels._convolutions import Launches, multiply, of_taps, over_time, taps_of
 from flowkern.kernels._layers import dot
 from flowkern.kernels._math import sigmoid, tanh
 
 
 @triton.jit
-def multiply(
-    acc, weight, w_row, w_column, r, rows, x, columns, t, times, taps, shift, step,
+def multiply_halves(
+    a, s, weight, half, w_row, w_column, r, rows, x, columns, t, times, taps, shift, step,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """acc [r, t] + the sum over taps j of weight[r, :, j] x[:, t + shift + j step]; x [columns, times] is one row's."""
+    """As ``multiply``, with the weights of two halves of a gate, ``half`` apart, each to its own sum."""
     for tap in range(taps):
-        at = t + shift + tap * step
-        heard = (at >= 0) & (at < times)
         for first in range(0, columns, BLOCK_C):
-            c = first + tl.arange(0, BLOCK_C)
-            given = c < columns
-            w = tl.load(weight + r[:, None] * w_row + c[None, :] * w_column + tap, (r < rows)[:, None] & given[None, :], 0)
-            v = tl.load(x + c.to(tl.int64)[:, None] * times + at[None, :], given[:, None] & heard[None, :], 0)
-            acc = dot(w, v, acc, PRECISION, UPCAST)
-    return acc
+            v, c, given = taps_of(x, columns, times, first, t, tap, shift, step, BLOCK_C)
+            at, there = weight + r[:, None] * w_row + c[None, :] * w_column + tap, (r < rows)[:, None] & given[None, :]
+            a = dot(tl.load(at, there, 0), v, a, PRECISION, UPCAST)
+            s = dot(tl.load(at + half, there, 0), v, s, PRECISION, UPCAST)
+    return a, s
 
 
 @triton.jit
@@ -45,13 +43,10 @@ def gates(
     biases = bias + row * bias_row + r
     a = tl.load(biases, r < gate, 0).to(ACC)[:, None] + tl.zeros([BLOCK_R, BLOCK_T], ACC)
     s = tl.load(biases + gate, r < gate, 0).to(ACC)[:, None] + tl.zeros([BLOCK_R, BLOCK_T], ACC)
-    second, second_condition = weight + gate * residual * taps, condition_weight + gate * channels
-    a = multiply(a, weight, residual * taps, taps, r, gate, own, residual, t, times, taps, shift, dilation,
-                 PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    s = multiply(s, second, residual * taps, taps, r, gate, own, residual, t, times, taps, shift, dilation,
-                 PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    a = multiply(a, condition_weight, channels, 1, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
-    s = multiply(s, second_condition, channels, 1, r, gate, given, channels, t, times, 1, 0, 0, PRECISION, UPCAST, BLOCK_C)
+    a, s = multiply_halves(a, s, weight, gate * residual * taps, residual * taps, taps, r, gate, own, residual, t, times, taps,
+                           shift, dilation, PRECISION, UPCAST, BLOCK_C)  # fmt: skip
+    a, s = multiply_halves(a, s, condition_weight, gate * channels, channels, 1, r, gate, given, channels, t, times, 1, 0, 0,
+                           PRECISION, UPCAST, BLOCK_C)  # fmt: skip
     return tanh(a), sigmoid(s)
 
 
@@ -93,64 +88,12 @@ def wavenet_gates_backward(
     tl.store(g_z + ((row * 2 + 1) * gate + r[:, None]) * times + t[None, :], g * a * s * (1 - s), inside)
 
 
-@triton.jit
-def channel_products(
-    x, weight, w_row, w_column, bias, base, out, rows, columns, times, taps, shift, step,
-    BIAS: tl.constexpr, BASE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """out [batch, rows, time] = base + bias + products with x [batch, columns, time], see ``multiply``."""
-    t, b = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(2).to(tl.int64)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    at, inside = (b * rows + r[:, None]) * times + t[None, :], (r < rows)[:, None] & (t < times)[None, :]
-    acc = tl.zeros([BLOCK_R, BLOCK_T], ACC)
-    if BIAS:
-        acc += tl.load(bias + r, r < rows, 0).to(ACC)[:, None]
-    acc = multiply(acc, weight, w_row, w_column, r, rows, x + b * columns * times, columns, t, times, taps, shift, step,
-                   PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    if BASE:
-        acc += tl.load(base + at, inside, 0).to(ACC)
-    tl.store(out + at, acc, inside)
-
-
 # -- the host ---------------------------------------------------------------------------------------------------------
 
 
-class _Launches:
-    """What all launches of a call share: blocks and numbers."""
-
-    def __init__(self, x, precision):
-        double = x.dtype == torch.float64
-        self.batch, self.times = x.shape[0], x.shape[2]
-        self.block_t = 16 if double else 64
-        low = _launch.INTERPRETED and x.dtype == torch.bfloat16
-        self.options = {
-            "ACC": tl.float64 if double else tl.float32, "PRECISION": precision, "UPCAST": low, "BLOCK_T": self.block_t,
-            "BLOCK_C": 32 if x.element_size() == 2 else 16, "num_warps": 8 if double else 4,
-        }  # fmt: skip
-        # With tf32 ptxas would spill a few registers for a third program on a multiprocessor.
-        tf32 = precision == "tf32" and x.dtype == torch.float32
-        self.of_gates = {**self.options, **(_launch.registers(224) if tf32 else {})}
-
-    def grid(self, rows, block):
-        return triton.cdiv(self.times, self.block_t), triton.cdiv(rows, block), self.batch
-
-    def products(self, x, weight, transposed=False, dilation=1, bias=None, base=None):
-        """``weight`` [rows, columns] or [rows, columns, taps] applied to x; transposed, from later times to earlier ones."""
-        taps = weight.shape[2] if weight.dim() == 3 else 1
-        rows, columns = (weight.shape[1], weight.shape[0]) if transposed else weight.shape[:2]
-        w_row, w_column = (weight.stride(1), weight.stride(0)) if transposed else weight.stride()[:2]
-        sign = -1 if transposed else 1
-        out = torch.empty(self.batch, rows, self.times, dtype=x.dtype, device=x.device)
-        if not out.numel():
-            return out
-        channel_products[self.grid(rows, 32)](
-            x=x, weight=weight, w_row=w_row, w_column=w_column, bias=x if bias is None else bias,
-            base=x if base is None else base, out=out, rows=rows, columns=columns, times=self.times, taps=taps,
-            shift=sign * (1 - taps) * dilation, step=sign * dilation, BIAS=bias is not None, BASE=base is not None, BLOCK_R=32,
-            **self.options,
-        )  # fmt: skip
-        return out
+def _registers(x, precision):
+    """Of the gates: with tf32 ptxas would spill a few for a third program on a multiprocessor."""
+    return _launch.registers(224) if precision == "tf32" and x.dtype == torch.float32 else {}
 
 
 def _gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation):
@@ -168,13 +111,13 @@ def wavenet_layer(
     dilation, precision,
 ):  # fmt: skip
     """What the next layer reads and the sum of the skips; all tensors contiguous, sequences [batch, channels, time]."""
-    launches, gate = _Launches(x, precision), gate_weight.shape[0] // 2
+    launches, gate = Launches(x, precision), gate_weight.shape[0] // 2
     u = torch.empty(x.shape[0], gate, x.shape[2], dtype=x.dtype, device=x.device)
     with _launch.on(x):
         if x.numel():
-            wavenet_gates[launches.grid(gate, 32)](
-                u=u, BLOCK_R=32, **_gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation),
-                **launches.of_gates,
+            wavenet_gates[launches.grid(gate)](
+                u=u, **_gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation),
+                **launches.options, **_registers(x, precision),
             )  # fmt: skip
         y = launches.products(u, residual_weight, bias=residual_bias, base=x)
         return y, launches.products(u, skip_weight, bias=skip_bias, base=skips)
@@ -185,30 +128,28 @@ def wavenet_layer_gradients(
     of_parameters, of_x, of_condition,
 ):  # fmt: skip
     """Of the parameters in the order of the forward pass, of x and of the condition, as far as they are asked for."""
-    launches, gate, skip = _Launches(x, precision), gate_weight.shape[0] // 2, skip_weight.shape[0]
+    launches, gate, skip = Launches(x, precision), gate_weight.shape[0] // 2, skip_weight.shape[0]
     u = torch.empty(x.shape[0], gate, x.shape[2], dtype=x.dtype, device=x.device)
     g_z = torch.empty(x.shape[0], 2 * gate, x.shape[2], dtype=x.dtype, device=x.device)
     if x.numel():
         with _launch.on(x):
-            wavenet_gates_backward[launches.grid(gate, 32)](
+            wavenet_gates_backward[launches.grid(gate)](
                 g_y=g_y, residual_weight=residual_weight, g_skips=g_skips, skip_weight=skip_weight, u=u, g_z=g_z, skip=skip,
-                BLOCK_R=32, **_gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation),
-                **launches.of_gates,
+                **_gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation), **launches.options,
+                **_registers(x, precision),
             )  # fmt: skip
     found = []
     if of_parameters:
         of_rows = gate_bias.dim() > 1
-        taps = [_over_time(g_z, x, tap * dilation) for tap in reversed(range(gate_weight.shape[2]))]
-        found = [torch.stack(taps, 2), g_z.sum(2) if of_rows else g_z.sum((0, 2)), _over_time(g_y, u), g_y.sum((0, 2))]
-        found += [_over_time(g_skips, u), g_skips.sum((0, 2))]
-        found += [] if condition is None else [_over_time(g_z, condition)]
+        found = [
+            of_taps(g_z, x, gate_weight.shape[2], dilation),
+            g_z.sum(2) if of_rows else g_z.sum((0, 2)),
+            over_time(g_y, u),
+            g_y.sum((0, 2)),
+        ]
+        found += [over_time(g_skips, u), g_skips.sum((0, 2))]
+        found += [] if condition is None else [over_time(g_z, condition)]
     with _launch.on(x):
         found += [launches.products(g_z, gate_weight, True, dilation, base=g_y)] if of_x else []
         found += [launches.products(g_z, condition_weight, True)] if of_condition else []
     return found
-
-
-def _over_time(g, x, lag=0):
-    """The sum over the batch and time of g_t x_(t - lag)^T."""
-    length = max(g.shape[2] - lag, 0)
-    return torch.bmm(g[..., g.shape[2] - length :], x[..., :length].transpose(1, 2)).sum(0)

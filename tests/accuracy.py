@@ -33,6 +33,11 @@ def device_of(kernels: str) -> torch.device:
     return DEVICE if kernels in ("triton", "cuda") else torch.device("cpu")
 
 
+def stands_in(kernels: str) -> bool:
+    """Whether Triton's interpreter runs the kernels."""
+    return kernels == "triton" and DEVICE.type == "cpu"
+
+
 @contextlib.contextmanager
 def using(kernels: str, host: host_run.Host | None = None) -> Iterator[None]:
     """Forces the backend that kernels belong to; without a GPU the CUDA kernels run on the host."""
@@ -87,7 +92,7 @@ def check_rule(
     """
     pools: dict[tuple[torch.dtype, str], Pool] = {}
     few = None
-    if kernels == "triton" and DEVICE.type == "cpu":
+    if stands_in(kernels):
         few = FEW_CASES
     elif "FLOWKERN_FEW_CASES" in os.environ:
         few = max(FEW_CASES, least)

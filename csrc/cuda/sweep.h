@@ -252,26 +252,10 @@ class Sweep {
     }
   }
 
-  // Adds the parts of the lanes. While a lane holds several sums it hands on half of them, and keeps the others.
   FK_INLINE void publish(const Item& item, T (&sums)[8]) const {
-    constexpr int kWriters = kParts < 8 ? kParts : 8, kLeft = 8 / kWriters;
-    int first = 0;
-    FK_UNROLL
-    for (int half = 4, m = R; half >= kLeft; half /= 2, m *= 2) {
-      const bool upper = lane & m;
-      first += upper ? half : 0;
-      FK_UNROLL
-      for (int j = 0; j < half; ++j) {
-        const T low = sums[j], high = sums[j + half];
-        sums[j] = (upper ? high : low) + shuffle_xor(upper ? low : high, m);
-      }
-    }
-    FK_UNROLL
-    for (int m = R * kWriters; m < 32; m *= 2) sums[0] += shuffle_xor(sums[0], m);
-    if (part >= kWriters) return;
-    FK_UNROLL
-    for (int j = 0; j < kLeft; ++j)
-      if (first + j < item.rows) publish((item.partial + first + j) * R + row, sums[j]);
+    combine<8, kParts, R>(sums, lane, [&](int i, T sum) {
+      if (i < item.rows) publish((item.partial + i) * R + row, sum);
+    });
   }
 
   // As a matrix instruction takes it; values of half precision are what they are in tf32.

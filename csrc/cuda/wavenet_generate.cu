@@ -360,7 +360,7 @@ class Generator {
       const int panel = first + lane / kParts;
       T sums[kRows * N] = {};
       if (panel < count) accumulate(panels + static_cast<long long>(panel) * columns, columns, x, sums);
-      combine(sums, [&](int i, T sum) {
+      combine<kRows * N, kParts, 1>(sums, lane, [&](int i, T sum) {
         const int row = panel * kRows + i / N;
         if (row < rows) f(row, i % N, sum);
       });
@@ -377,29 +377,6 @@ class Generator {
         for (int n = 0; n < N; ++n) sums[r * N + n] += load(w.rows[r]) * a.rows[n];
       }
     }
-  }
-
-  // Adds the parts of the lanes. While a lane holds several sums it hands on half of them, and keeps the others.
-  template <class F>
-  FK_INLINE void combine(T (&sums)[kRows * N], F f) const {
-    constexpr int kSums = kRows * N, kLeft = kSums > kParts ? kSums / kParts : 1;
-    int first = 0;
-    FK_UNROLL
-    for (int level = 0; level < 3; ++level) {
-      const int half = kSums >> (level + 1), m = 1 << level;
-      const bool upper = lane & m;
-      if (half == 0) sums[0] += shuffle_xor(sums[0], m);
-      first += upper ? half : 0;
-      FK_UNROLL
-      for (int j = 0; j < kSums / 2; ++j)
-        if (j < half) {
-          const T low = sums[j], high = sums[j + half];
-          sums[j] = (upper ? high : low) + shuffle_xor(upper ? low : high, m);
-        }
-    }
-    if (part >= kSums) return;  // others hold the same
-    FK_UNROLL
-    for (int j = 0; j < kLeft; ++j) f(first + j, sums[j]);
   }
 
   const GenerateArguments& in;

@@ -90,15 +90,13 @@ std::tuple<Tensor, Tensor> wavenet_layer(Tensor x, Optional skips, Tensor gate_w
 
 template <class T>
 Tensor bias_gradient(const Convolution& c, const T* sums, int64_t turns, bool of_rows) {
-  const int64_t width = whole_tiles(c.outputs, convolution_kernels<T>().tile), rows = of_rows ? c.batch : 1;
+  const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
+  const int64_t width = whole_tiles(c.outputs, kernels.tile), rows = of_rows ? c.batch : 1;
   Tensor g = of_rows ? empty<T>({rows, c.outputs}) : empty<T>({c.outputs});
-  for (int64_t i = 0; i < rows * c.outputs; ++i) {
-    const int64_t row = i / c.outputs;
-    double sum = 0;
-    for (int64_t turn = turns * row / rows; turn < turns * (row + 1) / rows; ++turn)
-      sum += sums[turn * width + i % c.outputs];
-    data<T>(g)[i] = static_cast<T>(sum);
-  }
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < c.outputs; ++i)
+      data<T>(g)[row * c.outputs + i] =
+          kernels.sum_of_turns(sums + turns * row / rows * width + i, turns / rows, width);
   return g;
 }
 
@@ -122,21 +120,21 @@ Tensors wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, Tensor gate
     b.g_y = const_data<T>(g_y), b.g_skips = const_data<T>(g_skips), b.g_z = data<T>(g_z);
 
     const int64_t turns = n.gate.turns(tile);
-    int64_t products = 0, sums = 0;
-    for (const Convolution& c : {n.gate, n.condition, n.residual, n.skip}) {
-      products += gradient_sums(c, tile);
-      sums += turns * whole_tiles(c.outputs, tile);
-    }
+    int64_t products = 0, biases = 0;
+    for (const Convolution& c : {n.gate, n.condition, n.residual, n.skip}) products += gradient_sums(c, tile);
+    for (const Convolution& c : {n.gate, n.residual, n.skip}) biases += turns * whole_tiles(c.outputs, tile);
     const int64_t parts = gradient_parts(turns, products);
     T* memory = pack_layer(n, gate_weight, residual_weight, skip_weight, condition_weight, true,
-                           of_parameters ? parts * products + sums : 0);
-    const auto place = [&](const Convolution& c) {
+                           of_parameters ? parts * products + biases : 0);
+    const auto place = [&](const Convolution& c, bool has_bias) {
       ParameterSums<T> place{memory, memory + parts * gradient_sums(c, tile)};
-      memory = place.biases + turns * whole_tiles(c.outputs, tile);
+      memory = place.biases + (has_bias ? turns * whole_tiles(c.outputs, tile) : 0);
       return place;
     };
-    if (of_parameters)
-      b.gate = place(n.gate), b.condition = place(n.condition), b.residual = place(n.residual), b.skip = place(n.skip);
+    if (of_parameters) {
+      b.gate = place(n.gate, true), b.condition = place(n.condition, false);
+      b.residual = place(n.residual, true), b.skip = place(n.skip, true);
+    }
     parallel(parts, 3 * n.work(), [&](int64_t part) {
       kernels.wavenet_layer_backward(b, part, turns * part / parts, turns * (part + 1) / parts,
                                      static_cast<T*>(scratch(layer_backward_scratch(n, tile) * sizeof(T))));

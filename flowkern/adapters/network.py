@@ -19,6 +19,7 @@ from flowkern import ops
 from flowkern._checks import FLOATS
 from flowkern._tensors import content
 from flowkern.backends import exporting
+from flowkern.nn.checks import has_hooks
 from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan, Conditioner
 from flowkern.univariate import Affine, RationalQuadratic, UnivariateMap
@@ -312,8 +313,7 @@ class Network:
 
     def hooked(self, module: nn.Module) -> bool:
         """Whether there are hooks on a module that a call of it would run."""
-        m = module
-        return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        return has_hooks(module)
 
     def mode(self, module: nn.Module, inverse: bool) -> str | None:
         """Why the mode that a module is in calls for the peer's own code, or ``None``."""

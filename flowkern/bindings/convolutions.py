@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from flowkern._library import BUILD_ERROR
 from flowkern.bindings.namespaces import CUDA, TRITON
@@ -11,6 +10,23 @@ from flowkern.bindings.namespaces import CUDA, TRITON
 _LAYER = "Tensor gate_weight, Tensor gate_bias, Tensor residual_weight, "
 
 # -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+@TRITON.define("causal_conv1d(Tensor x, Tensor weight, Tensor? bias, int dilation, int groups, str precision) -> Tensor")
+def _causal_conv1d(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.causal_conv1d import causal_conv1d
+
+    return causal_conv1d(*arguments)
+
+
+@TRITON.define(
+    "causal_conv1d_backward(Tensor g_y, Tensor x, Tensor weight, int dilation, int groups, str precision, bool of_x, "
+    "bool of_weight, bool of_bias) -> Tensor[]"
+)
+def _causal_conv1d_backward(*arguments):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.causal_conv1d import causal_conv1d_gradients
+
+    return causal_conv1d_gradients(*arguments)
 
 
 @TRITON.define(
@@ -58,11 +74,12 @@ def _(noise, previous, queues, weights, biases, dilations, condition, *_):  # ty
 # -- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _causal_conv1d_like(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
+def _causal_conv1d_like(x, weight, *bias_and_constants):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
 
 
-def _gradients_like(g_y, x, weight, dilation, groups, of_x, of_weight, of_bias):  # type: ignore[no-untyped-def]
+def _gradients_like(g_y, x, weight, *constants):  # type: ignore[no-untyped-def]
+    *_, of_x, of_weight, of_bias = constants
     wanted = ((of_x, x.shape), (of_weight, weight.shape), (of_bias, weight.shape[:1]))
     return [x.new_empty(shape) for wants, shape in wanted if wants]
 
@@ -102,7 +119,7 @@ _SHAPES = {
     "wavenet_layer_backward": _layer_gradients_like,
     "wavenet_generate": _generated_like,
 }
-for _name in ("wavenet_layer", "wavenet_layer_backward"):
+for _name in ("causal_conv1d", "causal_conv1d_backward", "wavenet_layer", "wavenet_layer_backward"):
     TRITON.fake(_name)(_SHAPES[_name])
 if BUILD_ERROR is None:
     for _name, _like in _SHAPES.items():

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flowkern._checks import whole_number
 from flowkern._version import __version__
 from flowkern.cli import options as opt
 from flowkern.cli.errors import CommandError
@@ -69,7 +70,12 @@ class Configuration:
 
     def loading(self) -> dict[str, Any]:
         """The options of :func:`flowkern.data.load`."""
-        return {name: self.data_options[name] for name in ("features", "rate", "given")}
+        options = self.data_options
+        try:
+            numbers = {n: whole_number(n, options[n], 1) for n in ("features", "rate") if options[n] is not None}
+        except ValueError as error:
+            raise CommandError(f"--set {error}") from None
+        return {**numbers, "given": options["given"]}
 
     def json(self) -> str:
         """As run.json holds it."""

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
     )
+    parser.add_argument("--like", metavar="FILE", help="of a vocoder: the recording (.wav, .flac) whose spectrogram it speaks")
     parser.add_argument("--temperature", type=float, metavar="T", help="of audio: below 1 it is calmer than the data (1)")
     parser.add_argument("--seed", type=int, default=0, help="another gives other samples (0)")
     parser.add_argument(
@@ -55,16 +56,23 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"-n: expected a whole number of at least 1, got {options.n}")
     with joined(options.device) as here:
         model = model_from(options.folder)
-        if getattr(model.model, "mels", 0):
-            raise CommandError(
-                f"FOLDER: the model in {options.folder} speaks from spectrograms, which this command has none of; "
-                "in Python its stream takes them"
-            )
+        _check_like(options, model)
         if _streams(model) and options.n is None:
             first_does(here, lambda: _sound(options, model, here))
         else:
             _rows(options, model, here)
     return 0
+
+
+def _check_like(options: argparse.Namespace, model: Encoded) -> None:
+    """Raises unless a vocoder, and no other model, has a recording to speak like."""
+    vocoder = bool(getattr(model.model, "mels", 0))
+    if not vocoder and options.like is not None:
+        of = "only of models that speak from spectrograms, such as wavenet with --set mels=80"
+        raise CommandError(f"--like: {of}; got {options.like!r}")
+    if vocoder and (options.like is None or options.n is not None):
+        why = "--like names the recording" if options.like is None else "it draws one sound, without -n"
+        raise CommandError(f"FOLDER: the model in {options.folder} speaks from the spectrogram of a recording: {why}")
 
 
 def _streams(model: Encoded) -> bool:
@@ -119,11 +127,13 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
 
     rate = model.encoding.rate
     assert rate is not None
-    total, temperature, path = _asked(options, rate)
+    recording = None if options.like is None else _recording(options.like, rate)
+    total, temperature, path = _asked(options, rate, recording)
     picture = path.with_suffix(".png")
     generator = torch.Generator(here.device).manual_seed(options.seed)
     streaming: Any = model.model.to(here.device)
-    stretches = streaming.stream(total, temperature=temperature, generator=generator)
+    spectrogram = None if recording is None else streaming.log_mel(recording.to(here.device))
+    stretches = streaming.stream(total, local=spectrogram, temperature=temperature, generator=generator)
     file, meter = WaveFile(path, rate), Meter(total, rate)
     try:
         with torch.no_grad(), file, meter:
@@ -149,18 +159,34 @@ def _show(file: WaveFile, meter: Meter, picture: Path) -> None:
         print(f"{file.held}, a picture of it in {picture}; {meter.speed}", flush=True)
 
 
-def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
-    """Samples, temperature and file that a command line asks for."""
+def _recording(path: str, rate: int) -> Tensor:
+    """What a vocoder is to speak like, (n,), at its rate."""
+    require(("soundfile", "soxr"), "audio")
+    from flowkern.data import DataError, audio
+
+    try:
+        return audio.recording(Path(path), rate)
+    except DataError as error:
+        raise CommandError(f"--like: {error}") from None
+    except OSError as error:
+        raise CommandError(f"--like: cannot read {path}: {error.strerror or error}") from None
+
+
+def _asked(options: argparse.Namespace, rate: int, recording: Tensor | None) -> tuple[int, float, Path]:
+    """Samples, temperature and file that a command line asks for; no more samples than of a recording to speak like."""
     from flowkern.cli.tables import check_folder
     from flowkern.cli.waves import LARGEST
 
-    seconds = SECONDS if options.seconds is None else options.seconds
+    usual = SECONDS if recording is None else len(recording) / rate
+    seconds = usual if options.seconds is None else options.seconds
     temperature = 1.0 if options.temperature is None else options.temperature
     longest = LARGEST // 2 // rate
     if not 1 / rate <= seconds <= longest:  # and no NaN
         raise CommandError(
             f"--seconds: expected a number from {1 / rate:g} to {longest:,}, what a .wav file holds; got {seconds:g}"
         )
+    if recording is not None and round(seconds * rate) > len(recording):
+        raise CommandError(f"--seconds: expected at most the {usual:g} of {options.like}; got {seconds:g}")
     if not 0 < temperature < math.inf:
         raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
     path = Path(options.output or Path(options.folder) / "samples.wav")

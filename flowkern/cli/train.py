@@ -316,18 +316,13 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
     try:
         dataset = data.load(made.data, made.training["seed"], **made.loading())
         given = data.context_encoding(dataset)
-        model = _model(made, dataset, teacher, given)
+        model = _built(made, dataset, teacher, given)
         encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
-    except (TypeError, ValueError) as error:
-        argument, _, rest = str(error).partition(": ")
-        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
-    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
-        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
     if model.conditional and given is None:
         raise CommandError(
-            "--set context: the rows are given nothing; leave it at 0, or name columns or a label by --set given"
+            "--set context: the rows are given nothing; leave it at 0, or name what they are given by --set given"
         )
     found = digest(dataset)
     if made.digest not in (None, found):
@@ -335,6 +330,17 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
     made.class_names = None if dataset.class_names is None else list(dataset.class_names)
     return dataset, model, encoding, given
+
+
+def _built(made: Configuration, dataset: Dataset, teacher: Encoded | None, context: Encoding | None) -> Model:
+    """The model; options that it does not take are the command line's."""
+    try:
+        return _model(made, dataset, teacher, context)
+    except (TypeError, ValueError) as error:
+        argument, _, rest = str(error).partition(": ")
+        raise CommandError(f"TEACHER: {rest}" if argument == "teacher" else f"--set {error}") from None
+    except (MemoryError, RuntimeError) as error:  # torch's, of a model larger than memory
+        raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
 
 
 def _teacher(made: Configuration) -> Encoded:

@@ -104,6 +104,18 @@ def load(path: Path, seed: int | None, features: int | None, rate: int | None) -
     return made
 
 
+def recording(path: Path, rate: int) -> Tensor:
+    """All samples (n,) of one file, mixed to one channel, at a rate in Hz.
+
+    Raises:
+        DataError: as of :func:`load`.
+    """
+    with tempfile.TemporaryFile() as file:
+        store = _Store(file)
+        _decode(path, rate, None, store)
+        return store.mapped()
+
+
 def _parts(path: Path) -> dict[str, list[Path]]:
     """The files of each part that is given; there are some for training."""
     if not path.is_dir():

@@ -82,7 +82,7 @@ def load(
     if not os.fspath(source):
         raise DataError("expected the name of a data set, a file or a folder, got ''")
     try:
-        found = _found(source, seed, features, rate, given)
+        return _found(source, seed, features, rate, given)
     except FileNotFoundError as error:
         missing = f"cannot read {error.filename or source}: {error.strerror}"
         raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
@@ -90,23 +90,21 @@ def load(
         raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
     except ImportError as error:
         raise DataError(f"{source}: {error}") from None
-    if found.rate is None and (features, rate) != (None, None):
-        raise DataError(f"{source}: expected audio, of which alone features and rate are options")
-    return found
 
 
 def _found(
     source: str | os.PathLike[str], seed: int | None, features: int | None, rate: int | None, given: Sequence[str]
 ) -> Dataset:
-    if isinstance(source, str) and source in named.DESCRIPTIONS:
-        return named.load(source, seed, given)
     path = Path(source)
-    kind = tones if source == tones.NAME else _kind(path)
-    if kind not in (tones, audio):
-        return kind.load(path, seed, given)
-    if given:
-        raise DataError(f"{source}: given: audio is given nothing, got {', '.join(given)}")
-    return tones.load(seed, features, rate) if kind is tones else audio.load(path, seed, features, rate)
+    named_one = isinstance(source, str) and source in named.DESCRIPTIONS
+    kind = named if named_one else tones if source == tones.NAME else _kind(path)
+    if kind in (tones, audio):
+        if given:
+            raise DataError(f"{source}: given: audio is given nothing, got {', '.join(given)}")
+        return tones.load(seed, features, rate) if kind is tones else audio.load(path, seed, features, rate)
+    if (features, rate) != (None, None):
+        raise DataError(f"{source}: expected audio, of which alone features and rate are options")
+    return named.load(str(source), seed, given) if kind is named else kind.load(path, seed, given)
 
 
 def _kind(path: Path) -> ModuleType:

@@ -118,32 +118,38 @@ class Distillation(Model):
         y, given, _ = self.student._rows("x", y, context[0] if context else None, local)
         generator = None if self.training else torch.Generator(y.device).manual_seed(0)
         made = self.student.synthesize(self.student.noise_of(len(y), y.shape[1], generator), *given)
-        u = self._uniform(made.mean, generator)
-        terms = self._divergence(made, given, u)
+        fresh = None if self._closed else self._fresh(made, generator)
+        terms = self._divergence(made, given, fresh)
         loss = terms["kl"] + REGULARISATION * terms.get("regularisation", 0.0)
         if self.power:
             terms["power"] = (power_spectrum(made.x) - power_spectrum(y)).square().mean()
             loss = loss + self.power * terms["power"]
         if self.contrastive and len(y) > 1:
             others = Given(*(None if c is None else c.roll(1, 0) for c in given))
-            terms["contrastive"] = self._divergence(made, others, u)["kl"]
+            terms["contrastive"] = self._divergence(made, others, fresh)["kl"]
             loss = loss - self.contrastive * terms["contrastive"]
         return {"loss": loss, **terms}
 
-    def _uniform(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Numbers (draws, rows, time) between 0 and 1, one in each of as many equal parts."""
-        u = uniform((self.draws, *like.shape), like, generator)
-        part = torch.arange(self.draws, device=like.device).reshape(-1, 1, 1)
-        return ((part + u) / self.draws).clamp(max=1 - torch.finfo(u.dtype).eps)
+    @property
+    def _closed(self) -> bool:
+        """Whether the divergence is one between Gaussians, which needs no draws."""
+        return isinstance(self.teacher.output, Gaussian) and self.student.noise == "gaussian"
 
-    def _divergence(self, made: Synthesis, given: Given, u: Tensor) -> dict[str, Tensor]:
+    def _fresh(self, made: Synthesis, generator: torch.Generator | None) -> Tensor:
+        """Values (draws, rows, time) of each sample given the noise before it, one in each of as many equal parts."""
+        u = uniform((self.draws, *made.mean.shape), made.mean, generator)
+        part = torch.arange(self.draws, device=u.device).reshape(-1, 1, 1)
+        u = ((part + u) / self.draws).clamp(max=1 - torch.finfo(u.dtype).eps)
+        return made.mean + torch.exp(made.log_scale) * self.student.law.quantile(u)
+
+    def _divergence(self, made: Synthesis, given: Given, fresh: Tensor | None) -> dict[str, Tensor]:
         """KL(student || teacher) under the teacher's conditions, in nats per sample, and what it is made of."""
         parameters, output = self.teacher._parameters_of(made.x, given), self.teacher.output
         assert not isinstance(output, MuLaw)
-        if isinstance(output, Gaussian) and self.student.noise == "gaussian":
+        if fresh is None:
+            assert isinstance(output, Gaussian)
             return _between_gaussians(made, *output.mean_and_log_std(parameters))
-        x = made.mean + torch.exp(made.log_scale) * self.student.law.quantile(u)
-        cross_entropy = -output.log_density(x, parameters).mean()
+        cross_entropy = -output.log_density(fresh, parameters).mean()
         entropy = self.student.entropy_of(made).mean()
         return {"kl": cross_entropy - entropy, "cross_entropy": cross_entropy, "entropy": entropy}
 

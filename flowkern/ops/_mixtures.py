@@ -50,10 +50,15 @@ def checked_call(
         components = components or t.shape[-1]
         if t.shape[-1] != components:
             raise ValueError(f"{other}: expected {components} components like logits, got shape {tuple(t.shape)}")
-    if not isinstance(log_scale_min, float | int) or log_scale_min != log_scale_min:
-        raise ValueError(f"log_scale_min: expected a number, got {log_scale_min!r}")
+    check_log_scale_min(log_scale_min)
     count = 0 if levels is None else whole_number("levels", levels, 2)
     return Call(operator, kernels_for(value, operator), count, float(log_scale_min))
+
+
+def check_log_scale_min(value: float) -> None:
+    """The least log-scale is a number, which may be infinite."""
+    if not isinstance(value, float | int) or value != value:
+        raise ValueError(f"log_scale_min: expected a number, got {value!r}")
 
 
 def batch_of(name: str, batch: torch.Size, parameters: Sequence[Tensor]) -> torch.Size:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import HALF
-from flowkern.backends import kernels_for
+from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._convolutions import check_convolution, lowers
 from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._rows import namespace
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: int = 1, groups: int = 1) -> Tensor:
@@ -54,34 +55,41 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dila
     if kernels.plain:
         return reference.causal_conv1d(x, weight, bias, dilation=dilation, groups=groups)
     dtype, batch = x.dtype, x.shape[:-2]
-    tensors = [x.reshape(batch.numel(), *x.shape[-2:]), weight, bias]
-    x, weight, bias = (t if t is None or t.dtype not in HALF else t.float() for t in tensors)  # type: ignore[assignment]
-    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    run = CausalConv1dFunction.apply if needed else _run
-    return run(x, weight, bias, dilation, groups).to(dtype).reshape(*batch, weight.shape[0], x.shape[-1])
+    tensors: list[Tensor | None] = [x.reshape(batch.numel(), *x.shape[-2:]), weight, bias]
+    if kernels.on_cpu:
+        tensors = [t if t is None or t.dtype not in HALF else t.float() for t in tensors]
+    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y = (CausalConv1dFunction.apply if needed else _run)(kernels, dilation, groups, *tensors)
+    return y.to(dtype).reshape(*batch, *y.shape[1:])
 
 
-def _run(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
-    bias = None if bias is None else bias.contiguous()
-    return torch.ops.flowkern.causal_conv1d(x.contiguous(), weight.contiguous(), bias, dilation, groups)
+def _run(kernels: Kernels, dilation: int, groups: int, *tensors: Tensor | None) -> Tensor:
+    contiguous = (t if t is None else t.contiguous() for t in tensors)
+    return namespace(kernels).causal_conv1d(*contiguous, *_constants(kernels, dilation, groups))
+
+
+def _constants(kernels: Kernels, dilation: int, groups: int) -> tuple[Any, ...]:
+    """What the kernels take besides tensors."""
+    return (dilation, groups) if kernels.on_cpu else (dilation, groups, kernels.precision)
 
 
 class CausalConv1dFunction(torch.autograd.Function):
     """Forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, groups: int) -> Tensor:
-        ctx.options = {"dilation": dilation, "groups": groups}
-        ctx.save_for_backward(x, weight, bias)
-        return _run(x, weight, bias, dilation, groups)
+    def forward(ctx: Any, kernels: Kernels, dilation: int, groups: int, *tensors: Tensor | None) -> Tensor:
+        ctx.kernels, ctx.options = kernels, {"dilation": dilation, "groups": groups}
+        ctx.save_for_backward(*tensors)
+        return _run(kernels, dilation, groups, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad[3:]
         if wants_plain(grads):
             oracle = partial(reference.causal_conv1d, **ctx.options)
-            return *plain_backward(oracle, (x, weight, bias), needs, grads), None, None
+            return None, None, None, *plain_backward(oracle, (x, weight, bias), needs, grads)
         tensors = (t.contiguous() for t in (grads[0], x, weight))
-        found = iter(torch.ops.flowkern.causal_conv1d_backward(*tensors, *ctx.options.values(), *needs))
-        return *(next(found) if need else None for need in needs), None, None
+        constants = _constants(ctx.kernels, **ctx.options)
+        found = iter(namespace(ctx.kernels).causal_conv1d_backward(*tensors, *constants, *needs))
+        return None, None, None, *(next(found) if need else None for need in needs)

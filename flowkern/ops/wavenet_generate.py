@@ -13,6 +13,7 @@ from torch import Tensor
 from flowkern import backends, reference
 from flowkern._checks import HALF, check_device, check_float, check_like, check_shapes, check_tensor, whole_number
 from flowkern.backends import kernels_for
+from flowkern.ops._mixtures import check_log_scale_min
 from flowkern.reference import WaveNetState
 
 OUTPUTS = ("categorical", "logistics", "gaussians")  # in the order of the kernels' enumeration
@@ -141,8 +142,7 @@ def _check_sampler(output: str, levels: int | None, log_scale_min: float, bound:
         whole_number("levels", levels, 2)
         if output != "logistics":
             raise ValueError(f"levels: expected None for {output}, got {levels}")
-    if not isinstance(log_scale_min, float | int) or log_scale_min != log_scale_min:
-        raise ValueError(f"log_scale_min: expected a number, got {log_scale_min!r}")
+    check_log_scale_min(log_scale_min)
     if not isinstance(bound, float | int) or not bound > 0:
         raise ValueError(f"bound: expected a positive number, got {bound!r}")
 

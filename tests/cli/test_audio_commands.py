@@ -127,7 +127,7 @@ def test_a_student_without_a_teacher(sounds: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is heard on test rows, and shown beside them; `sample` has no spectrograms."""
+    """It is heard on test rows, and shown beside them; `sample` speaks like a recording."""
     shown: list[Any] = []
     spoken: list[Any] = []
     draw, sample = pictures.recordings, WaveNet.sample
@@ -148,8 +148,31 @@ def test_a_vocoder(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert soundfile.info(output / "samples.wav").frames == 5 * (FEATURES + 0.1 * RATE)  # the rows of the test part
     vocoder = fk.Model.from_pretrained(output).model
     assert torch.equal(vocoder.log_mel(torch.stack(shown[0])), spoken[0][:3])
-    text = refused(capsys, "sample", str(output))
-    assert text.startswith(f"FOLDER: the model in {output} speaks from spectrograms, which this command has none of; in Python")
+    monkeypatch.undo()
+    like = ["sample", str(output), "--like"]
+    assert main([*like, str(sounds / "1.wav"), "--output", str(tmp_path / "whole.wav")]) == 0
+    heard = torch.from_numpy(soundfile.read(sounds / "1.wav", dtype="float32")[0])
+    expected = vocoder.generate(1000, local=vocoder.log_mel(heard), generator=torch.Generator().manual_seed(0))[0]
+    found = torch.from_numpy(soundfile.read(tmp_path / "whole.wav", dtype="float32")[0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    soundfile.write(tmp_path / "stereo.flac", np.stack([heard.numpy()] * 2, 1), 2 * RATE)
+    assert main([*like, str(tmp_path / "stereo.flac"), "--output", str(tmp_path / "part.wav"), "--seconds", "0.1"]) == 0
+    assert soundfile.info(tmp_path / "part.wav").frames == 0.1 * RATE
+    of = f"FOLDER: the model in {output} speaks from the spectrogram of a recording:"
+    first, none = str(sounds / "1.wav"), str(tmp_path / "none.wav")
+    for arguments, message in (
+        ([*like, first, "--seconds", "0.3"], f"--seconds: expected at most the 0.25 of {first}; got 0.3"),
+        ([*like, first, "-n", "3"], f"{of} it draws one sound, without -n"),
+        (["sample", str(output)], f"{of} --like names the recording"),
+        ([*like, none], f"--like: cannot read {none}: No such"),
+        ([*like, str(output / "run.json")], "--like: cannot read "),
+    ):
+        assert refused(capsys, *arguments).startswith(message)
+
+
+def test_only_a_vocoder_speaks_like_a_recording(run: Path, sounds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(capsys, "sample", str(run), "--like", str(sounds / "1.wav"))
+    assert text.startswith("--like: only of models that speak from spectrograms")
 
 
 def test_help_shows_the_options_of_audio(capsys: pytest.CaptureFixture[str]) -> None:

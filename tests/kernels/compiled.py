@@ -1,9 +1,11 @@
 """Compiles the Triton kernels for GPUs that are not here and reads what the compilers say of them.
 
 ``python tests/kernels/compiled.py`` compiles the configurations that docs/kernels.md lists for every architecture and
-prints their resources; ``--write`` puts the tables into that page. ``--cover 2`` takes instead a set of configurations
-in which every pair of choices occurs (what CI does), ``--cover 3`` every triple; ``--json`` prints findings for tests.
-It must run without TRITON_INTERPRET, which would leave nothing to compile.
+prints their resources; ``--write`` puts the tables into that page. ``--cover 1`` takes instead a set of configurations
+in which every kernel meets every choice (what CI does), ``--cover 2`` every pair of them, ``--cover 3`` every triple;
+``--only REGEX`` compiles some of them, the other rows of the page stay; ``--json`` prints findings for tests. What is
+compiled stays in Triton's cache, so that a run that was ended goes on. It must run without TRITON_INTERPRET, which would
+leave nothing to compile.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -40,6 +43,7 @@ from flowkern.kernels._network import network_of
 from flowkern.kernels.affine import affine, affine_gradients
 from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
 from flowkern.kernels.autoregressive_chain import autoregressive_chain, autoregressive_chain_gradients, launches_of
+from flowkern.kernels.causal_conv1d import causal_conv1d, causal_conv1d_gradients
 from flowkern.kernels.log_det import log_det
 from flowkern.kernels.logistic_mixture import logistic_mixture
 from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
@@ -47,7 +51,7 @@ from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
 from flowkern.kernels.wavenet_layer import wavenet_layer, wavenet_layer_gradients
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PLACEMENTS, SCALES, Affine
+from flowkern.univariate import PLACEMENTS, SCALES, Affine, RationalQuadratic
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,10 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 def network_launches(
     operator: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
 ) -> list[Launch]:
-    """Forward and backward of one masked network."""
+    """Forward and backward of one masked network; ``scale`` "spline" is a rational-quadratic one, of any placement."""
     structure = structure if width or structure == "skip" else "plain"
-    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
+    univariate = RationalQuadratic(8) if scale == "spline" else Affine(scale, placement)
+    options = {"activation": activation, "parameters": univariate.count, **STRUCTURES[structure]}
     net = network(64 if width >= 256 else 8, (width,) * 3 if width else (), **options)
     low = DTYPES[dtype]
     rows = torch.float32 if dtype == "autocast" else low
@@ -164,7 +169,7 @@ def network_launches(
     biases = [b.to(rows) for b in net.biases]
     x = torch.zeros(256, net.plan.features, dtype=rows)
     addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
-    map = Affine(scale, placement).words
+    map = univariate.words
 
     def run() -> None:
         config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
@@ -177,7 +182,7 @@ def network_launches(
             _, g, state = autoregressive(x, weights, biases, addends, config, map, True)
             autoregressive_gradients(x, g, x, weights, biases, addends, state, config, map, keep)
 
-    kind = "" if operator == "masked_mlp" else f", {scale} {placement}"
+    kind = "" if operator == "masked_mlp" else f", {scale if scale == 'spline' else f'{scale} {placement}'}"
     label = f"{dtype}, {net.plan.features} x {width}x3, {structure}, {activation}{kind}{'' if keep else ', nothing kept'}"
     return record(run, label, dtype=dtype, family="network")
 
@@ -268,10 +273,10 @@ def mixture_launches(
 
 def layer_launches(dtype: str, width: int, taps: int, channels: int) -> list[Launch]:
     """Forward and backward of a layer of a WaveNet."""
-    x = torch.zeros(2, width, 256, dtype=DTYPES[dtype])
+    x = torch.empty(2, width, 256, dtype=DTYPES[dtype], device="meta")
     shapes = (2 * width, width, taps), (2 * width,), (width, width), (width,), (2 * width, width), (2 * width,)
-    weights = [x.new_zeros(shape) for shape in shapes]
-    given = (x.new_zeros(2, channels, 256), x.new_zeros(2 * width, channels)) if channels else (None, None)
+    weights = [x.new_empty(shape) for shape in shapes]
+    given = (x.new_empty(2, channels, 256), x.new_empty(2 * width, channels)) if channels else (None, None)
     numbers = 4, "tf32" if dtype == "tf32" else "ieee"
 
     def run() -> None:
@@ -284,19 +289,34 @@ def layer_launches(dtype: str, width: int, taps: int, channels: int) -> list[Lau
     return record(run, label, dtype=dtype, family="network")
 
 
+def convolution_launches(dtype: str, width: int, taps: int, groups: int) -> list[Launch]:
+    """Forward and backward of a causal convolution; of fewer channels than groups, a depthwise one."""
+    x = torch.empty(2, width, 256, dtype=DTYPES[dtype], device="meta")
+    weight, numbers = x.new_empty(width, max(width // groups, 1), taps), (4, min(groups, width))
+    precision = "tf32" if dtype == "tf32" else "ieee"
+
+    def run() -> None:
+        y = causal_conv1d(x, weight, weight[:, 0, 0], *numbers, precision)
+        causal_conv1d_gradients(y, x, weight, *numbers, precision, True, True, True)
+
+    label = f"{dtype}, {width} channels, {taps} taps, {groups} groups"
+    return record(run, label, dtype=dtype, family="network")
+
+
 NETWORKS = [
     ("autoregressive", "masked_mlp"),
     tuple(DTYPES),
     (0, 48, 256),
     ACTIVATIONS,
-    SCALES,
+    (*SCALES, "spline"),
     PLACEMENTS,
     tuple(STRUCTURES),
     (True, False),
 ]
-CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), *NETWORKS[3:]]
+CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), ACTIVATIONS, SCALES, *NETWORKS[5:]]
 ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
+CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 
@@ -305,7 +325,11 @@ Job = tuple[Launch, Architecture]
 
 
 def cover(strength: int) -> Iterator[Job]:
-    """Configurations in which every combination of ``strength`` choices occurs, the architecture being one of them."""
+    """Configurations in which every combination of ``strength`` choices occurs, the architecture being one of them.
+
+    Of 1, those of the configurations for pairs that are the first to show some choice, or some launch of a call, to a kernel:
+    so each kernel meets each choice, at a fifth of the cost.
+    """
     for make, choices in (
         (network_launches, NETWORKS),
         (chain_launches, CHAIN_NETWORKS),
@@ -313,9 +337,18 @@ def cover(strength: int) -> Iterator[Job]:
         (reduction_launches, ROWS[:2]),
         (mixture_launches, MIXTURES),
         (layer_launches, LAYERS),
+        (convolution_launches, CONVOLUTIONS),
     ):
-        for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(strength, len(choices))):
-            yield from launched(architecture, make, *case)
+        seen: set[Any] = set()
+        for *case, architecture in AllPairs([*choices, ARCHITECTURES], n=min(max(strength, 2), len(choices))):
+            calls: Counter[str] = Counter()
+            for job in launched(architecture, make, *case):
+                name = job[0].kernel.__name__
+                shown = {(name, *fact) for fact in (*enumerate(case), ("on", architecture.name), ("launch", calls[name]))}
+                calls[name] += 1
+                if strength > 1 or not shown <= seen:
+                    yield job
+                seen |= shown
 
 
 def launched(architecture: Architecture, make: Callable[..., list[Launch]], *case: Any) -> Iterator[Job]:
@@ -332,6 +365,7 @@ def listed() -> Iterator[Job]:
         (network_launches, "autoregressive", dtype, width, *plain, True) for dtype in DTYPES for width in (48, 256)
     ]
     cases.append((network_launches, "autoregressive", "tf32", 256, *plain, False))
+    cases.append((network_launches, "autoregressive", "tf32", 256, "relu", "spline", "standardize", "plain", True))
     cases.append((network_launches, "masked_mlp", "tf32", 256, "silu", "none", "standardize", "residual", True))
     exact = ("float32", "tf32", "float64")  # the others take chains with elementwise steps one by one
     cases += [(chain_launches, CHAINS[dtype in exact], dtype, 128, *plain, True) for dtype in DTYPES]
@@ -345,6 +379,7 @@ def listed() -> Iterator[Job]:
     cases += [(mixture_launches, "float32", 10, 65536, -14.0, False), (mixture_launches, "float32", 10, 0, -math.inf, True)]
     cases += [(mixture_launches, "float32", 10, 0, -math.inf, True, True)]
     cases += [(layer_launches, dtype, 64, 2, 80) for dtype in LAYERS[0]]
+    cases += [(convolution_launches, dtype, 64, 3, groups) for dtype in ("float32", "tf32", "bfloat16") for groups in (1, 4)]
     for case, architecture in product(cases, ARCHITECTURES):
         yield from launched(architecture, *case)
 
@@ -428,9 +463,14 @@ def occupancy(architecture: Architecture, registers: int, shared: int, warps: in
 _jobs: list[Job] = []
 
 
-def findings(jobs: Iterable[Job]) -> list[Finding]:
-    """What the compilers say of each job; the same kernel of the same types is compiled once."""
-    _jobs[:] = {(launch.key, architecture.name): (launch, architecture) for launch, architecture in jobs}.values()
+def once(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs, each kernel of the same types once."""
+    return list({(launch.key, architecture.name): (launch, architecture) for launch, architecture in jobs}.values())
+
+
+def findings(jobs: list[Job]) -> list[Finding]:
+    """What the compilers say of each job."""
+    _jobs[:] = jobs
     with ProcessPoolExecutor() as pool:
         return list(pool.map(compile_one, range(len(_jobs)), chunksize=4))
 
@@ -455,17 +495,29 @@ def faults(finding: Finding) -> list[str]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def tables(found: list[Finding]) -> str:
-    """Markdown: one line per kernel and configuration, one column per architecture."""
+def tables(jobs: Iterable[Job], found: list[Finding], page: str) -> str:
+    """Markdown: one line per kernel and configuration, one column per architecture; what was not compiled, from a page."""
     names = [a.name for a in ARCHITECTURES]
     lines = ["| kernel | configuration | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    rows: dict[tuple[str, str], dict[str, str]] = {}
+    rows: dict[str, dict[str, str]] = {}
     for f in found:
         matrix = " ".join(f.matrix) or "-"
         cell = f"{f.registers} / {f.shared >> 10} / {f.occupancy} / {matrix}"
-        rows.setdefault((f.facts["kernel"], f.label), {})[f.architecture] = cell
-    lines += [f"| {k} | {label} | " + " | ".join(cells[n] for n in names) + " |" for (k, label), cells in rows.items()]
+        rows.setdefault(row_of(f.facts, f.label), {})[f.architecture] = cell
+    known = {line[: len(row)]: line for line in page.split("\n") for row in [" | ".join(line.split(" | ")[:2])]}
+    for row in dict.fromkeys(row_of(launch.facts, launch.label) for launch, _ in jobs):
+        if row in rows:
+            lines.append(f"{row} | {' | '.join(rows[row][name] for name in names)} |")
+        elif row in known:
+            lines.append(known[row])
+        else:
+            raise KeyError(f"{PAGE.name} has no row {row!r}: compile its kernel as well")
     return "\n".join(lines)
+
+
+def row_of(facts: dict[str, str], label: str) -> str:
+    """How a line of the table begins."""
+    return f"| {facts['kernel']} | {label}"
 
 
 # Bytes per second of a device copy and operations per second of matrix products: the H200's measured (docs/measured.md)
@@ -517,20 +569,25 @@ def counted() -> Iterator[tuple[str, str, float, float, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cover", type=int, choices=(2, 3), help="configurations that cover every pair or triple of choices")
+    parser.add_argument(
+        "--cover", type=int, choices=(1, 2, 3), help="configurations that cover every choice, pair or triple of them"
+    )
     parser.add_argument("--json", action="store_true", help="print findings and faults as JSON")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--only", metavar="REGEX", default="", help="configurations with a kernel or words that match")
     options = parser.parse_args()
     if _launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: there is nothing to compile")
-    found = findings(cover(options.cover) if options.cover else listed())
+    jobs = once(cover(options.cover) if options.cover else listed())
+    found = findings([job for job in jobs if re.search(options.only, row_of(job[0].facts, job[0].label))])
     wrong = [fault for f in found for fault in faults(f)]
     if options.json:
         print(json.dumps({"compiled": len(found), "faults": wrong, "findings": [asdict(f) for f in found]}))
         return 0
-    text = tables(found)
+    page = PAGE.read_text()
+    text = tables(jobs, found, page)
     if options.write:
-        PAGE.write_text(put(put(PAGE.read_text(), "resources", text), "floors", floors()))
+        PAGE.write_text(put(put(page, "resources", text), "floors", floors()))
     print(text, *wrong, sep="\n")
     return 1 if wrong else 0
 

@@ -15,9 +15,9 @@ SCRIPT = Path(__file__).with_name("compiled.py")
 
 
 @pytest.mark.slow
-def test_every_pair_of_choices_compiles_without_a_fault(tmp_path: Path) -> None:
+def test_every_kernel_compiles_with_every_choice_without_a_fault(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    found = subprocess.run([sys.executable, SCRIPT, "--cover", "2", "--json"], env=environment, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, SCRIPT, "--cover", "1", "--json"], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout)
     assert report["faults"] == []

@@ -101,7 +101,7 @@ def test_more_draws_come_closer() -> None:
     for draws in (1, 10):
         distillation = Distillation(student, teacher, draws=draws)
         with torch.no_grad():
-            found = [distillation._divergence(made, given, distillation._uniform(made.mean, None))["kl"] for _ in range(300)]
+            found = [distillation._divergence(made, given, distillation._fresh(made, None))["kl"] for _ in range(300)]
         spreads.append(torch.stack(found).std())
     assert spreads[1] < 0.4 * spreads[0]  # of independent draws 0.32
 

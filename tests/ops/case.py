@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accuracy import stands_in
 from calls import Example, evaluate
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Case:
         rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
         oracle_compiles: whether torch.compile takes its oracle.
         dtypes: those in which a variation is held to the rule of accuracy.
-        stand_in_rows: of a call in Triton's interpreter, where each program takes milliseconds.
+        stand_in_rows: that a call has at the most in Triton's interpreter, where each program takes milliseconds.
         leaves_out: kernels that another case of the same operator holds to the contract.
     """
 
@@ -67,7 +68,7 @@ class Case:
     rounds_once: bool = True
     oracle_compiles: bool = True
     dtypes: Callable[[Variation], Sequence[torch.dtype]] = lambda variation: (torch.float32, torch.float64)
-    stand_in_rows: int = 40
+    stand_in_rows: int | None = None
     leaves_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -84,6 +85,10 @@ class Case:
         """What serves it, by the table of operators: "native" (the CPU's), "triton", "cuda" (native on a GPU)."""
         kinds = ("native" if kind == "cpu" else kind for kind in OPERATORS[self.name].kernels)
         return tuple(kind for kind in kinds if kind not in self.leaves_out)
+
+    def rows(self, kernels: str, many: int) -> int:
+        """So many rows, or as many of them as the kernels' stand-in takes."""
+        return many if self.stand_in_rows is None or not stands_in(kernels) else min(many, self.stand_in_rows)
 
     def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
         """Outputs and gradients of a call, see :func:`calls.evaluate`."""

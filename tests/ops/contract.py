@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import DEVICE, check_rule, using
+from accuracy import check_rule, stands_in, using
 from calls import Example, outputs_of
 from case import Case, Variation
 from torch import Tensor
@@ -56,7 +56,7 @@ def check(
 ) -> None:
     """The rule of accuracy for calls of as many seeds as it takes; see :func:`calls.evaluate` for the options."""
     if rows is None:  # several tiles and a part of one, also in the stand-ins of GPU kernels, which are slow
-        rows = case.stand_in_rows if kernels == "triton" and DEVICE.type == "cpu" else 120
+        rows = case.rows(kernels, 40 if stands_in(kernels) else 120)
     examples = (case.draw(rows, seed, **(variation or {})) for seed in range(most))
 
     def evaluate(example: Example, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:

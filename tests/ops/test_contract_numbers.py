@@ -63,7 +63,7 @@ def test_any_call_on_a_gpu(case: Case, kernels: str, data: st.DataObject) -> Non
 
 
 def any_call(case: Case, kernels: str, draw: Any) -> None:
-    variation, batch = case.any(draw), draw(st.sampled_from([3, 0, 17, 40, 65]))
+    variation, batch = case.any(draw), case.rows(kernels, draw(st.sampled_from([3, 0, 17, 40, 65])))
     grads, how = draw(st.booleans()), draw(st.sampled_from(["contiguous", *LAYOUTS]))
     rows = 250 if kernels == "native" and batch else batch  # the stand-ins take what a single call takes
     check(case, kernels, rows, variation=variation, batch=batch or None, how=how, grads=grads)
@@ -96,7 +96,7 @@ def test_low_precision_is_as_exact_as_its_oracle(case: Case, kernels: str, entry
     """GPU kernels multiply in the low precision itself, so the rule compares with an oracle of that precision."""
     pools: dict[str, Pool] = {}
     for seed in range(3 if device_of(kernels).type == "cpu" else 60):
-        example = rounded(case.draw(50, seed, **entry), low)
+        example = rounded(case.draw(case.rows(kernels, 50), seed, **entry), low)
         ways = ((low, kernels), (low, "reference"), (torch.float64, "reference"))
         kernel, oracle, exact = (case.evaluate(example, *how) for how in ways)
         for name, value in exact.items():

@@ -32,7 +32,7 @@ def test_compiled_without_graph_breaks(case: Case, kernels: str, entry: Variatio
     if kernels == "triton" and compiler == "inductor" and device_of(kernels).type == "cpu":
         pytest.skip("the interpreter cannot run inside Inductor's code")
     torch._dynamo.reset()  # one code object, more cases than it may be compiled for
-    example = case.draw(40, 0, **entry)
+    example = case.draw(case.rows(kernels, 40), 0, **entry)
     leaves = example.leaves(torch.float32, kernels)
 
     def call(*tensors: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def test_a_forced_oracle_compiles(case: Case) -> None:
 @on_each_kernel()
 def test_autocast_keeps_the_maps_exact_and_gradients_in_their_dtype(case: Case, kernels: str) -> None:
     device = device_of(kernels)
-    example = case.draw(50, 0, **next(iter(case.smooth.values())))
+    example = case.draw(case.rows(kernels, 50), 0, **next(iter(case.smooth.values())))
     found = {}
     for backend in (kernels, "reference"):
         leaves = example.leaves(torch.float32, kernels)

@@ -33,18 +33,17 @@ void causal_conv1d(const Convolution& c, const T* x, const T* packed, const T* b
 template <class T>
 void weight_gradient(const Convolution& c, const T* x, const T* g_y, int64_t begin, int64_t end, T* sums, T* scratch) {
   constexpr int64_t R = kTileRows<T>;
-  const int64_t columns = c.columns(), width = whole_tiles(c.outputs, R);
-  T *cotangents = scratch, *transposed = cotangents + kTurnTiles * width * R,
-    *read = transposed + kTurnTiles * width * R;
-  clear_rest(cotangents, c.outputs, width);
+  const Cotangents<T> cotangents(c, scratch);
+  T* read = scratch;
   for (int64_t i = begin; i < end; ++i) {
     const Turn turn = c.turn(i, R);
     for (int64_t g = 0; g < c.groups; ++g) {
       const int64_t group = turn.row * c.groups + g;
-      gather_times(g_y + group * c.outputs * c.time, c.outputs, c.time, turn.time, turn.tiles, cotangents, width * R);
-      transpose_turn(cotangents, width, turn.tiles, transposed);
+      cotangents.gather(g_y + group * c.outputs * c.time, c.time, turn);
+      cotangents.transpose(turn.tiles);
       gather_taps(c, x + group * c.inputs * c.time, turn, read);
-      add_weight_gradient(c, turn.tiles, i == begin, transposed, read, sums + g * columns * width);
+      add_weight_gradient(c, turn.tiles, i == begin, cotangents.transposed, read,
+                          sums + g * c.columns() * cotangents.width);
     }
   }
 }
@@ -72,12 +71,18 @@ void bias_gradient(const Convolution& c, const T* g_y, int64_t output, T* g_bias
   g_bias[output] = static_cast<T>(sum.total());
 }
 
+template <class T>
+T sum_of_turns(const T* sums, int64_t turns, int64_t stride) {
+  return static_cast<T>(row_sum<T>({sums, 0, stride}, 0, turns, [](auto v) { return v; }));
+}
+
 #define FK_INSTANTIATE(T)                                                                                   \
   template void pack<T>(const Convolution&, const T*, T*, int64_t);                                         \
   template void causal_conv1d<T>(const Convolution&, const T*, const T*, const T*, const T*, T*, Turn, T*); \
   template void weight_gradient<T>(const Convolution&, const T*, const T*, int64_t, int64_t, T*, T*);       \
   template void unpack<T>(const Convolution&, const T*, int64_t, int64_t, T*);                              \
-  template void bias_gradient<T>(const Convolution&, const T*, int64_t, T*);
+  template void bias_gradient<T>(const Convolution&, const T*, int64_t, T*);                                \
+  template T sum_of_turns<T>(const T*, int64_t, int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

@@ -96,6 +96,8 @@ struct ConvolutionKernels {
   void (*unpack)(const Convolution&, const T* sums, int64_t parts, int64_t column, T* g_weight);
   // The sum over batch and time of one channel.
   void (*bias_gradient)(const Convolution&, const T* g_y, int64_t output, T* g_bias);
+  // The sum of the numbers that some turns left, `stride` apart.
+  T (*sum_of_turns)(const T* sums, int64_t turns, int64_t stride);
 
   // A turn; the turns [begin, end) of all rows, which are a part. Scratch: layer_scratch(...),
   // layer_backward_scratch(...).

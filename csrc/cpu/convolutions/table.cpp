@@ -15,6 +15,8 @@ void unpack(const Convolution&, const T*, int64_t, int64_t, T*);
 template <class T>
 void bias_gradient(const Convolution&, const T*, int64_t, T*);
 template <class T>
+T sum_of_turns(const T*, int64_t, int64_t);
+template <class T>
 void wavenet_layer(const WaveNetLayer<T>&, Turn, T*);
 template <class T>
 void wavenet_layer_backward(const WaveNetLayerBackward<T>&, int64_t, int64_t, int64_t, T*);
@@ -30,6 +32,7 @@ const ConvolutionKernels<T>& convolution_kernels() {
       .weight_gradient = &weight_gradient<T>,
       .unpack = &unpack<T>,
       .bias_gradient = &bias_gradient<T>,
+      .sum_of_turns = &sum_of_turns<T>,
       .wavenet_layer = &wavenet_layer<T>,
       .wavenet_layer_backward = &wavenet_layer_backward<T>,
       .causal_conv1d_update = &causal_conv1d_update<T>,

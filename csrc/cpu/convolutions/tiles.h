@@ -94,24 +94,36 @@ void transpose_tile(const T* from, T* to) {
     }
 }
 
-// Zeros in place of the channels that fill up the last of the whole tiles of them, in all tiles of a turn.
+// The cotangents of some outputs in a turn, [tile][channels in whole tiles][R], and transposed, [channels / R][tile]
+// [R times][R channels]. The channels that fill up the last of the whole tiles of them are zero.
 template <class T>
-void clear_rest(T* turn, int64_t channels, int64_t width) {
-  constexpr int64_t R = kTileRows<T>;
-  for (int64_t n = 0; n < kTurnTiles; ++n, turn += width * R)
-    for (int64_t i = channels * R; i < width * R; ++i) turn[i] = 0;
-}
+struct Cotangents {
+  int64_t channels, width;
+  T *tiles, *transposed;
 
-// Cotangents of a turn, [tile][channels in whole tiles][R], to [channels / R][tile][R times][R channels].
-template <class T>
-void transpose_turn(const T* from, int64_t width, int64_t tiles, T* to) {
-  constexpr int64_t R = kTileRows<T>;
-  for (int64_t o = 0; o < width; o += R)
-    for (int64_t n = 0; n < tiles; ++n, to += R * R) transpose_tile(from + (n * width + o) * R, to);
-}
+  FK_INLINE Cotangents(const Convolution& c, T*& scratch)
+      : channels(c.outputs), width(whole_tiles(c.outputs, kTileRows<T>)), tiles(scratch) {
+    constexpr int64_t R = kTileRows<T>;
+    transposed = tiles + kTurnTiles * width * R;
+    scratch = transposed + kTurnTiles * width * R;
+    for (int64_t n = 0; n < kTurnTiles; ++n)
+      for (int64_t i = channels * R; i < width * R; ++i) tile(n)[i] = 0;
+  }
+  FK_INLINE T* tile(int64_t n) const { return tiles + n * width * kTileRows<T>; }
+  // From the first of these channels of a row of the batch.
+  FK_INLINE void gather(const T* from, int64_t times, Turn turn) const {
+    gather_times(from, channels, times, turn.time, turn.tiles, tiles, width * kTileRows<T>);
+  }
+  FK_INLINE void transpose(int64_t count) const {
+    constexpr int64_t R = kTileRows<T>;
+    T* to = transposed;
+    for (int64_t o = 0; o < width; o += R)
+      for (int64_t n = 0; n < count; ++n, to += R * R) transpose_tile(tile(n) + o * R, to);
+  }
+};
 
 // Adds to the sums [columns][outputs] of a group, or begins them, what the tiles of a turn contribute to the gradient
-// of the weights: cotangents as transpose_turn leaves them, and what was read [tiles][columns][R].
+// of the weights: transposed cotangents, and what was read [tiles][columns][R].
 template <class T>
 void add_weight_gradient(const Convolution& c, int64_t tiles, bool first, const T* cotangents, const T* read, T* sums) {
   constexpr int64_t R = kTileRows<T>, Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;

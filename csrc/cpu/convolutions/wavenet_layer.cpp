@@ -87,25 +87,6 @@ void sum_times(const T* from, int64_t channels, int64_t tiles, T* sums) {
   }
 }
 
-// The cotangents of some outputs in a turn, [tile][channels in whole tiles][R], and transposed.
-template <class T>
-struct Cotangents {
-  int64_t channels, width;
-  T *tiles, *transposed;
-
-  FK_INLINE Cotangents(const Convolution& c, T*& scratch)
-      : channels(c.outputs), width(whole_tiles(c.outputs, kTileRows<T>)), tiles(scratch) {
-    transposed = tiles + kTurnTiles * width * kTileRows<T>;
-    scratch = transposed + kTurnTiles * width * kTileRows<T>;
-    clear_rest(tiles, channels, width);
-  }
-  FK_INLINE T* tile(int64_t n) const { return tiles + n * width * kTileRows<T>; }
-  FK_INLINE void gather(const T* from, int64_t times, Turn turn) const {
-    gather_times(from + turn.row * channels * times, channels, times, turn.time, turn.tiles, tiles,
-                 width * kTileRows<T>);
-  }
-};
-
 template <class T>
 void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int64_t begin, int64_t end, T* scratch) {
   constexpr int64_t R = kTileRows<T>;
@@ -117,8 +98,8 @@ void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int6
   for (int64_t i = begin; i < end; ++i) {
     const Turn turn = n.gate.turn(i, R);
     gather_inputs(n, turn, read, condition);
-    residual.gather(b.g_y, times, turn);
-    skip.gather(b.g_skips, times, turn);
+    residual.gather(b.g_y + turn.row * residual.channels * times, times, turn);
+    skip.gather(b.g_skips + turn.row * skip.channels * times, times, turn);
     for (int64_t tile = 0; tile < turn.tiles; ++tile) {
       gate_product(n, turn.row, tile, read, condition, z.tile(tile));
       for (int64_t j = 0; j < half; ++j) g_u[j] = 0;
@@ -128,7 +109,7 @@ void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int6
     }
     store_turn(z.tiles, z.width * R, z.channels, times, turn, b.g_z + turn.row * z.channels * times);
     if (!b.gate.products) continue;
-    for (const Cotangents<T>* c : {&z, &residual, &skip}) transpose_turn(c->tiles, c->width, turn.tiles, c->transposed);
+    for (const Cotangents<T>* c : {&z, &residual, &skip}) c->transpose(turn.tiles);
     const auto products = [&](const Convolution& c, const Cotangents<T>& g, const T* x, const ParameterSums<T>& to) {
       add_weight_gradient(c, turn.tiles, i == begin, g.transposed, x, to.products + part * gradient_sums(c, R));
     };

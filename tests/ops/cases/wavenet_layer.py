@@ -97,6 +97,7 @@ CASE = Case(
     any=any_variation,
     layouts={"plain": {}, "all of it": VARIATIONS["all of it"]},
     compiled={"plain": SMALL, "all of it": {**SMALL, "channels": 2, "row_bias": True}},
+    low={"plain": {**SMALL, "time": 50}, "all of it": {**SMALL, "time": 50, "channels": 2, "row_bias": True}},
     large={"residual": 8, "gate": 8, "skip": 8, "time": 40, "channels": 2, "row_bias": True},
     shows=None,
     bad={
