@@ -48,7 +48,8 @@ class Case:
         rounds_once: whether half precision rounds nothing but inputs and outputs on the CPU.
         oracle_compiles: whether torch.compile takes its oracle.
         dtypes: those in which a variation is held to the rule of accuracy.
-        stand_in_rows: that a call has at the most in Triton's interpreter, where each program takes milliseconds.
+        most_rows: that a call has; few where each row is a sequence.
+        stand_in_rows: the same in Triton's interpreter, where each program takes milliseconds.
         leaves_out: kernels that another case of the same operator holds to the contract.
     """
 
@@ -68,6 +69,7 @@ class Case:
     rounds_once: bool = True
     oracle_compiles: bool = True
     dtypes: Callable[[Variation], Sequence[torch.dtype]] = lambda variation: (torch.float32, torch.float64)
+    most_rows: int | None = None
     stand_in_rows: int | None = None
     leaves_out: tuple[str, ...] = ()
 
@@ -87,8 +89,9 @@ class Case:
         return tuple(kind for kind in kinds if kind not in self.leaves_out)
 
     def rows(self, kernels: str, many: int) -> int:
-        """So many rows, or as many of them as the kernels' stand-in takes."""
-        return many if self.stand_in_rows is None or not stands_in(kernels) else min(many, self.stand_in_rows)
+        """So many rows, or as many of them as a call takes."""
+        most = self.stand_in_rows if stands_in(kernels) else self.most_rows
+        return many if most is None else min(many, most)
 
     def evaluate(self, example: Example, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
         """Outputs and gradients of a call, see :func:`calls.evaluate`."""

@@ -72,6 +72,7 @@ CASE = Case(
     operator=fk.ops.causal_conv1d,
     outputs=("y",),
     draw=draw,
+    most_rows=24,
     stand_in_rows=4,
     variations=VARIATIONS,
     smooth={"dense": SMALL, "grouped": {**SMALL, "groups": 2}, "no bias": {**SMALL, "bias": False, "kernel": 2}},

@@ -87,6 +87,7 @@ CASE = Case(
     operator=fk.ops.wavenet_layer,
     outputs=("y", "sum"),
     draw=draw,
+    most_rows=24,
     stand_in_rows=4,
     variations=VARIATIONS,
     smooth={
