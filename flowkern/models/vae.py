@@ -333,7 +333,7 @@ class VAE(Model):
         _no_context(context)
         check_event("x", x, self.event_shape)
         check_like("x", x, self._like, "the weights")
-        if self.levels is not None and x.numel() and x.device.type == "cpu":
+        if self.levels is not None and x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling():
             _check_values(x, self.levels, self.head)
         batch = x.shape[: x.dim() - len(self.event_shape)]
         return x.reshape(-1, *self.event_shape), batch

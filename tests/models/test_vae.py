@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,9 @@ def test_bounds_rise_with_the_samples() -> None:
     for (low, high), (a, b) in zip(itertools.pairwise(means), itertools.pairwise(errors), strict=True):
         assert high - low > 4 * math.hypot(a, b)
     assert means[-1] < log_p
+    both = (m._posterior.gaussian(m._encode(x[:1])) for m in (model, linear_gaussian(exact=True)[0]))
+    gap = kl_divergence(*(Normal(mean, log_std.exp()) for mean, log_std in both))  # of q from p(z | x)
+    assert abs(means[0] - (log_p - gap).item()) < 6 * errors[0]
     model, x, _ = linear_gaussian(rows=rows)  # the first of them with the divergence in closed form
     assert abs(model.loss(x)["loss"].item() + means[0]) < 6 * errors[0]
 
@@ -294,6 +298,14 @@ def test_what_is_shown_of_the_latents() -> None:
     torch.testing.assert_close(there[1, 0], model.reconstruct(x[:1])[0])
     z[:, 1] = -2
     torch.testing.assert_close(there[0], model.decode(z))
+
+
+def test_the_page_names_the_tests_of_its_formulas() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vae.md").read_text()
+    formulas, _, table = page.partition("## Where each formula is checked")
+    numbers = set(re.findall(r"^    \((\d+)\)", formulas, re.MULTILINE))
+    assert numbers == set(re.findall(r"\((\d+)\)", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    assert set(re.findall(r"`(test_\w+)`", table)) <= globals().keys()
 
 
 def test_the_command(tmp_path: Path) -> None:
