@@ -294,7 +294,7 @@ def test_what_is_shown_of_the_latents() -> None:
     assert way.shape == (4, 5, 1, 4, 4)
     torch.testing.assert_close(way[[0, -1]], torch.stack([model.reconstruct(x), model.reconstruct(y)]))
     z = model.encode(x)
-    there = model.traverse(x, 1, [-2.0, float(z[0, 1])])
+    there = model.traverse(x, 1, [-2.0, z[0, 1].item()])
     torch.testing.assert_close(there[1, 0], model.reconstruct(x[:1])[0])
     z[:, 1] = -2
     torch.testing.assert_close(there[0], model.decode(z))
