@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import measure
+from posteriors import LIBRARIES, posterior_loss
 
 import flowkern as fk
 
@@ -230,3 +231,16 @@ def test_cost_of_the_first_call(benchmark: Any) -> None:
     benchmark.group = "first call after it, self-check of 10 transforms included"
     benchmark.extra_info["implementation"] = "flowkern"
     benchmark.pedantic(lambda model: model(context).sample(), setup=make, rounds=5)
+
+
+# -- Pyro and nflows: the posterior of a VAE ---------------------------------------------------------------------------
+
+
+@BY
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_posterior_of_a_vae(benchmark: Any, library: str, implementation: str) -> None:
+    """A draw, log q, and the gradients of both."""
+    torch.manual_seed(0)
+    model, loss = posterior_loss("flowkern" if implementation == "flowkern" else library, 64, 512, 4, torch.randn(1024, 64))
+    group = f"IAF as a VAE's posterior, 4 x z=64, context 64, 512x2, B=1024, to {library}'s: draw + log q + backward"
+    measure(benchmark, step(model, loss), group, implementation)

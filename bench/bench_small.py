@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import measure
+from posteriors import LIBRARIES, posterior_loss
 from torch import Tensor
 
 import flowkern as fk
@@ -157,47 +158,11 @@ def test_pyro(benchmark: Any, which: str, by: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["flowkern", "peer"])
-@pytest.mark.parametrize("library", ["Pyro", "nflows"])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_posterior_of_a_vae(benchmark: Any, library: str, by: str) -> None:
     """z = 8, hidden 64x2, context 32, four steps, 128 rows: a draw, log q, and the gradients of both."""
     z, c, h, t, b = 8, 32, 64, 4, 128
-    context = torch.randn(b, c)
-    model: Any
-    if by == "flowkern":
-        model = fk.flows.IAF(z, t, (h, h), context=c)
-        draw = lambda: model.rsample_and_log_prob((), context)  # noqa: E731
-    elif library == "Pyro":
-        dist = pytest.importorskip("pyro.distributions")
-        from pyro.nn import ConditionalAutoRegressiveNN
-
-        make = dist.transforms.ConditionalAffineAutoregressive
-        model = torch.nn.ModuleList(make(ConditionalAutoRegressiveNN(z, c, [h, h])) for _ in range(t))
-        base = dist.Normal(torch.zeros(b, z), torch.ones(b, z)).to_event(1)
-
-        def draw() -> tuple[Tensor, Tensor]:
-            flow = dist.ConditionalTransformedDistribution(base, list(model)).condition(context)
-            x = flow.rsample()
-            return x, flow.log_prob(x)
-
-    else:
-        flows = pytest.importorskip("nflows.flows")
-        from nflows import distributions, transforms
-
-        make = transforms.MaskedAffineAutoregressiveTransform
-        layers = [
-            transforms.InverseTransform(make(z, h, context_features=c, num_blocks=2, use_residual_blocks=False))
-            for _ in range(t)
-        ]
-        model = flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([z]))
-
-        def draw() -> tuple[Tensor, Tensor]:
-            x, log_q = model.sample_and_log_prob(1, context)
-            return x[:, 0], log_q[:, 0]
-
-    def loss() -> Tensor:
-        x, log_q = draw()
-        return (log_q + x.square().sum(-1)).mean()
-
+    model, loss = posterior_loss("flowkern" if by == "flowkern" else library, z, h, t, torch.randn(b, c))
     group = f"IAF as a VAE's posterior, {t} x z={z}, context {c}, {h}x2, B={b}, to {library}'s: draw + log q + backward"
     measure(benchmark, step(model, loss), group, by)
 

@@ -36,6 +36,7 @@ class Model(nn.Module):
     event_shape: torch.Size
     levels: int | None = None  # a model of whole numbers gives the number of values that each can take
     settings: ClassVar[Mapping[str, Any]] = {}  # defaults of its training that are others than flowkern.training.Settings has
+    data: ClassVar[str | None] = None  # the data set that commands take where none is named
     takes_shapes = False  # whether the constructor's `features` may be an image's shape; else images are given as vectors
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 
@@ -82,6 +83,12 @@ class Model(nn.Module):
             ValueError: for a batch of more than two.
         """
         return {"loss": -self(*parts_of(batch)).mean()}  # called as a module, so that hooks run, such as those of fully_shard
+
+    def at_step(self, step: int) -> None:
+        """Called by training before each step, counted from 0, for what changes while a model is trained: here nothing does.
+
+        A function of the step alone needs no state of its own, and a run that is continued goes on with it.
+        """
 
     def calibrate(self, x: Tensor, context: Tensor | None = None, batch_size: int = 4096) -> None:
         """Takes from a data set x (n, *event_shape) what evaluation needs, such as batch norm's statistics: here nothing."""

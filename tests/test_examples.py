@@ -16,6 +16,7 @@ SMALL = {
     "glasflow_maf": "--features 5 --hidden 16 --batch 8",
     "normflows_maf": "--features 5 --hidden 16 --batch 8",
     "pyro_iaf": "--features 5 --hidden 16 --batch 8",
+    "pyro_vae_iaf": "--features 20 --latent 3 --hidden 16 --context 4 --batch 8",
     "sbi_npe": "--features 2 --simulations 100 --epochs 1 --samples 50",
 }
 

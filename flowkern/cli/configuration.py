@@ -126,10 +126,10 @@ def describe(model: str | None, command: str = "train") -> str:
 
 def configuration(options: argparse.Namespace, base: Configuration | None = None, command: str = "train") -> Configuration:
     """The configuration that a command line asks for, on top of another one or of the defaults."""
-    model = options.model or (base and base.model)
-    data = options.data or (base and base.data)
-    teacher = getattr(options, "teacher", None) or (base and base.teacher)
     distilled = command == "distill"
+    model = options.model or (base and base.model)
+    data = options.data or (base and base.data) or (model and not distilled and model_class(model).data)
+    teacher = getattr(options, "teacher", None) or (base and base.teacher)
     if base is not None and distilled != (base.command == "distill"):
         start = "--resume" if options.resume else "--config"
         raise CommandError(f"{start}: expected a run of `flowkern {command}`, got one of `flowkern {base.command}`")

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from flowkern.cli import pictures
 from flowkern.cli.errors import CommandError
+from flowkern.models import VAE
 from flowkern.training import Score
 
 if TYPE_CHECKING:
     from flowkern.data import Dataset, Rows
     from flowkern.models import Encoded
 
+SIDE = 8  # of a grid of images
 SHOWN = 10_000  # rows of a table in a picture
 HEARD = 3  # of audio
 
@@ -51,7 +53,10 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
         real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
-        return {"samples.png": pictures.image_grids({"real images": real, "samples": samples}, dataset.levels or 256)}
+        found = {"samples.png": pictures.image_grids({"real images": real, "samples": samples}, dataset.levels or 256)}
+        if isinstance(model.model, VAE):
+            found["latents.png"] = pictures.image_grids(latents(model.cpu(), model.model, real), dataset.levels or 256)
+        return found
     columns = column_names(dataset)
     real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
     found = {"samples.png": pictures.corner(real, samples, columns)}
@@ -59,6 +64,25 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
         with torch.no_grad():
             found["density.png"] = pictures.density_map(model.cpu().log_prob, real, samples, columns)
     return found
+
+
+@torch.no_grad()
+def latents(model: Encoded, vae: VAE, images: Tensor) -> dict[str, Tensor]:
+    """Grids of means of a VAE, in the units of the data, by their titles.
+
+    Of images what is left of each; the way from each of some to another; and the first image where one dimension of z after
+    another, those of most variance over the images, takes values from -3 to 3.
+    """
+    images = images[: SIDE * SIDE]
+    noise = model.encoding.noise(len(images), torch.Generator().manual_seed(0))
+    x = model.encoding.encode(images, noise).reshape(-1, *vae.event_shape)
+    ends = torch.arange(SIDE) % len(x), (torch.arange(SIDE) + SIDE) % len(x)
+    ways = vae.interpolate(x[ends[0]], x[ends[1]], SIDE).transpose(0, 1)
+    dimensions = vae.encode(x).var(0, correction=0).argsort(descending=True)[:SIDE]
+    values = torch.linspace(-3, 3, SIDE).tolist()
+    traversals = torch.stack([vae.traverse(x[0], int(d), values) for d in dimensions])
+    grids = {"images": x, "reconstructions": vae.reconstruct(x), "interpolations": ways, "traversals": traversals}
+    return {title: model.encoding.decode(grid.reshape(-1, *model.event_shape)) for title, grid in grids.items()}
 
 
 def spread(rows: Rows, most: int) -> Tensor:

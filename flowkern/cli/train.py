@@ -39,6 +39,7 @@ FILES = (
     "samples.wav",
     "samples.png",
     "density.png",
+    "latents.png",
     "throughput.png",
     "results.json",
 )  # what a run may leave, besides checkpoints and TensorBoard's folder
@@ -257,13 +258,19 @@ class Run:
         The density of a student would take a pass for each sample: it is worth what its teacher thinks of it.
         """
         from flowkern.cli import report
+        from flowkern.models import VAE
         from flowkern.training import evaluate, mean_terms
 
         if self.made.teacher:
             terms = mean_terms(self.model, self.dataset.test, self.encoding, self.here)
             return terms["loss"], terms, report.distance(terms)
         score, _ = evaluate(model, self.dataset.test, self.here)
-        return score.nats, asdict(score), report.verdict(score, model)
+        numbers, words = asdict(score), report.verdict(score, model)
+        if isinstance(self.model, VAE):
+            terms = mean_terms(self.model, self.dataset.test, self.encoding, self.here)
+            numbers |= {"elbo": score.nats - score.model_nats - terms["reconstruction"] - terms["kl"], "kl": terms["kl"]}
+            words += f"; evidence lower bound {numbers['elbo']:.3f} nats, of which the divergence takes {terms['kl']:.3f}"
+        return score.nats, numbers, words
 
     def _samples(self, model: Encoded) -> Tensor:
         """Rows that the model draws; a vocoder, which speaks from spectrograms, those of test rows."""

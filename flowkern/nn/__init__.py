@@ -6,7 +6,16 @@ from flowkern.nn.batch_norm import BatchNorm
 from flowkern.nn.compose import Compose
 from flowkern.nn.convolutional import ConvNet, ResNet, WeightNormConv2d, ZeroConv2d
 from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling, Coupling
-from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians, MixtureOfLogistics
+from flowkern.nn.heads import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Head,
+    IsotropicGaussian,
+    Logistic,
+    MixtureOfGaussians,
+    MixtureOfLogistics,
+)
 from flowkern.nn.invertible_conv import InvertibleConv1x1
 from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_linear import MaskedLinear
@@ -33,6 +42,8 @@ __all__ = [
     "Head",
     "InverseAutoregressive",
     "InvertibleConv1x1",
+    "IsotropicGaussian",
+    "Logistic",
     "MaskedAutoregressive",
     "MaskedLinear",
     "MixtureOfGaussians",

@@ -32,7 +32,7 @@ class Head(nn.Module):
     """The conditional density of each feature given its parameters.
 
     ``outputs`` is their number per feature. ``log_prob(x, p)`` and ``sample(p, generator)`` take p
-    (..., features, outputs) and work feature by feature; ``encode`` maps x to the input of the network.
+    (..., features, outputs) and work feature by feature, as ``mean(p)`` does; ``encode`` maps x to the input of the network.
     """
 
     outputs: int
@@ -51,6 +51,9 @@ class Head(nn.Module):
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         raise NotImplementedError
 
+    def mean(self, p: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 class Bernoulli(Head):
     """Binary features in {0, 1}, or probabilities in between; one logit each.
@@ -67,6 +70,9 @@ class Bernoulli(Head):
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(torch.sigmoid(p[..., 0]), generator=generator)
+
+    def mean(self, p: Tensor) -> Tensor:
+        return torch.sigmoid(p[..., 0])
 
 
 def impossible_elsewhere(x: Tensor, levels: int, log_prob: Tensor) -> Tensor:
@@ -98,6 +104,9 @@ class Categorical(Head):
         draws = torch.multinomial(F.softmax(p, -1).reshape(-1, self.categories), 1, generator=generator)
         return draws.reshape(p.shape[:-1]).to(p.dtype)
 
+    def mean(self, p: Tensor) -> Tensor:
+        return (F.softmax(p, -1) * torch.arange(self.categories, device=p.device)).sum(-1)
+
 
 class Gaussian(Head):
     """Mean and log-deviation.
@@ -115,6 +124,52 @@ class Gaussian(Head):
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, log_std = p.unbind(-1)
         return mean + log_std.exp() * randn(mean.shape, p, generator)
+
+    def mean(self, p: Tensor) -> Tensor:
+        return p[..., 0]
+
+
+class IsotropicGaussian(Gaussian):
+    """A mean for each feature, and one deviation for all of them.
+
+    Args:
+        std: the deviation, at first where it is learned.
+        learned: whether it is a parameter of the model.
+
+    Raises:
+        ValueError: for a deviation that is not positive.
+
+    Example:
+        >>> import torch
+        >>> IsotropicGaussian(std=2.0).log_prob(torch.zeros(3), torch.zeros(3, 1))
+        tensor([-1.6121, -1.6121, -1.6121])
+
+    References:
+        Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021), section 4.
+    """
+
+    outputs = 1
+    log_std: Tensor
+
+    @configured
+    def __init__(self, std: float = 1.0, learned: bool = False) -> None:
+        super().__init__()
+        if not 0 < std < math.inf:
+            raise ValueError(f"std: expected a positive number, got {std!r}")
+        log_std = torch.full((1,), math.log(std))  # torch shards no parameter without dimensions
+        if learned:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+
+    def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
+        return super().log_prob(x, self._with_deviation(p))
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return super().sample(self._with_deviation(p), generator)
+
+    def _with_deviation(self, p: Tensor) -> Tensor:
+        return torch.cat([p, self.log_std.expand(p.shape)], -1)
 
 
 class MixtureOfGaussians(Head):
@@ -139,6 +194,10 @@ class MixtureOfGaussians(Head):
         index = draws.reshape(*mean.shape[:-1], 1)
         mean, log_std = mean.gather(-1, index).squeeze(-1), log_std.gather(-1, index).squeeze(-1)
         return mean + log_std.exp() * randn(mean.shape, p, generator)
+
+    def mean(self, p: Tensor) -> Tensor:
+        logits, mean, _ = p.unflatten(-1, (3, self.components)).unbind(-2)
+        return (F.softmax(logits, -1) * mean).sum(-1)
 
 
 class MixtureOfLogistics(Head):
@@ -185,7 +244,17 @@ class MixtureOfLogistics(Head):
         logits, means, log_scales = self._parameters_of(p)
         u, choice = (uniform(shape, logits, generator) for shape in (logits.shape[:-1], logits.shape))
         x = ops.logistic_mixture_sample(u, choice, logits, means, log_scales, **self._options)
-        return (x if self.levels is None else torch.round((x + 1) * ((self.levels - 1) / 2))).to(p.dtype)
+        return (x if self.levels is None else torch.round(self._decode(x))).to(p.dtype)
+
+    def mean(self, p: Tensor) -> Tensor:
+        """The mean of the densities: of whole numbers it lies within them, and neglects what the last intervals gain."""
+        logits, means, _ = self._parameters_of(p)
+        x = (F.softmax(logits, -1) * means).sum(-1)
+        return (x if self.levels is None else self._decode(x.clamp(-1, 1))).to(p.dtype)
+
+    def _decode(self, x: Tensor) -> Tensor:
+        assert self.levels is not None
+        return (x + 1) * ((self.levels - 1) / 2)
 
     def _parameters_of(self, p: Tensor) -> tuple[Tensor, ...]:
         exact = p.to(torch.promote_types(p.dtype, torch.float32))
@@ -194,3 +263,28 @@ class MixtureOfLogistics(Head):
     @property
     def _options(self) -> dict[str, Any]:
         return {"levels": self.levels, "log_scale_min": self.log_scale_min}
+
+
+class Logistic(MixtureOfLogistics):
+    """Whole numbers 0 to levels - 1 by one logistic: its mean and log-scale; see :class:`MixtureOfLogistics`.
+
+    Args:
+        levels: number of values of a feature.
+
+    Example:
+        >>> head = Logistic(256)
+        >>> round(head.log_prob(torch.arange(256.0), torch.zeros(256, 2)).exp().sum().item(), 4)
+        1.0
+
+    References:
+        Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix D.
+    """
+
+    @configured
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__(whole_number("levels", levels, 2), components=1)
+        self.outputs = 2
+
+    def _parameters_of(self, p: Tensor) -> tuple[Tensor, ...]:
+        mean, log_scale = p.to(torch.promote_types(p.dtype, torch.float32)).unsqueeze(-2).unbind(-1)
+        return torch.zeros_like(mean), mean, log_scale

@@ -176,6 +176,7 @@ class Training:
             group["lr"] = self._rate(self.step)
         for parameter in self.parameters:
             parameter.grad = None
+        self.model.at_step(self.step)
         loss = self._backward(batch)
         if self.settings.gradient_clip:
             self._clip()

@@ -103,7 +103,7 @@ def test_demo_on_the_digits_learns_and_draws(tmp_path: Path, capsys: pytest.Capt
     assert test["nats"] == pytest.approx(-64 * math.log(2) * test["bits_per_dimension"])
     assert test["model_nats"] != test["nats"]
     left = {path.name for path in tmp_path.iterdir()}
-    assert left - {"tensorboard"} == {*FILES, "notes.txt"} - {"samples.csv", "samples.wav", "density.png"}
+    assert left - {"tensorboard"} == {*FILES, "notes.txt"} - {"samples.csv", "samples.wav", "density.png", "latents.png"}
     samples = np.load(tmp_path / "samples.npy")
     assert samples.shape == (1000, 1, 8, 8)
     assert np.unique(samples).tolist() == list(range(17))

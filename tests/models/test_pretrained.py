@@ -60,6 +60,7 @@ def own_parts(name: str) -> dict[str, Any]:
         "MAF, all": {"embedding": nn.Linear(2, 3)},
         "IAF, base": {"base": Independent(Normal(torch.zeros(4), torch.ones(4)), 1)},
         "Flow, image": {"transforms_2_network": nn.Linear(10, 12)},
+        "VAE, modules": {"encoder": nn.Linear(4, 6), "decoder": nn.Linear(2, 12)},
         "Flow, scales": {"transforms_0_levels_0_transforms_2_network": nn.Linear(10, 12)},
     }.get(name, {})
 

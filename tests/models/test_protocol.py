@@ -18,7 +18,7 @@ from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
 from flowkern.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, StandardNormal
-from flowkern.models import MADE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
+from flowkern.models import MADE, VAE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
 from flowkern.univariate import Affine
 
 IMAGE = (1, 4, 4)
@@ -60,6 +60,17 @@ def models() -> dict[str, Model]:
         "RealNVP, image": RealNVP(torch.tensor(IMAGE), 2, (8, 8), 2, 2, memory="reversible"),
         "Glow": Glow(4, 2, hidden=(8,), lu=False),
         "Glow, image": Glow(IMAGE, 2, 2, [8, 8], 2, generator=torch.Generator().manual_seed(1)),
+        # One sample, so that the density is minus the loss.
+        "VAE": VAE(4, 2, hidden=(8,), flow_hidden=[8], flow_context=3, importance=1, transforms=2, free_bits=[0.1, 0.0]),
+        "VAE, diag": VAE(4, 2, "diag", "gaussian", hidden=(8,), kl="sampled", samples=2, importance=2, gradient="dreg"),
+        "VAE, image": VAE(
+            IMAGE, 3, likelihood="logistic", levels=3, network="resnet", channels=iter([5, 6]), hidden=(8,), flow_hidden=(8,),
+            transforms=2, gated=False, prior="maf", importance=1, kl_warmup=3,
+        ),
+        "VAE, modules": VAE(
+            4, 2, likelihood=fnn.Categorical(3), encoder=nn.Linear(4, 6), decoder=nn.Linear(2, 12), flow_hidden=(8,),
+            flow_context=2, importance=1,
+        ),
         "Flow, scales": Flow([fnn.MultiScale([level, fnn.Standardize(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))])]),
     }  # fmt: skip
 
@@ -73,7 +84,8 @@ CONTEXTS = dict.fromkeys(CONDITIONAL, 2)  # numbers of features
 
 
 def batch(name: str, model: Model, rows: int = 6) -> tuple[Tensor, ...]:
-    x = torch.randint(3, (rows, *model.event_shape)).float()  # which every head takes
+    values = 2 if name == "VAE" else 3
+    x = torch.randint(values, (rows, *model.event_shape)).float()  # which every head takes
     return (x, torch.randn(rows, CONTEXTS[name])) if name in CONTEXTS else (x,)
 
 
@@ -183,6 +195,7 @@ def layers() -> list[nn.Module]:
         fnn.Gaussian(),
         fnn.Categorical(4),
         fnn.MixtureOfLogistics(16, 3),
+        fnn.IsotropicGaussian(2.0),
         fnn.WaveNet(2, layers=3, cycle=2, residual=4, skip=5, context=2, channels=3),
         fnn.Upsample(3, (2, 3)),
     ]

@@ -21,13 +21,19 @@ SMALL = {  # options that keep a model small, where `hidden` is none of its own
     "wavenet": ["layers=2", "residual=8", "skip=8"],
     "parallelwavenet": ["layers=2,1", "residual=8", "skip=8"],
     "glow": ["hidden=8", "steps=4"],
+    "vae": ["hidden=8", "latent=2", "flow_hidden=8", "flow_context=2", "importance=20"],
 }
-# Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
+REAL = {"vae": ["likelihood=gaussian"]}  # what a model needs for real numbers, on which all are trained
+# Options with which a model is trained on whole numbers besides.
 WHOLE = {
     "made": {
         "binary": [["head=bernoulli"]],
         "levels": [["head=categorical", "categories=3"], ["head=logistics", "levels=3", "components=2"]],
-    }
+    },
+    "vae": {
+        "binary": [["likelihood=bernoulli", "posterior=diag"]],
+        "levels": [["likelihood=logistic", "levels=3", "prior=maf", "samples=2", "gradient=dreg", "kl_warmup=4"]],
+    },
 }
 
 
@@ -46,7 +52,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.csv" for name in tables}
 
 
-CASES = [(model, "real", []) for model in models()]
+CASES = [(model, "real", REAL.get(model, [])) for model in models()]
 CASES += [(model, data, options) for model, kinds in WHOLE.items() for data, ways in kinds.items() for options in ways]
 
 
@@ -81,7 +87,7 @@ def test_the_commands(model: str, data: str, options: list[str], sources: dict[s
 @pytest.mark.parametrize("model", models())
 def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     """From its run.json alone; and from a checkpoint, as if it had not been broken."""
-    arguments = ["--data", str(sources["real"]), "--set", *small(model), "epochs=3", "schedule=constant"]
+    arguments = ["--data", str(sources["real"]), "--set", *small(model), *REAL.get(model, []), "epochs=3", "schedule=constant"]
     assert main(["train", model, *arguments, "--output", str(tmp_path / "whole")]) == 0
     again = ["train", "--config", str(tmp_path / "whole" / "run.json"), "--output"]
     assert main([*again, str(tmp_path / "again")]) == 0
@@ -109,7 +115,8 @@ def test_fit(model: str) -> None:
     torch.manual_seed(0)
     x = 50 + 10 * torch.randn(300, 2)
     known = options_of(models()[model])
-    given = {name: parse(known[name], text) for name, text in assignments(SMALL.get(model, ["hidden=16"])).items()}
+    texts = [*SMALL.get(model, ["hidden=16"]), *REAL.get(model, [])]
+    given = {name: parse(known[name], text) for name, text in assignments(texts).items()}
     made = models()[model](2, **given)
     history = made.fit(x, epochs=20, batch_size=50, learning_rate=0.01, progress=False)
     assert len(history.train) == 20
