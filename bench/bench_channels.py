@@ -51,7 +51,7 @@ def test_channels(benchmark: Any, operator: str, shape: tuple[int, ...], impleme
         theirs = actnorm(*parameters)
 
         def ours(x: Tensor) -> tuple[Tensor, Tensor]:
-            return fk.ops.actnorm(x.flatten(-2), *parameters)
+            return fk.ops.actnorm(x, *parameters, dim=1)
 
     else:
         layer = InvertibleConv1x1(shape)
@@ -59,7 +59,7 @@ def test_channels(benchmark: Any, operator: str, shape: tuple[int, ...], impleme
         theirs = convolution(layer)
 
         def ours(x: Tensor) -> tuple[Tensor, Tensor]:
-            return fk.ops.invertible_conv1x1(x.flatten(-2), layer.lower, layer.upper, layer.log_scale, layer.order, layer.sign)
+            return fk.ops.invertible_conv1x1(x, layer.lower, layer.upper, layer.log_scale, layer.order, layer.sign, dim=1)
 
     (z, log_det), expected = ours(x), theirs(x)
     torch.testing.assert_close((z.reshape(x.shape), log_det), expected, rtol=1e-3, atol=1e-3)

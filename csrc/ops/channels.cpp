@@ -68,16 +68,21 @@ std::tuple<Tensor, Tensor, Tensor> actnorm_backward(Tensor g_z, Tensor g_log_det
     Tensor g_x = empty<T>({s.images, s.channels, s.pixels}), g_bias = empty<T>({s.channels}),
            g_log_scale = empty<T>({s.channels});
     const std::vector<T> scale = scales<T>(log_scale, inverse);
-    const int64_t parts = part_count(s), size = 2 * s.channels;
+    const int64_t lanes = channel_kernels<T>().actnorm_lanes(s.pixels);
+    const int64_t parts = part_count(s), size = 2 * s.channels * lanes;
     std::vector<double> sums(parts * size);
     parallel_images(s, x.numel(), [&](int64_t part, int64_t begin, int64_t end) {
       channel_kernels<T>().actnorm_backward(s, images<T>(g_z), images<T>(x), const_data<T>(bias), scale.data(), inverse,
                                             data<T>(g_x), sums.data() + part * size, begin, end);
     });
-    for (int64_t i = size; i < parts * size; ++i) sums[i % size] += sums[i];
+    const auto total = [&](int64_t row) {
+      double sum = 0;
+      for (int64_t i = 0; i < parts * lanes; ++i) sum += sums[i / lanes * size + row * lanes + i % lanes];
+      return sum;
+    };
     const double of_log_det = s.pixels * sum_of<T>(g_log_det);
     for (int64_t c = 0; c < s.channels; ++c) {
-      const double sum = sums[c], product = sums[s.channels + c] * scale[c];
+      const double sum = total(c), product = total(s.channels + c) * scale[c];
       data<T>(g_bias)[c] = static_cast<T>(inverse ? -sum : sum * scale[c]);
       data<T>(g_log_scale)[c] = static_cast<T>(inverse ? -product - of_log_det : product + of_log_det);
     }

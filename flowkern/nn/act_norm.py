@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowkern import ops
 from flowkern._checks import check_like
 from flowkern.config import configured
-from flowkern.nn.checks import channel_images, channel_rows, event_of
+from flowkern.nn.checks import channel_rows, event_of
 from flowkern.nn.transform import Unconditional
 
 
@@ -70,8 +70,7 @@ class ActNorm(Unconditional):
 
     def _run(self, name: str, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         check_like(name, x, self.bias, "the layer")
-        z, log_det = ops.actnorm(channel_images(x, self._event_shape), self.bias, self.log_scale, inverse=inverse)
-        return z.reshape(x.shape), log_det
+        return ops.actnorm(x, self.bias, self.log_scale, dim=-len(self._event_shape), inverse=inverse)
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:

@@ -45,11 +45,6 @@ def wide(t: Tensor, event_shape: torch.Size) -> Tensor:
     return t.reshape(-1, *(1 for _ in event_shape[1:]))
 
 
-def channel_images(x: Tensor, event_shape: torch.Size) -> Tensor:
-    """Events as images (..., channels, pixels); vectors have one pixel."""
-    return x.flatten(-2) if len(event_shape) > 1 else x.unsqueeze(-1)
-
-
 def channel_rows(x: Tensor, event_shape: torch.Size) -> Tensor:
     """Of every pixel its channels (rows, channels)."""
     return x.movedim(-len(event_shape), -1).reshape(-1, event_shape[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowkern import ops
 from flowkern._checks import check_generator, check_like
 from flowkern.config import configured
-from flowkern.nn.checks import channel_images, event_of
+from flowkern.nn.checks import event_of
 from flowkern.nn.transform import Unconditional
 
 
@@ -96,8 +96,7 @@ class InvertibleConv1x1(Unconditional):
         self._check(name, x, own)
         check_like(name, x, own, "the layer")
         matrix = (self.lower, self.upper, self.log_scale, self.order, self.sign) if self.lu else (self.weight,)
-        z, log_det = ops.invertible_conv1x1(channel_images(x, self._event_shape), *matrix, inverse=inverse)
-        return z.reshape(x.shape), log_det
+        return ops.invertible_conv1x1(x, *matrix, dim=-len(self._event_shape), inverse=inverse)
 
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self._event_shape))}, lu={self.lu}"

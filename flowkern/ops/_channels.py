@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkern._checks import HALF, check_float, check_like, check_tensor
+from flowkern._checks import check_float, check_like, check_tensor
 
 
-def check_images(x: Tensor, channels: int) -> None:
-    if x.dim() < 2 or x.shape[-2] != channels:
-        raise ValueError(f"x: expected shape (..., {channels}, pixels), got {tuple(x.shape)}")
+def check_channels(x: Tensor, channels: int, dim: int) -> int:
+    """Raises if x has another number of channels; the dimension that they are in, counted from the end."""
+    last = dim if dim < 0 else dim - x.dim()
+    if not -x.dim() <= last < 0 or x.shape[last] != channels:
+        raise ValueError(f"x: expected {channels} channels in dimension {dim}, got shape {tuple(x.shape)}")
+    return last
 
 
 def check_of_channels(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
@@ -29,23 +32,16 @@ def check_vector(name: str, t: Tensor) -> int:
     return len(t)
 
 
-def wide(t: Tensor) -> Tensor:
-    """The CPU kernels take half precision as float32."""
-    return t.float() if t.dtype in HALF else t
-
-
-def as_images(x: Tensor) -> Tensor:
+def as_images(x: Tensor, dim: int) -> Tensor:
     """A batch of images (images, channels, pixels), of any strides."""
-    x = wide(x)
-    return x if x.dim() == 3 else x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    batch, pixels = x.shape[:dim], x.shape[dim:][1:]
+    return x.reshape(batch.numel(), x.shape[dim], pixels.numel())
 
 
-def as_given(found: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Results in the batch's shape and the dtype of x."""
+def as_given(found: tuple[Tensor, Tensor], x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Results in the shapes that belong to x."""
     z, log_det = found
-    if x.dim() != 3:
-        z, log_det = z.reshape(x.shape), log_det.reshape(x.shape[:-2])
-    return (z, log_det) if z.dtype is x.dtype else (z.to(x.dtype), log_det.to(x.dtype))
+    return z.view(x.shape), log_det.view(x.shape[:dim])
 
 
 def needs_graph(*tensors: Tensor) -> bool:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import autocasts, check_device, check_float, check_tensor
+from flowkern._checks import HALF, autocasts, check_device, check_float, check_tensor
 from flowkern.backends import kernels_for
-from flowkern.ops._channels import as_given, as_images, check_images, check_of_channels, check_vector, needs_graph, wide
+from flowkern.ops._channels import as_given, as_images, check_channels, check_of_channels, check_vector, needs_graph
 from flowkern.ops._derivatives import plain_backward, wants_plain
 
 _PARTS = ("lower", "upper", "log_scale", "order", "sign")
 
 
-def invertible_conv1x1(x: Tensor, *matrix: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def invertible_conv1x1(x: Tensor, *matrix: Tensor, dim: int = -2, inverse: bool = False) -> tuple[Tensor, Tensor]:
     r"""z = W x for the channels of every pixel, and log_det = pixels log|det W|.
 
     In the LU form W = P L (U + diag(sign exp(log_scale))), with L unit lower and U strictly upper triangular, the
@@ -26,10 +26,11 @@ def invertible_conv1x1(x: Tensor, *matrix: Tensor, inverse: bool = False) -> tup
     inverse of W is never formed. Products keep their precision under autocast: one of lower precision could not be undone.
 
     Args:
-        x: images (..., channels, pixels), of any strides; vectors have one pixel.
+        x: images (..., channels, pixels), of any strides.
         matrix: W (channels, channels); or lower and upper (channels, channels), of which only the parts below and above the
             diagonal are read, log_scale (channels,), and two constants: order (channels,), int64, the row of L U that is
             that of W, and sign (channels,).
+        dim: the dimension of x that holds the channels; those after it are pixels, and vectors, -1, have one.
         inverse: evaluate the inverse map and its log-determinant.
 
     Returns:
@@ -51,19 +52,22 @@ def invertible_conv1x1(x: Tensor, *matrix: Tensor, inverse: bool = False) -> tup
         Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma and Dhariwal, 2018), section 3.2, equation 10.
     """
     check_float("x", x)
-    channels = _check_matrix(x, matrix)
-    check_images(x, channels)
+    dim = check_channels(x, _check_matrix(x, matrix), dim)
     with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
         if kernels_for(x, "invertible_conv1x1").plain:
             try:
-                return reference.invertible_conv1x1(x, *matrix, inverse=inverse)
+                return reference.invertible_conv1x1(x, *matrix, dim=dim, inverse=inverse)
             except torch.linalg.LinAlgError:
                 raise _singular(matrix[0]) from None
-        images, given = as_images(x), [wide(t).contiguous() for t in matrix]
+        if x.dtype in HALF:
+            wide = (t.float() if t.is_floating_point() else t for t in (x, *matrix))
+            z, log_det = invertible_conv1x1(*wide, dim=dim, inverse=inverse)
+            return z.to(x.dtype), log_det.to(x.dtype)
+        given = [t.contiguous() for t in matrix]
         if len(given) == 1:
-            return as_given(_plain(images, given[0], inverse), x)
+            return _plain(x, given[0], dim, inverse)
         run = InvertibleConv1x1Function.apply if needs_graph(x, *matrix) else _run
-        return as_given(run(inverse, images, *given), x)
+        return run(dim, inverse, x, *given)
 
 
 def _check_matrix(x: Tensor, matrix: tuple[Tensor, ...]) -> int:
@@ -93,19 +97,29 @@ def _check_matrix(x: Tensor, matrix: tuple[Tensor, ...]) -> int:
     return n
 
 
-def _run(inverse: bool, x: Tensor, *matrix: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.ops.flowkern.invertible_conv1x1(x, *matrix, inverse)
+def _run(dim: int, inverse: bool, x: Tensor, *matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+    return as_given(torch.ops.flowkern.invertible_conv1x1(as_images(x, dim), *matrix, inverse), x, dim)
 
 
-def _plain(x: Tensor, weight: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+def _gradients(
+    dim: int, inverse: bool, g_z: Tensor, g_log_det: Tensor, x: Tensor, *matrix: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Cotangents of x and of the matrices."""
+    images = (as_images(g_z, dim), g_log_det.reshape(-1), as_images(x, dim))
+    g_x, *found = torch.ops.flowkern.invertible_conv1x1_backward(*images, *matrix, inverse)
+    return g_x.view(x.shape), *found
+
+
+def _plain(x: Tensor, weight: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
     """A determinant by torch, whose gradient torch knows, and the factors of the inverse; the rest by the kernels."""
     of_a_pixel = torch.linalg.slogdet(weight).logabsdet
     factors = _factors(weight.detach()) if inverse else None
     if needs_graph(x, weight):
-        z, finite = PlainFunction.apply(x, weight, factors)
+        z, finite = PlainFunction.apply(x, weight, dim, factors)
     else:
-        z, finite = _mixed(x, weight, factors)
-    return z, (-x.shape[-1] if inverse else x.shape[-1]) * of_a_pixel + finite
+        z, finite = _mixed(x, weight, dim, factors)
+    pixels = x.shape[dim:][1:].numel()
+    return z, (-pixels if inverse else pixels) * of_a_pixel + finite
 
 
 def _factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,21 +134,23 @@ def _singular(weight: Tensor) -> RuntimeError:
     return RuntimeError(f"weight: expected an invertible matrix, got {weight.tolist()}")
 
 
-def _mixed(x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _mixed(x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """The product, or the inverse where there are factors; and for each image zero, or NaN."""
     if factors is None:
-        return _run(False, x, weight, None, None, None, None)
+        return _run(dim, False, x, weight, None, None, None, None)
     lower, upper, order = factors
-    return _run(True, x, lower, upper, None, order, None)
+    return _run(dim, True, x, lower, upper, None, order, None)
 
 
 class PlainFunction(torch.autograd.Function):
     """z alone of a plain W: what the determinant gives is torch's. Second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        z, finite = _mixed(x, weight, factors)
-        ctx.inverse = factors is not None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        z, finite = _mixed(x, weight, dim, factors)
+        ctx.dim, ctx.inverse = dim, factors is not None
         ctx.save_for_backward(z if ctx.inverse else x, weight, *(factors or ()))
         ctx.mark_non_differentiable(finite)
         return z, finite
@@ -144,27 +160,26 @@ class PlainFunction(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         if wants_plain((g_z,)):
             with torch.enable_grad():
-                x = weight @ x if ctx.inverse else x
-            return *plain_backward(partial(_product, inverse=ctx.inverse), (x, weight), ctx.needs_input_grad[:2], (g_z,)), None
+                x = _product(x, weight, ctx.dim, False) if ctx.inverse else x
+            oracle = partial(_product, dim=ctx.dim, inverse=ctx.inverse)
+            return *plain_backward(oracle, (x, weight), ctx.needs_input_grad[:2], (g_z,)), None, None
         lower, upper, order = factors or (weight, None, None)
-        none = g_z.new_zeros(1)
-        g_x, g_weight, *_ = torch.ops.flowkern.invertible_conv1x1_backward(
-            g_z, none, x, lower, upper, None, order, None, ctx.inverse
-        )
-        return g_x, g_weight, None
+        none = g_z.new_zeros(1)  # of a log-determinant that is not the kernels'
+        g_x, g_weight, *_ = _gradients(ctx.dim, ctx.inverse, g_z, none, x, lower, upper, None, order, None)
+        return g_x, g_weight, None, None
 
 
-def _product(x: Tensor, weight: Tensor, inverse: bool) -> Tensor:
-    return reference.invertible_conv1x1(x, weight, inverse=inverse)[0]
+def _product(x: Tensor, weight: Tensor, dim: int, inverse: bool) -> Tensor:
+    return reference.invertible_conv1x1(x, weight, dim=dim, inverse=inverse)[0]
 
 
 class InvertibleConv1x1Function(torch.autograd.Function):
     """The LU form: forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, inverse: bool, x: Tensor, *matrix: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = _run(inverse, x, *matrix)
-        ctx.inverse = inverse
+    def forward(ctx: Any, dim: int, inverse: bool, x: Tensor, *matrix: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = _run(dim, inverse, x, *matrix)
+        ctx.dim, ctx.inverse = dim, inverse
         ctx.save_for_backward(z if inverse else x, *matrix)
         return z, log_det
 
@@ -173,8 +188,7 @@ class InvertibleConv1x1Function(torch.autograd.Function):
         x, *matrix = ctx.saved_tensors
         if wants_plain(grads):
             with torch.enable_grad():
-                x = reference.invertible_conv1x1(x, *matrix)[0] if ctx.inverse else x
-            oracle = partial(reference.invertible_conv1x1, inverse=ctx.inverse)
-            return None, *plain_backward(oracle, (x, *matrix), ctx.needs_input_grad[1:], grads)
-        found = torch.ops.flowkern.invertible_conv1x1_backward(*grads, x, *matrix, ctx.inverse)
-        return None, *found, None, None
+                x = reference.invertible_conv1x1(x, *matrix, dim=ctx.dim)[0] if ctx.inverse else x
+            oracle = partial(reference.invertible_conv1x1, dim=ctx.dim, inverse=ctx.inverse)
+            return None, None, *plain_backward(oracle, (x, *matrix), ctx.needs_input_grad[2:], grads)
+        return None, None, *_gradients(ctx.dim, ctx.inverse, *grads, x, *matrix), None, None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkern.reference.actnorm import image_log_det
+from flowkern.reference.actnorm import image_log_det, with_pixels
 
 
-def invertible_conv1x1(x: Tensor, *matrix: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """(z, log_det) of the images x (..., channels, pixels), as `flowkern.ops.invertible_conv1x1` defines them.
+def invertible_conv1x1(x: Tensor, *matrix: Tensor, dim: int = -2, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """(z, log_det) of images whose channels are in a dimension, as `flowkern.ops.invertible_conv1x1` defines them.
 
     Half precision is computed in float32: LAPACK knows no less.
     """
     if x.dtype in (torch.bfloat16, torch.float16):
         wide = (t.float() if t.is_floating_point() else t for t in (x, *matrix))
-        z, log_det = invertible_conv1x1(*wide, inverse=inverse)
+        z, log_det = invertible_conv1x1(*wide, dim=dim, inverse=inverse)
         return z.to(x.dtype), log_det.to(x.dtype)
+    shape, x = x.shape, with_pixels(x, dim)
     if len(matrix) == 1:
         (weight,) = matrix
         # Not by `solve`, whose forward derivatives under vmap are wrong (PyTorch 2.13).
@@ -33,4 +34,4 @@ def invertible_conv1x1(x: Tensor, *matrix: Tensor, inverse: bool = False) -> tup
         else:
             z = (lower @ upper)[order] @ x
         of_a_pixel = log_scale.sum()
-    return z, image_log_det(-of_a_pixel if inverse else of_a_pixel, x)
+    return z.reshape(shape), image_log_det(-of_a_pixel if inverse else of_a_pixel, x)

@@ -37,7 +37,8 @@ struct ChannelKernels {
   // z = (x + bias) scale, or for the inverse x scale - bias.
   void (*actnorm)(const ImageShape&, Images<T> x, const T* bias, const T* scale, bool inverse, double value, T* z,
                   T* log_det, int64_t begin, int64_t end);
-  // g_x, and added to `sums` [2][channels] those of g_z and of g_z (x + bias), for the inverse of g_z x.
+  // g_x, and added to `sums` [2][channels][lanes] those of g_z and of g_z (x + bias), for the inverse of g_z x.
+  int64_t (*actnorm_lanes)(int64_t pixels);
   void (*actnorm_backward)(const ImageShape&, Images<T> g_z, Images<T> x, const T* bias, const T* scale, bool inverse,
                            T* g_x, double* sums, int64_t begin, int64_t end);
 

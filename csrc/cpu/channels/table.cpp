@@ -6,6 +6,8 @@ namespace flowkern::FK_ISA {
 template <class T>
 void actnorm(const ImageShape&, Images<T>, const T*, const T*, bool, double, T*, T*, int64_t, int64_t);
 template <class T>
+int64_t actnorm_lanes(int64_t);
+template <class T>
 void actnorm_backward(const ImageShape&, Images<T>, Images<T>, const T*, const T*, bool, T*, double*, int64_t, int64_t);
 template <class T>
 int64_t scratch(int64_t);
@@ -28,6 +30,7 @@ template <class T>
 const ChannelKernels<T>& channel_kernels() {
   static constexpr ChannelKernels<T> kTable = {
       .actnorm = &actnorm<T>,
+      .actnorm_lanes = &actnorm_lanes<T>,
       .actnorm_backward = &actnorm_backward<T>,
       .scratch = &scratch<T>,
       .sums_width = &sums_width<T>,

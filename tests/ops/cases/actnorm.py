@@ -49,8 +49,12 @@ CASE = Case(
     large={"pixels": 64},
     bad={
         "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
-        "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected shape \(\.\.\., 40, pixels\), got \(2,\)"),
-        "channels": (lambda a: {"x": a["x"][:, 1:]}, ValueError, r"x: expected shape \(\.\.\., 40, pixels\), got \(3, 39, 2\)"),
+        "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected 40 channels in dimension -2, got shape \(2,\)"),
+        "channels": (
+            lambda a: {"x": a["x"][:, 1:]},
+            ValueError,
+            r"x: expected 40 channels in dimension -2, got shape \(3, 39, 2\)",
+        ),
         "no channels": (lambda a: {"bias": a["bias"][:0]}, ValueError, r"bias: expected shape \(channels,\) with at least one"),
         "shape of log_scale": (
             lambda a: {"log_scale": a["log_scale"][1:]},

@@ -82,8 +82,12 @@ CASE = Case(
     large={"pixels": 64},
     bad={
         "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
-        "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected shape \(\.\.\., 24, pixels\), got \(2,\)"),
-        "channels": (lambda a: {"x": a["x"][:, 1:]}, ValueError, r"x: expected shape \(\.\.\., 24, pixels\), got \(3, 23, 2\)"),
+        "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected 24 channels in dimension -2, got shape \(2,\)"),
+        "channels": (
+            lambda a: {"x": a["x"][:, 1:]},
+            ValueError,
+            r"x: expected 24 channels in dimension -2, got shape \(3, 23, 2\)",
+        ),
         "no square": (only_a_weight, ValueError, r"weight: expected shape \(24, 24\), got \(23, 24\)"),
         "shape of lower": (
             lambda a: {"lower": a["lower"][1:]},
