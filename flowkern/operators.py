@@ -41,6 +41,8 @@ OPERATORS = {
         Operator("spline", "rows", ("cpu",)),
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
+        Operator("actnorm", "channels", ("cpu",)),
+        Operator("invertible_conv1x1", "channels", ("cpu",)),
         Operator("logistic_mixture", "mixtures", ("cpu", "triton")),
         Operator("gaussian_mixture", "mixtures", ("cpu", "triton"), runs=_MIXTURE),
         Operator("logistic_mixture_sample", "mixtures", ("cpu", "triton")),

@@ -13,6 +13,7 @@ from torch.distributions.utils import _standard_normal, _sum_rightmost
 
 from flowkern import ops
 from flowkern.adapters.calls import fast
+from flowkern.adapters.coupling import Conditioner, CouplingNetwork, coupled
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
@@ -27,11 +28,10 @@ from flowkern.adapters.network import (
     refuse_tensors,
     spline,
 )
-from flowkern.adapters.nflows import COUPLING
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.state import own, peer_class
 from flowkern.backends import exporting
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import Affine, UnivariateMap
 
 
 def read(layer: Any) -> PeerNetwork:
@@ -155,6 +155,86 @@ def _make_transform_class(base: Any) -> Any:
 
     methods = {f.__name__: f for f in (__init__, __reduce__, call_and_ladj, _call, _inverse, log_abs_det_jacobian)}
     return type(base.__name__, (base,), {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods})
+
+
+# -- couplings --------------------------------------------------------------------------------------------------------
+
+
+def read_coupling(layer: Any) -> CouplingNetwork:
+    """True in the mask is what passes; of a transformed feature shift and raw scale lie together."""
+    _coupling_class(sys.modules["zuko.transforms"].CouplingTransform)
+    map = _univariate(layer)
+    if not isinstance(map, Affine):
+        raise UnsupportedError("its univariate map is a spline: only affine couplings have an operator here")
+    return CouplingNetwork(layer, ("mask",), lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()), map, ASKED)
+
+
+def _ask(hyper: Any, seen: Tensor, context: Tensor | None) -> Tensor:
+    return hyper(seen if context is None else torch.cat(broadcast(seen, context), dim=-1))
+
+
+def broadcast(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same batch shape."""
+    if x.shape[:-1] == c.shape[:-1]:
+        return x, c
+    batch = torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])
+    return x.expand(*batch, -1), c.expand(*batch, -1)
+
+
+ASKED = Conditioner("hyper", _ask, lambda found, count: (found[..., 0::2], found[..., 1::2]), -1)
+
+
+def evaluate_coupling(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Either direction."""
+    transform = type(layer).forward(layer)
+    return (transform.inv if inverse else transform).call_and_ladj(x)
+
+
+def coupling_forward(self: Any, c: Tensor | None = None) -> Any:
+    """The transform for a context: zuko's class with faster methods."""
+    if torch.compiler.is_compiling() or exporting():
+        return own(self, "forward")(self, c)
+    return _coupling_class(sys.modules["zuko.transforms"].CouplingTransform)(self, c)
+
+
+@functools.cache
+def _coupling_class(base: Any) -> Any:
+    """A subclass of zuko's CouplingTransform; the attributes of zuko's own are made when one is asked for."""
+
+    def of(self: Any) -> Any:
+        return own(self.layer, "forward")(self.layer, self.context)
+
+    class CouplingTransform(base):
+        def __init__(self, layer: Any, context: Tensor | None) -> None:
+            torch.distributions.Transform.__init__(self)
+            self.layer, self.context = layer, context
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in ("meta", "idx_a", "idx_b"):
+                raise AttributeError(name)
+            self.__dict__.update(vars(of(self)))
+            return vars(self)[name]
+
+        def __reduce__(self) -> Any:
+            return base, (self.meta, self.layer.mask)
+
+        def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return coupled(self.layer, x, self.context, False) or of(self).call_and_ladj(x)
+
+        def _call(self, x: Tensor) -> Tensor:
+            found = coupled(self.layer, x, self.context, False)
+            return of(self)._call(x) if found is None else found[0]
+
+        def _inverse(self, y: Tensor) -> Tensor:
+            found = coupled(self.layer, y, self.context, True)
+            return of(self)._inverse(y) if found is None else found[0]
+
+        def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+            found = coupled(self.layer, x, self.context, False)
+            return of(self).log_abs_det_jacobian(x, y) if found is None else found[1]
+
+    CouplingTransform.__module__, CouplingTransform.__qualname__ = base.__module__, base.__qualname__
+    return CouplingTransform
 
 
 # -- flows ------------------------------------------------------------------------------------------------------------
@@ -378,9 +458,9 @@ ZUKO = Library(
     tested=("1.1.0", "1.7"),
     layers={
         "zuko.flows.autoregressive.MaskedAutoregressiveTransform": Layer(read, evaluate, {"forward": forward}),
+        "zuko.flows.coupling.GeneralCouplingTransform": Layer(read_coupling, evaluate_coupling, {"forward": coupling_forward}),
     },
     left_alone={
-        "zuko.flows.coupling.GeneralCouplingTransform": COUPLING,
         "zuko.flows.gaussianization.ElementWiseTransform": "it is elementwise: its inverse costs one pass already",
         "zuko.flows.neural.UNAF": "its conditionals are integrals of networks: no operator",
     },

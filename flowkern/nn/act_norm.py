@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkern import ops
+from flowkern._checks import check_like
 from flowkern.config import configured
-from flowkern.nn.checks import channel_rows, event_of, wide
-from flowkern.nn.log_det import batch_log_det
+from flowkern.nn.checks import channel_rows, event_of
 from flowkern.nn.transform import Unconditional
 
 
@@ -61,11 +62,15 @@ class ActNorm(Unconditional):
         self._check("x", x, self.bias)
         if self.training and not torch.compiler.is_compiling() and self.waits and x.numel():
             self._initialise(x)
-        return (x + self._wide(self.bias)) * self._wide(self.log_scale.exp()), self._log_det(1, x)
+        return self._run("x", x, inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z, self.bias)
-        return z * self._wide((-self.log_scale).exp()) - self._wide(self.bias), self._log_det(-1, z)
+        return self._run("z", z, inverse=True)
+
+    def _run(self, name: str, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_like(name, x, self.bias, "the layer")
+        return ops.actnorm(x, self.bias, self.log_scale, dim=-len(self._event_shape), inverse=inverse)
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
@@ -75,13 +80,6 @@ class ActNorm(Unconditional):
         self.log_scale.copy_(-torch.log((rows - mean).square().mean(0).sqrt() + 1e-6))
         self.initialised.fill_(True)
         self._waits = False
-
-    def _wide(self, t: Tensor) -> Tensor:
-        return wide(t, self._event_shape)
-
-    def _log_det(self, sign: int, x: Tensor) -> Tensor:
-        pixels = self._event_shape[1:].numel()
-        return batch_log_det(sign * pixels * self.log_scale.sum(), x, len(self._event_shape))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

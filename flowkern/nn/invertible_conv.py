@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import HALF, autocasts, check_generator
+from flowkern import ops
+from flowkern._checks import check_generator, check_like
 from flowkern.config import configured
 from flowkern.nn.checks import event_of
-from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.transform import Unconditional
 
 
@@ -86,53 +85,18 @@ class InvertibleConv1x1(Unconditional):
         self.sign.copy_(diagonal.sign())
         self.log_scale.copy_(diagonal.abs().log())
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """L and U, whose product's rows are those of W in another order."""
-        diagonal = torch.diag(self.sign * self.log_scale.exp())
-        ones = torch.eye(len(diagonal), dtype=diagonal.dtype, device=diagonal.device)
-        return self.lower.tril(-1) + ones, self.upper.triu(1) + diagonal
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("x", x, next(self.parameters()))
-        # A product of lower precision could not be undone.
-        with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
-            if self.lu:
-                lower, upper = self._factors()
-                weight = (lower @ upper)[self.order]
-            else:
-                weight = self.weight
-            return self._mixed(x, lambda columns: weight @ columns), self._log_det(1, x)
+        return self._run("x", x, inverse=False)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check("z", z, next(self.parameters()))
-        return self._mixed(z, self._solved), self._log_det(-1, z)
+        return self._run("z", z, inverse=True)
 
-    def _solved(self, columns: Tensor) -> Tensor:
-        right = _single(columns)
-        if self.lu:
-            lower, upper = map(_single, self._factors())
-            permuted = right.index_select(-2, torch.argsort(self.order))
-            right = torch.linalg.solve_triangular(lower, permuted, upper=False, unitriangular=True)
-            return torch.linalg.solve_triangular(upper, right, upper=True).to(columns.dtype)
-        try:
-            return torch.linalg.solve(_single(self.weight), right).to(columns.dtype)
-        except torch.linalg.LinAlgError:
-            raise RuntimeError(f"InvertibleConv1x1: expected an invertible matrix, got {self.weight.tolist()}") from None
-
-    def _mixed(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Columns of channels, (..., channels, pixels) or (channels, rows of vectors), through a function."""
-        if len(self._event_shape) > 1:
-            return function(x.flatten(-2)).reshape(x.shape)
-        return function(x.reshape(-1, self.features).mT).mT.reshape(x.shape)
-
-    def _log_det(self, sign: int, x: Tensor) -> Tensor:
-        value = self.log_scale.sum() if self.lu else torch.linalg.slogdet(_single(self.weight)).logabsdet.to(x.dtype)
-        return batch_log_det(sign * self._event_shape[1:].numel() * value, x, len(self._event_shape))
+    def _run(self, name: str, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        own = next(self.parameters())
+        self._check(name, x, own)
+        check_like(name, x, own, "the layer")
+        matrix = (self.lower, self.upper, self.log_scale, self.order, self.sign) if self.lu else (self.weight,)
+        return ops.invertible_conv1x1(x, *matrix, dim=-len(self._event_shape), inverse=inverse)
 
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self._event_shape))}, lu={self.lu}"
-
-
-def _single(t: Tensor) -> Tensor:
-    """At least single precision: LAPACK knows no less."""
-    return t.float() if t.dtype in HALF else t

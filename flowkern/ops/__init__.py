@@ -1,6 +1,7 @@
 """The operators: contracts, checks, gradients, choice of backend."""
 
 from flowkern import bindings  # noqa: F401, registers operators and their shapes
+from flowkern.ops.actnorm import actnorm
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
 from flowkern.ops.autoregressive_chain import ElementwiseStep, NetworkStep, PermutationStep, Step, autoregressive_chain
@@ -10,6 +11,7 @@ from flowkern.ops.causal_conv1d_update import causal_conv1d_update
 from flowkern.ops.coupling import coupling
 from flowkern.ops.gaussian_mixture import gaussian_mixture
 from flowkern.ops.iaf_step import iaf_step
+from flowkern.ops.invertible_conv1x1 import invertible_conv1x1
 from flowkern.ops.log_det import log_det
 from flowkern.ops.logistic_mixture import logistic_mixture
 from flowkern.ops.logistic_mixture_sample import logistic_mixture_sample
@@ -26,6 +28,7 @@ __all__ = [
     "PermutationStep",
     "Step",
     "WaveNetState",
+    "actnorm",
     "affine",
     "autoregressive",
     "autoregressive_chain",
@@ -35,6 +38,7 @@ __all__ = [
     "coupling",
     "gaussian_mixture",
     "iaf_step",
+    "invertible_conv1x1",
     "log_det",
     "logistic_mixture",
     "logistic_mixture_sample",

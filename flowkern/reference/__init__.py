@@ -1,5 +1,6 @@
 """The oracle of every operator: plain PyTorch, any float dtype, differentiable twice. It imports only torch."""
 
+from flowkern.reference.actnorm import actnorm
 from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
 from flowkern.reference.autoregressive_chain import autoregressive_chain, elementwise, permutation
@@ -9,6 +10,7 @@ from flowkern.reference.causal_conv1d_update import causal_conv1d_update
 from flowkern.reference.coupling import coupling
 from flowkern.reference.gaussian_mixture import gaussian_mixture
 from flowkern.reference.iaf_step import iaf_step
+from flowkern.reference.invertible_conv1x1 import invertible_conv1x1
 from flowkern.reference.log_det import log_det
 from flowkern.reference.logistic_mixture import logistic_mixture
 from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
@@ -20,6 +22,7 @@ from flowkern.reference.wavenet_layer import wavenet_layer
 
 __all__ = [
     "WaveNetState",
+    "actnorm",
     "affine",
     "affine_map",
     "autoregressive",
@@ -31,6 +34,7 @@ __all__ = [
     "elementwise",
     "gaussian_mixture",
     "iaf_step",
+    "invertible_conv1x1",
     "log_det",
     "logistic_mixture",
     "logistic_mixture_sample",

@@ -1,20 +1,8 @@
 // One time of a causal convolution: its window, in the order of the weights, against each output's row of them.
 #include "cpu/convolutions/kernels.h"
-#include "flowkern/simd.h"
+#include "cpu/dot.h"
 
 namespace flowkern::FK_ISA {
-
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int W = kLanes<T>;
-  Vec<T> sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= n; i += 2 * W)
-    for (int h = 0; h < 2; ++h) sums[h] += load<Vec<T>>(a + i + h * W) * load<Vec<T>>(b + i + h * W);
-  T rest = 0;
-  for (; i < n; ++i) rest += a[i] * b[i];
-  return lane_sum<T>(sums[0] + sums[1]) + rest;
-}
 
 template <class T>
 void causal_conv1d_update(const Convolution& c, const T* x, T* state, int64_t step, const T* weight, const T* bias,
