@@ -74,7 +74,7 @@ def is_picture(path: Path) -> bool:
 
 def test_the_folder_of_a_run(run: Path) -> None:
     made = json.loads((run / "run.json").read_text())
-    assert made["data_options"] == {"margin": None, "features": FEATURES, "rate": None}
+    assert made["data_options"] == {"margin": None, "features": FEATURES, "rate": None, "given": []}
     assert made["training"]["batch_size"] == 8
     assert "rate" not in made["model_options"]
     kept = {"config.json", "model.safetensors", "run.json", "metrics.csv", "results.json", "learning_curve.png"}
@@ -205,7 +205,7 @@ def test_options_of_a_student_have_different_names() -> None:
         (["rate=0"], "--set rate: expected a whole number of at least 1, got 0"),
         (["features=5000"], "--data: {sounds}: expected a file of at least one row of 5,000 samples (--set features)"),
         (["features=200", "margin=0.1"], "--data: margin: only images"),
-        (["features=200", "context=2"], "--set context: the data hold none; leave it at 0"),
+        (["features=200", "context=2"], "--set context: the rows are given nothing; leave it at 0"),
     ],
 )
 def test_mistakes_of_a_run(
@@ -480,7 +480,7 @@ def test_the_folder_of_a_student(student: Path, run: Path) -> None:
     made = json.loads((student / "run.json").read_text())
     assert (made["command"], made["model"], made["teacher"]) == ("distill", "parallelwavenet", str(run))
     assert made["distillation"] == {"draws": 3, "power": 1.0, "contrastive": 0.0}
-    assert made["data_options"] == {"margin": None, "features": FEATURES, "rate": RATE}
+    assert made["data_options"] == {"margin": None, "features": FEATURES, "rate": RATE, "given": []}
     model = fk.Model.from_pretrained(student)
     assert isinstance(model.model, ParallelWaveNet)
     assert (model.model.rate, model.encoding.rate, model.event_shape) == (RATE, RATE, (FEATURES,))

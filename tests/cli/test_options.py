@@ -43,7 +43,7 @@ class Schedule:
     kind: Literal["cosine", "linear", 2] | None = "cosine"
     ends: Sequence[float] = field(default_factory=lambda: [0.5, 1.0])
     made: list[int] = field(init=False)
-    other: torch.Generator | Sequence[str] | None = None
+    other: torch.Generator | Sequence[bytes] | None = None
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ BAD_IDX = {
     "cut while zipped": (".gz", ZIPPED[:-20], "ended before the end-of-stream"),
     "damaged": (".gz", ZIPPED[:300] + b"\xff" * 100 + ZIPPED[400:], "cannot read"),
     "a wrong sum": (".gz", ZIPPED[:-8] + bytes(8), "CRC check failed"),
-    "no pixels": ("", GOOD[:8] + bytes(8), "expected images, its header says 40 of 0 x 0 pixels"),
+    "no pixels": ("", GOOD[:8] + bytes(8), "expected images, its header says 40 images of 0 x 0 pixels"),
     "few": ("", idx(TRAIN[:19]), "expected at least 20 images for train, got 19"),
 }
 
