@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -252,14 +252,27 @@ class VAE(Model):
         """
         rows, batch = self._rows(x, context)
         n = self.importance if samples is None else whole_number("samples", samples, 1)
-        encoded, noise = self._encode(rows), self._noise()
         total = rows.new_full((len(rows),), -math.inf)
+        for log_weights in self._log_weights(rows, n):
+            total = torch.logaddexp(total, torch.logsumexp(log_weights, 0))
+        return (total - math.log(n)).reshape(batch)
+
+    def elbo(self, x: Tensor, *, samples: int | None = None) -> Tensor:
+        """The evidence lower bound of each x in nats, with the batch's shape: the mean of the logarithms of those weights."""
+        rows, batch = self._rows(x)
+        n = self.importance if samples is None else whole_number("samples", samples, 1)
+        total = rows.new_zeros(len(rows))
+        for log_weights in self._log_weights(rows, n):
+            total = total + log_weights.sum(0)
+        return (total / n).reshape(batch)
+
+    def _log_weights(self, rows: Tensor, n: int) -> Iterator[Tensor]:
+        """Those of n samples for each row, (some, rows) at a time."""
+        encoded, noise = self._encode(rows), self._noise()
         at_once = max(1, AT_ONCE // max(1, len(rows)))
         for first in range(0, n, at_once):
-            eps = noise((min(at_once, n - first), len(rows), self.latent))
-            log_likelihood, ratio = self._weigh(rows, encoded, eps)
-            total = torch.logaddexp(total, torch.logsumexp(log_likelihood - ratio, 0))
-        return (total - math.log(n)).reshape(batch)
+            log_likelihood, ratio = self._weigh(rows, encoded, noise((min(at_once, n - first), len(rows), self.latent)))
+            yield log_likelihood - ratio
 
     # -- samples ----------------------------------------------------------------------------------------------------
 
