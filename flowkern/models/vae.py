@@ -97,8 +97,9 @@ class VAE(Model):
     """
 
     takes_shapes = True
-    data = "digits"
+    default_data = "digits"
     _like: Tensor
+    _free_bits: Tensor | None
 
     @configured
     def __init__(
@@ -142,7 +143,7 @@ class VAE(Model):
         self.samples, self.importance = whole_number("samples", samples, 1), whole_number("importance", importance, 1)
         self.kl_warmup, self.beta = whole_number("kl_warmup", kl_warmup, 0), 1.0
         self._dreg = gradient == "dreg"
-        self._free_bits = _free_bits(free_bits, self.latent)
+        self.register_buffer("_free_bits", _free_bits(free_bits, self.latent), persistent=False)
         if self._free_bits is not None and (self.samples > 1 or self._dreg):
             raise ValueError("free_bits: only the bound of one sample, with the pathwise gradient, has a divergence to bound")
         steps = whole_number("transforms", transforms, 1)
@@ -200,7 +201,7 @@ class VAE(Model):
         divergence = kl.mean(0).sum()
         cost = divergence
         if self._free_bits is not None and self.training:
-            cost = torch.maximum(kl.mean(0), self._free_bits.to(kl)).sum()
+            cost = torch.maximum(kl.mean(0), self._free_bits).sum()
         return {"loss": reconstruction + beta * cost, "reconstruction": reconstruction.detach(), "kl": divergence.detach()}
 
     def _divergence(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -404,12 +405,12 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> Tensor | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given).double()
+    bits = numbers("free_bits", given).float()
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
     if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
         raise ValueError(f"free_bits: expected nats of at least 0, not all of them 0 (None is for no free bits), got {given}")
-    return bits
+    return bits.expand(latent).clone()
 
 
 def _module(name: str, given: nn.Module | None) -> Any:
