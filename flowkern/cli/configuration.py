@@ -128,7 +128,7 @@ def configuration(options: argparse.Namespace, base: Configuration | None = None
     """The configuration that a command line asks for, on top of another one or of the defaults."""
     distilled = command == "distill"
     model = options.model or (base and base.model)
-    data = options.data or (base and base.data) or (model and not distilled and model_class(model).data)
+    data = options.data or (base and base.data) or (model and not distilled and model_class(model).default_data)
     teacher = getattr(options, "teacher", None) or (base and base.teacher)
     if base is not None and distilled != (base.command == "distill"):
         start = "--resume" if options.resume else "--config"

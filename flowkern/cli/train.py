@@ -267,9 +267,9 @@ class Run:
         score, _ = evaluate(model, self.dataset.test, self.here)
         numbers, words = asdict(score), report.verdict(score, model)
         if isinstance(self.model, VAE):
-            terms = mean_terms(self.model, self.dataset.test, self.encoding, self.here)
-            numbers |= {"elbo": score.nats - score.model_nats - terms["reconstruction"] - terms["kl"], "kl": terms["kl"]}
-            words += f"; evidence lower bound {numbers['elbo']:.3f} nats, of which the divergence takes {terms['kl']:.3f}"
+            bound, _ = evaluate(model, self.dataset.test, self.here, density="elbo")
+            numbers["elbo"] = bound.nats
+            words += f"; evidence lower bound {bound.nats:.3f} +- {bound.error:.3f} nats"
         return score.nats, numbers, words
 
     def _samples(self, model: Encoded) -> Tensor:

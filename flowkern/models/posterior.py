@@ -18,8 +18,6 @@ from flowkern.nn.heads import randn
 from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import Affine
 
-START = Affine("soft_clipped_exp", "scale_shift")  # z_0 = mean + std eps; a deviation that cannot overflow
-
 
 class Posterior(nn.Module):
     r"""q(z | x) = the law of z_T: z_0 = mean + std eps with eps ~ N(0, I), then T gated steps z_t = s z_{t-1} + (1 - s) m.
@@ -55,13 +53,14 @@ class Posterior(nn.Module):
             InverseAutoregressive(latent, hidden, self.context, activation, ("natural", "reverse")[t % 2], gated)
             for t in range(transforms)
         )
+        self.start_map = Affine("soft_clipped_exp", "scale_shift")  # z_0 = mean + std eps; a deviation that cannot overflow
         # The first step as a network that sees nothing: a hidden unit between, so that its weights stay small. What the
         # encoder gives is added to its outputs.
         masks = [
             torch.zeros(1, latent, dtype=torch.bool, device="cpu"),
             torch.ones(2 * latent, 1, dtype=torch.bool, device="cpu"),
         ]
-        self.start = AutoregressivePlan(masks, layout="parameter_major", addends=(1,), biases=(False, False))
+        self.start_plan = AutoregressivePlan(masks, layout="parameter_major", addends=(1,), biases=(False, False))
 
     @property
     def outputs(self) -> int:
@@ -93,14 +92,14 @@ class Posterior(nn.Module):
     def terms(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """z_T as :meth:`draw` gives it, and for each dimension its share of log q(z_T | x), (..., latent)."""
         first, h = self._split(encoded)
-        z, log_slope = START.oracle(eps, *first.chunk(2, -1))
+        z, log_slope = self.start_map.oracle(eps, *first.chunk(2, -1))
         z, others = through(self._layers(), z, h)
         return z, normal_terms(eps) - log_slope - others
 
     def gaussian(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-deviation (..., latent) of z_0."""
         mean, raw = self._split(encoded)[0].chunk(2, -1)
-        return mean, START.oracle(torch.zeros_like(mean), mean, raw)[1]
+        return mean, self.start_map.oracle(torch.zeros_like(mean), mean, raw)[1]
 
     def _layers(self) -> list[InverseAutoregressive]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -112,9 +111,9 @@ class Posterior(nn.Module):
         return first, h
 
     def _start(self, first: Tensor, inverse: bool) -> ops.NetworkStep:
-        weights = [first.new_zeros(shape) for shape in self.start.weight_shapes]
+        weights = [first.new_zeros(shape) for shape in self.start_plan.weight_shapes]
         return ops.NetworkStep(
-            inverse, {"weights": weights, "biases": [], "plan": self.start, "addends": [first], "map": START}
+            inverse, {"weights": weights, "biases": [], "plan": self.start_plan, "addends": [first], "map": self.start_map}
         )
 
 

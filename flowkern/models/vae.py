@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -97,8 +97,9 @@ class VAE(Model):
     """
 
     takes_shapes = True
-    data = "digits"
+    default_data = "digits"
     _like: Tensor
+    _free_bits: Tensor | None
 
     @configured
     def __init__(
@@ -142,7 +143,7 @@ class VAE(Model):
         self.samples, self.importance = whole_number("samples", samples, 1), whole_number("importance", importance, 1)
         self.kl_warmup, self.beta = whole_number("kl_warmup", kl_warmup, 0), 1.0
         self._dreg = gradient == "dreg"
-        self._free_bits = _free_bits(free_bits, self.latent)
+        self.register_buffer("_free_bits", _free_bits(free_bits, self.latent), persistent=False)
         if self._free_bits is not None and (self.samples > 1 or self._dreg):
             raise ValueError("free_bits: only the bound of one sample, with the pathwise gradient, has a divergence to bound")
         steps = whole_number("transforms", transforms, 1)
@@ -200,11 +201,11 @@ class VAE(Model):
         divergence = kl.mean(0).sum()
         cost = divergence
         if self._free_bits is not None and self.training:
-            cost = torch.maximum(kl.mean(0), self._free_bits.to(kl)).sum()
+            cost = torch.maximum(kl.mean(0), self._free_bits).sum()
         return {"loss": reconstruction + beta * cost, "reconstruction": reconstruction.detach(), "kl": divergence.detach()}
 
     def _divergence(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: (rows, latent) where it is wanted so, else (rows,)."""
+        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: (rows, latent) where it is known by dimension, else (rows, 1)."""
         if self._analytic:
             mean, log_std = self._posterior.gaussian(encoded)
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
@@ -252,14 +253,27 @@ class VAE(Model):
         """
         rows, batch = self._rows(x, context)
         n = self.importance if samples is None else whole_number("samples", samples, 1)
-        encoded, noise = self._encode(rows), self._noise()
         total = rows.new_full((len(rows),), -math.inf)
+        for log_weights in self._log_weights(rows, n):
+            total = torch.logaddexp(total, torch.logsumexp(log_weights, 0))
+        return (total - math.log(n)).reshape(batch)
+
+    def elbo(self, x: Tensor, *, samples: int | None = None) -> Tensor:
+        """The evidence lower bound of each x in nats, with the batch's shape: the mean of the logarithms of those weights."""
+        rows, batch = self._rows(x)
+        n = self.importance if samples is None else whole_number("samples", samples, 1)
+        total = rows.new_zeros(len(rows))
+        for log_weights in self._log_weights(rows, n):
+            total = total + log_weights.sum(0)
+        return (total / n).reshape(batch)
+
+    def _log_weights(self, rows: Tensor, n: int) -> Iterator[Tensor]:
+        """Those of n samples for each row, (some, rows) at a time."""
+        encoded, noise = self._encode(rows), self._noise()
         at_once = max(1, AT_ONCE // max(1, len(rows)))
         for first in range(0, n, at_once):
-            eps = noise((min(at_once, n - first), len(rows), self.latent))
-            log_likelihood, ratio = self._weigh(rows, encoded, eps)
-            total = torch.logaddexp(total, torch.logsumexp(log_likelihood - ratio, 0))
-        return (total - math.log(n)).reshape(batch)
+            log_likelihood, ratio = self._weigh(rows, encoded, noise((min(at_once, n - first), len(rows), self.latent)))
+            yield log_likelihood - ratio
 
     # -- samples ----------------------------------------------------------------------------------------------------
 
@@ -391,12 +405,12 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> Tensor | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given).double()
+    bits = numbers("free_bits", given).float()
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
     if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
         raise ValueError(f"free_bits: expected nats of at least 0, not all of them 0 (None is for no free bits), got {given}")
-    return bits
+    return bits.expand(latent).clone()
 
 
 def _module(name: str, given: nn.Module | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +40,15 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) -> tuple[Score, Tensor]:
+def evaluate(
+    model: Encoded, rows: Rows, processes: Processes, seed: int = 0, density: str = "log_prob"
+) -> tuple[Score, Tensor]:
     """How probable rows are under a model: the score of all, and the log-density (n,) of each in nats, float64.
 
-    The noise of an encoding comes from the seed: any number of processes finds the same.
+    The noise of an encoding comes from the seed: any number of processes finds the same. ``density`` is the model's method
+    that gives it, such as ``elbo`` of a VAE.
     """
+    score_of: Callable[..., Tensor] = getattr(model.model, density)
     _place(model, processes)
     size = model.event_shape.numel()
     at_once = ROWS if model.encoding.rate is None else max(1, AUDIO // size)
@@ -54,7 +59,7 @@ def evaluate(model: Encoded, rows: Rows, processes: Processes, seed: int = 0) ->
     for batch in batches.in_order():
         z, *context = batch.parts
         log_det = model.encoding.log_det(z.cpu().reshape(-1, *model.event_shape))
-        both = torch.stack([model.model.log_prob(z, *context).double().cpu() + log_det, log_det])
+        both = torch.stack([score_of(z, *context).double().cpu() + log_det, log_det])
         own.append(both if batch.weight else both[:, :0])
     nats, log_det = torch.cat([part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch], 1)
     mean, n = float(nats.mean()), len(nats)

@@ -31,7 +31,6 @@ WHOLE = {
         "levels": [["head=categorical", "categories=3"], ["head=logistics", "levels=3", "components=2"]],
     },
     "vae": {
-        "binary": [["likelihood=bernoulli", "posterior=diag"]],
         "levels": [["likelihood=logistic", "levels=3", "prior=maf", "samples=2", "gradient=dreg", "kl_warmup=4"]],
     },
 }
