@@ -34,7 +34,7 @@ def made(name: str) -> tuple[Model, Any, Any]:
 
 def statuses(model: Any) -> list[str]:
     rows = fk.explain(model).rows
-    return [status for _, cls, status in rows if "Autoregressive" in cls]
+    return [status for _, cls, status in rows if "Autoregressive" in cls or "Coupling" in cls]
 
 
 def parameters_of(model: Any) -> dict[str, torch.Tensor]:
