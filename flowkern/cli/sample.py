@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help="of audio: below 1 it is calmer than the data (1)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="of flows and of audio: below 1 samples are calmer than the data (1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another gives other samples (0)")
     parser.add_argument(
         "--output",
@@ -73,18 +75,22 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     from flowkern.cli.processes import first_does, say
     from flowkern.cli.report import check_finite
     from flowkern.cli.trained import run_of
+    from flowkern.flows import Flow
     from flowkern.training import sample
 
-    for name in ("seconds", "temperature"):
-        if getattr(options, name) is not None:
+    takes = {"seconds": False, "temperature": isinstance(model.model, Flow)}
+    for name, known in takes.items():
+        if getattr(options, name) is not None and not known:
             rows = "leave it out with -n, which draws rows as long as in training"
-            why = rows if _streams(model) else "only of models that draw sounds of any length, such as wavenet"
+            flows = "flows and " if name == "temperature" else ""
+            why = rows if _streams(model) else f"only of {flows}models that draw sounds of any length, such as wavenet"
             raise CommandError(f"--{name}: {why}; got {getattr(options, name):g}")
+    temperature = _temperature(options)
     images, n = len(model.event_shape) == 3, options.n or ROWS
     single = images or model.encoding.rate is not None
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
     tables.check(output)
-    samples = sample(model, n, here, options.seed)
+    samples = sample(model, n, here, options.seed, temperature)
     check_finite(samples, "nothing was written")
     made = run_of(options.folder)
     first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
@@ -141,20 +147,25 @@ def _show(file: WaveFile, meter: Meter, picture: Path) -> None:
         print(f"{file.held}, a picture of it in {picture}; {meter.speed}", flush=True)
 
 
+def _temperature(options: argparse.Namespace) -> float:
+    temperature = 1.0 if options.temperature is None else options.temperature
+    if not 0 < temperature < math.inf:
+        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
+    return float(temperature)
+
+
 def _asked(options: argparse.Namespace, rate: int) -> tuple[int, float, Path]:
     """Samples, temperature and file that a command line asks for."""
     from flowkern.cli.tables import check_folder
     from flowkern.cli.waves import LARGEST
 
     seconds = SECONDS if options.seconds is None else options.seconds
-    temperature = 1.0 if options.temperature is None else options.temperature
+    temperature = _temperature(options)
     longest = LARGEST // 2 // rate
     if not 1 / rate <= seconds <= longest:  # and no NaN
         raise CommandError(
             f"--seconds: expected a number from {1 / rate:g} to {longest:,}, what a .wav file holds; got {seconds:g}"
         )
-    if not 0 < temperature < math.inf:
-        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
     path = Path(options.output or Path(options.folder) / "samples.wav")
     if path.suffix.lower() != ".wav":
         raise CommandError(f"--output: expected a name that ends in .wav, as the model is one of audio, got {options.output!r}")

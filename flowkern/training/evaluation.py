@@ -76,15 +76,19 @@ def mean_terms(model: Model, rows: Rows, encoding: Encoder | None, processes: Pr
 
 
 @torch.no_grad()
-def sample(model: Encoded, n: int, processes: Processes, seed: int = 0) -> Tensor:
-    """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes."""
+def sample(model: Encoded, n: int, processes: Processes, seed: int = 0, temperature: float = 1.0) -> Tensor:
+    """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes.
+
+    A temperature other than 1 is one of flows, see :meth:`flowkern.flows.Flow.sample`.
+    """
     model.eval().to(processes.device)
     model.encoding.cpu()
     starts = range(0, n, CHUNK)
+    options = {} if temperature == 1 else {"temperature": temperature}
     own = {}
     for i in range(processes.rank, len(starts), processes.count):
         generator = torch.Generator(processes.device).manual_seed(seeded(seed, i).initial_seed())
-        z = model.model.sample((min(CHUNK, n - starts[i]),), generator=generator).cpu()
+        z = model.model.sample((min(CHUNK, n - starts[i]),), generator=generator, **options).cpu()
         own[i] = model.encoding.decode(z.reshape(-1, *model.event_shape))
     all_chunks = {i: chunk for part in processes.gather(own) for i, chunk in part.items()}
     return torch.cat([all_chunks[i] for i in range(len(starts))])
