@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from flowkern import ops
 from flowkern._checks import autocasts
 from flowkern._tensors import outside_modes, version
-from flowkern.adapters.calls import serving
-from flowkern.adapters.network import Network, UnsupportedError, error_of
+from flowkern.adapters.calls import fast, serving
+from flowkern.adapters.network import Linear, Network, PeerNetwork, Reading, UnsupportedError, error_of, stored
+from flowkern.nn.coupling_step import FEW_ROWS, FEW_WEIGHTS
 from flowkern.univariate import UnivariateMap
 
 
@@ -28,23 +29,21 @@ class Conditioner:
     Args:
         name: of the module on the layer.
         call: (module, what passes, context) -> its result.
-        parameters: from its result, and the number of transformed features, to the parameters of the map in their order.
-        dim: the dimension in which it expects features, or the channels of images.
+        parameters: from its result to the parameters of the map in their order.
     """
 
     name: str
     call: Callable[[Any, Tensor, Any], Tensor]
-    parameters: Callable[[Tensor, int], Sequence[Tensor]]
-    dim: int
+    parameters: Callable[[Tensor], Sequence[Tensor]]
 
 
 class CouplingNetwork(Network):
-    """What a coupling layer computes.
+    """What a coupling layer of vectors computes.
 
     Args:
         layer: the library's.
-        names: of its buffers that say what is transformed: a checkpoint may bring others.
-        split: from these to the features, or channels, that pass and those that are transformed, in their orders.
+        mask: the name of its buffer that says what is transformed: a checkpoint may bring another.
+        split: from this buffer to the features that pass and those that are transformed, in their orders.
         map: the univariate map.
         conditioner: how its network is asked.
     """
@@ -52,51 +51,48 @@ class CouplingNetwork(Network):
     def __init__(
         self,
         layer: nn.Module,
-        names: Sequence[str],
-        split: Callable[..., tuple[Tensor, Tensor]],
+        mask: str,
+        split: Callable[[Tensor], tuple[Tensor, Tensor]],
         map: UnivariateMap,
         conditioner: Conditioner,
     ) -> None:
         self._buffers, self._modules = layer._buffers, layer._modules  # which live as long as the layer
-        self._names, self._split, self.map, self.conditioner = tuple(names), split, map, conditioner
+        self._mask, self._split, self.map, self.conditioner = mask, split, map, conditioner
         self._read()
 
     def _read(self) -> None:
-        found: list[Any] = [self._buffers.get(name) for name in self._names]
-        if any(t is None or t.is_meta for t in found):
+        mask = self._buffers.get(self._mask)
+        if mask is None or mask.is_meta:
             raise UnsupportedError("what it transforms is no buffer with values")
-        self._seen = [(t, version(t)) for t in found]
+        self._seen = mask, version(mask)
         with outside_modes():
-            self.passing, self.order = (tuple(t.tolist()) for t in self._split(*found))
+            self.passing, self.order = (tuple(t.tolist()) for t in self._split(mask))
         self.features = len(self.passing) + len(self.order)
-        if sorted((*self.passing, *self.order)) != list(range(self.features)) or not self.order:
-            raise UnsupportedError("what it transforms and what passes are not all its features")
-        self._tables: dict[tuple[int | None, torch.device], Tensor] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def _table(self, pixels: int | None, device: torch.device) -> Tensor:
-        """The features that pass; or, for so many pixels a channel, the columns of the parameters of every feature."""
-        key = pixels, device
-        if key not in self._tables:
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The features that pass, and the column of every feature's parameters."""
+        if device not in self._tables:
             with outside_modes():
-                made = torch.tensor(self.passing, dtype=torch.int64, device="cpu")
-                if pixels is not None:
-                    column = torch.full((self.features, 1), -1, device="cpu")
-                    column[list(self.order), 0] = torch.arange(len(self.order), device="cpu")
-                    made = torch.where(column < 0, -1, column * pixels + torch.arange(pixels, device="cpu")).flatten()
-                self._tables[key] = made.to(device)
-        return self._tables[key]
+                column = torch.full((self.features,), -1, device="cpu")
+                column[list(self.order)] = torch.arange(len(self.order), device="cpu")
+                passing = torch.tensor(self.passing, dtype=torch.int64, device="cpu")
+                self._tables[device] = passing.to(device), column.to(device)
+        return self._tables[device]
 
     def same_as(self, other: CouplingNetwork) -> bool:
         """Whether map and split are the same."""
-        return self.map == other.map and (self.order, self.passing) == (other.order, other.passing)
+        return (
+            type(other) is type(self) and self.map == other.map and (self.order, self.passing) == (other.order, other.passing)
+        )
 
     def touched(self) -> bool:
-        """Whether the buffers of the split were exchanged, or written to."""
-        seen = zip(self._names, self._seen, strict=True)
-        return any(self._buffers.get(name) is not t or version(t) != before for name, (t, before) in seen)
+        """Whether the buffer of the split was exchanged, or written to."""
+        mask, before = self._seen
+        return self._buffers.get(self._mask) is not mask or version(mask) != before
 
     def follow(self) -> bool:
-        """A new split where they were changed."""
+        """A new split where it was changed."""
         if not self.touched():
             return False
         before = self.order, self.passing
@@ -108,43 +104,149 @@ class CouplingNetwork(Network):
 
     def serves(self, x: Any) -> bool:
         """Whether the operator takes this input."""
-        dim = self.conditioner.dim
         return (
             isinstance(x, Tensor)
             and x.dtype in (torch.float32, torch.float64)
             and not x.is_meta
-            and x.dim() > max(dim, -dim - 1)
-            and x.shape[dim] == self.features
+            and x.dim() > 0
+            and x.shape[-1] == self.features
             and not autocasts(x)
         )
 
     def run(self, x: Tensor, context: Any, inverse: bool) -> tuple[Tensor, Tensor]:
         """The value and the log-determinant; both directions ask the conditioner once."""
-        dim = self.conditioner.dim
-        seen = x.index_select(dim, self._table(None, x.device))
-        found = self.conditioner.call(self._modules[self.conditioner.name], seen, context)
-        parameters = [p.to(x.dtype) for p in self.conditioner.parameters(found, len(self.order))]
-        if dim == -1 or x.dim() == 2:
-            z, log_det = self._mapped(x, parameters, 1, inverse)
-            return z, log_det
-        z, log_det = self._mapped(x.flatten(1), [p.flatten(1) for p in parameters], x.shape[2:].numel(), inverse)
-        return z.reshape(x.shape), log_det
-
-    def _mapped(self, x: Tensor, parameters: Sequence[Tensor], pixels: int, inverse: bool) -> tuple[Tensor, Tensor]:
-        return ops.coupling(x, *parameters, transformed=self._table(pixels, x.device), map=self.map, inverse=inverse)
+        passing, transformed = self._tables_on(x.device)
+        asked = self._modules[self.conditioner.name], x.index_select(-1, passing), context
+        parameters = [p.to(x.dtype) for p in self.conditioner.parameters(self.conditioner.call(*asked))]
+        return ops.coupling(x, *parameters, transformed=transformed, map=self.map, inverse=inverse)
 
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
         """Compares both directions on two rows, with noise in the place of what the conditioner gives."""
         x = noise(2, self.features)
         self._modules[self.conditioner.name] = _Given(noise(2, len(self.order) * self.map.count))
         for inverse in (False, True):
-            expected = evaluate(x, inverse)
+            expected = evaluate(x, None, inverse)
             for name, ours, theirs in zip(("value", "log-determinant"), self.run(x, None, inverse), expected, strict=True):
                 error = error_of(ours, theirs)
                 if not error < 1e-9:
                     way = " backwards" if inverse else ""
                     return f"its {name}{way} differs from the operator's by {error:.1e}: another version of the formula?"
         return None
+
+
+class _Of(Linear):
+    """A linear map of the conditioner as one of the whole layer.
+
+    Args:
+        split: the layer.
+        first, last: whether it is the first, the last, or both.
+    """
+
+    def __init__(self, module: nn.Module, split: MaskedCoupling, first: bool, last: bool) -> None:
+        super().__init__(module)
+        self.split, self.first, self.last = split, first, last
+
+    def mask(self) -> Tensor:
+        """What passes, and the context, is read; parameters of what is transformed are given."""
+        weight: Any = stored(self.module, "weight")
+        rows, columns = (torch.ones(n, dtype=torch.bool, device="cpu") for n in weight.shape)
+        if self.first:
+            columns = self._wide(columns, self.split.columns("cpu"), self.split.width)
+        if self.last:
+            rows = self._wide(rows, self.split.rows("cpu"), self.split.outputs)
+        return rows[:, None] & columns
+
+    def masks(self) -> list[Tensor | None]:
+        return []
+
+    def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().tensors(read)
+        if self.first:
+            columns = self.split.columns(weight.device)
+            weight = weight.new_zeros(len(weight), self.split.width).index_copy(1, columns, weight)
+        if self.last:
+            rows = self.split.rows(weight.device)
+            weight = weight.new_zeros(self.split.outputs, weight.shape[1]).index_copy(0, rows, weight)
+            bias = None if bias is None else self._wide(bias, rows, self.split.outputs)
+        return weight, bias
+
+    @staticmethod
+    def _wide(t: Tensor, places: Tensor, size: int) -> Tensor:
+        return t.new_zeros(size).index_copy(0, places, t)
+
+
+class MaskedCoupling(PeerNetwork):
+    """A coupling layer of vectors as a masked network of two levels: one call for conditioner and map, and for neighbours.
+
+    Its map is the identity where the parameters are zero. What passes comes first in the input of the conditioner, then the
+    context; the parameters of a feature lie together.
+
+    Args:
+        parts: the same layer as conditioner and operator, which serve few rows of a large network.
+        context: number of context features.
+        linears: the conditioner's linear maps, an activation between each two.
+    """
+
+    def __init__(self, parts: CouplingNetwork, context: int, linears: Sequence[nn.Module]) -> None:
+        super().__init__(parts.features, context, parts.map)
+        self.parts, self._places = parts, {}
+        self.width, self.outputs = self.features + context, self.features * self.map.count
+        self.context_columns = range(self.features, self.width)
+        for i, module in enumerate(linears):
+            first, last = i == 0, i + 1 == len(linears)
+            self.add(_Of(module, self, first, last), activated=not last)
+        self.weights = sum(stored(module, "weight").numel() for module in linears)  # type: ignore[union-attr]
+
+    def columns(self, device: Any) -> Tensor:
+        """The columns of the first map."""
+        return self._placed("columns", [*self.parts.passing, *self.context_columns], device)
+
+    def rows(self, device: Any) -> Tensor:
+        """The rows of the last map."""
+        count = self.map.count
+        return self._placed("rows", [d * count + i for d in self.parts.order for i in range(count)], device)
+
+    def _placed(self, name: str, places: list[int], device: Any) -> Tensor:
+        key = name, torch.device(device)
+        if key not in self._places:
+            with outside_modes():
+                self._places[key] = torch.tensor(places, device="cpu").to(device)
+        return self._places[key]
+
+    def touched(self) -> bool:
+        """Whether the split may be another."""
+        return self.parts.touched()
+
+    def follow(self) -> bool:
+        """A new plan where it is."""
+        if not self.parts.follow():
+            return False
+        self._places = {}
+        self._plan()
+        return True
+
+    def fits(self, x: Any, context: Any) -> bool:
+        """The same, for as many rows as make it worth the packing."""
+        return super().fits(x, context) and self._worthwhile(x)
+
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same."""
+        return super().fits_like(x, width) and self._worthwhile(x)
+
+    def _worthwhile(self, x: Tensor) -> bool:
+        return x.is_cpu and (x.shape[:-1].numel() >= FEW_ROWS or self.weights <= FEW_WEIGHTS)
+
+    def serves(self, x: Any) -> bool:
+        """Whether the operator takes this input from the conditioner."""
+        return self.parts.serves(x)
+
+    def run(self, x: Tensor, context: Any, inverse: bool) -> tuple[Tensor, Tensor]:
+        """By the conditioner and the operator."""
+        return self.parts.run(x, context, inverse)
+
+    def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
+        """Of either way."""
+        return super().disagreement(evaluate, noise) or self.parts.disagreement(evaluate, noise)
 
 
 class _Given(nn.Module):
@@ -159,6 +261,12 @@ class _Given(nn.Module):
 
 
 def coupled(layer: Any, x: Any, context: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    """(y, log_det) by the operator, or ``None`` where the library's own code must serve the call."""
+    """(y, log_det) by the operators, or ``None`` where the library's own code must serve the call."""
     state = serving(layer, inverse)
-    return state.network.run(x, context, inverse) if state is not None and state.network.serves(x) else None
+    if state is None:
+        return None
+    if isinstance(state.network, MaskedCoupling):
+        found = fast(layer, x, context, inverse)
+        if found is not None:
+            return found
+    return state.network.run(x, context, inverse) if state.network.serves(x) else None

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.coupling import Conditioner, CouplingNetwork, coupled
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
@@ -112,20 +111,15 @@ def _epsilon(layer: Any) -> float:
     function = getattr(layer, "scale_activation", None)
     if function is None:
         return layer._epsilon
-    return _constant_beside(function, F.softplus, "softplus")
-
-
-def _constant_beside(function: Any, known: Callable[[Tensor], Tensor], name: str) -> float:
-    """The constant that a function adds to a known one."""
     held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     # The default holds the layer that made it, or of which this one is a copy.
     other = [h for h in (function, *held) if getattr(h, "scale_activation", None) is not function]
     if any(isinstance(h, (Tensor, nn.Module)) for h in other):
         raise UnsupportedError("its scale_activation may hold parameters")
     probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
-    epsilon = (function(probe) - known(probe)).double()
+    epsilon = (function(probe) - F.softplus(probe)).double()
     if not torch.allclose(epsilon, epsilon[0], rtol=0, atol=1e-12) or epsilon[0] < 0:
-        raise UnsupportedError(f"its scale_activation is not {name} plus a constant")
+        raise UnsupportedError("its scale_activation is not softplus plus a constant")
     return float(epsilon[0])
 
 
@@ -154,60 +148,9 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
 
 
 METHODS = {"forward": forward, "inverse": inverse}
-
-# -- couplings --------------------------------------------------------------------------------------------------------
-
-
-def read_coupling(layer: Any) -> CouplingNetwork:
-    """The affine and the additive coupling of rows and of the channels of images: all shifts, then all raw scales."""
-    if layer.unconditional_transform is not None:
-        raise UnsupportedError("its unconditional_transform maps what passes, too")
-    additive = layer._transform_dim_multiplier() == 1
-    map = affine("none", "scale_shift") if additive else affine("sigmoid", "scale_shift", 2.0, _coupling_epsilon(layer))
-    return CouplingNetwork(
-        layer, ("identity_features", "transform_features"), lambda passing, chosen: (passing, chosen), map, ASKED
-    )
-
-
-def _coupling_epsilon(layer: Any) -> float:
-    """scale = sigmoid(a + 2) + eps; glasflow takes any function, which is probed."""
-    function = getattr(layer, "scale_activation", None)
-    return 1e-3 if function is None else _constant_beside(function, lambda a: torch.sigmoid(a + 2), "sigmoid of a + 2")
-
-
-ASKED = Conditioner(
-    "transform_net",
-    lambda net, seen, context: net(seen, context),
-    lambda found, count: (found,) if found.shape[1] == count else (found[:, :count], found[:, count:]),
-    1,
-)
-
-
-def evaluate_coupling(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Either direction."""
-    return (type(layer).inverse if inverse else type(layer).forward)(layer, x)
-
-
-def coupling_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The conditioner, and one pass."""
-    return _couple(self, inputs, context, inverse=False) or own(self, "forward")(self, inputs, context)
-
-
-def coupling_inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The conditioner, and one pass."""
-    return _couple(self, inputs, context, inverse=True) or own(self, "inverse")(self, inputs, context)
-
-
-def _couple(self: Any, inputs: Any, context: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    if not isinstance(inputs, Tensor) or inputs.dim() not in (2, 4):  # which is an error to the library
-        return None
-    return coupled(self, inputs, context, inverse)
-
-
-COUPLED = Layer(read_coupling, evaluate_coupling, {"forward": coupling_forward, "inverse": coupling_inverse})
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "only rational-quadratic splines with linear tails have an operator, and of some libraries they are not read yet"
-COUPLING = "only affine and additive couplings have an operator here"
+COUPLING = "its own code is as fast as the operator after its network, and the network has no operator"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
 # -- flows ------------------------------------------------------------------------------------------------------------
@@ -385,8 +328,6 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             autoregressive + "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Layer(
                 functools.partial(read_spline, transforms + ".made."), evaluate, METHODS
             ),
-            transforms + ".coupling.AffineCouplingTransform": COUPLED,
-            transforms + ".coupling.AdditiveCouplingTransform": COUPLED,
         },
         left_alone={
             autoregressive + "AutoregressiveTransform": SPLINE,

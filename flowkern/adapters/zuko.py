@@ -13,7 +13,7 @@ from torch.distributions.utils import _standard_normal, _sum_rightmost
 
 from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.coupling import Conditioner, CouplingNetwork, coupled
+from flowkern.adapters.coupling import Conditioner, CouplingNetwork, MaskedCoupling, coupled
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
@@ -160,13 +160,26 @@ def _make_transform_class(base: Any) -> Any:
 # -- couplings --------------------------------------------------------------------------------------------------------
 
 
-def read_coupling(layer: Any) -> CouplingNetwork:
+def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
     """True in the mask is what passes; of a transformed feature shift and raw scale lie together."""
     _coupling_class(sys.modules["zuko.transforms"].CouplingTransform)
     map = _univariate(layer)
     if not isinstance(map, Affine):
         raise UnsupportedError("its univariate map is a spline: only affine couplings have an operator here")
-    return CouplingNetwork(layer, ("mask",), lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()), map, ASKED)
+    parts = CouplingNetwork(layer, "mask", lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()), map, ASKED)
+    modules = list(layer.hyper)
+    linears, between = modules[::2], modules[1::2]
+    plain = differs(type(layer.hyper), "zuko.nn.MLP") is None and all(
+        differs(type(m), "zuko.nn.Linear") is None for m in linears
+    )
+    if not plain or len(linears) != len(between) + 1 or any(m.weight.dim() > 2 for m in linears):
+        return parts
+    try:
+        network = MaskedCoupling(parts, linears[0].weight.shape[1] - len(parts.passing), linears)
+        network.activation = activation_of(*between)
+        return network.finish(layer.hyper)
+    except UnsupportedError:
+        return parts
 
 
 def _ask(hyper: Any, seen: Tensor, context: Tensor | None) -> Tensor:
@@ -181,12 +194,12 @@ def broadcast(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return x.expand(*batch, -1), c.expand(*batch, -1)
 
 
-ASKED = Conditioner("hyper", _ask, lambda found, count: (found[..., 0::2], found[..., 1::2]), -1)
+ASKED = Conditioner("hyper", _ask, lambda found: (found[..., 0::2], found[..., 1::2]))
 
 
-def evaluate_coupling(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+def evaluate_coupling(layer: Any, x: Tensor, context: Tensor | None, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """Either direction."""
-    transform = type(layer).forward(layer)
+    transform = type(layer).forward(layer, context)
     return (transform.inv if inverse else transform).call_and_ladj(x)
 
 
@@ -243,10 +256,13 @@ def _coupling_class(base: Any) -> Any:
 _METHODS = frozenset(("forward", "inv"))
 
 
+_NETWORKS = ("zuko.flows.autoregressive.MaskedAutoregressiveTransform", "zuko.flows.coupling.GeneralCouplingTransform")
+
+
 @by_class
 def _kind(cls: type) -> str | None:
     """How objects of a class take part in a chain."""
-    if class_path(peer_class(cls)) == "zuko.flows.autoregressive.MaskedAutoregressiveTransform":
+    if class_path(peer_class(cls)) in _NETWORKS:
         return "network" if cls is not peer_class(cls) else None
     names = {"LazyComposedTransform": "composed", "LazyInverse": "inverse", "UnconditionalTransform": "constant"}
     found = names.get(peer_class(cls).__name__)

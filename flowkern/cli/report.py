@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowkern.cli import pictures
 from flowkern.cli.errors import CommandError
+from flowkern.flows import Flow
 from flowkern.models import VAE
 from flowkern.training import Score
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SIDE = 8  # of a grid of images
 SHOWN = 10_000  # rows of a table in a picture
 HEARD = 3  # of audio
+TEMPERATURES = 0.5, 0.7, 1.0
+WAYS = 8  # between images, in as many steps
 
 
 def verdict(score: Score, model: Encoded) -> str:
@@ -83,6 +86,35 @@ def latents(model: Encoded, vae: VAE, images: Tensor) -> dict[str, Tensor]:
     traversals = torch.stack([vae.traverse(x[0], int(d), values) for d in dimensions])
     grids = {"images": x, "reconstructions": vae.reconstruct(x), "interpolations": ways, "traversals": traversals}
     return {title: model.encoding.decode(grid.reshape(-1, *model.event_shape)) for title, grid in grids.items()}
+
+
+def of_a_flow(model: Encoded, dataset: Dataset, seed: int) -> tuple[dict[str, bytes], dict[str, float]]:
+    """What only a flow has: of images, samples at temperatures and ways between real ones; the error of the round trip.
+
+    The error is the largest difference between test rows, as the flow sees them, and what the inverse makes of their noise.
+    """
+    flow, levels = model.model, dataset.levels or 256
+    if not isinstance(flow, Flow) or dataset.rate is not None or flow.conditional:
+        return {}, {}
+    z, _ = model.encode(dataset.test[torch.arange(min(len(dataset.test), SHOWN // 10))])
+    with torch.no_grad():
+        noise, _ = flow.transform(z)
+        numbers = {"round_trip_error": float((flow.transform.inverse(noise)[0] - z).abs().max())}
+        if not dataset.images:
+            return {}, numbers
+        drawn = {}
+        for t in TEMPERATURES:
+            generator = torch.Generator(noise.device).manual_seed(seed)
+            drawn[f"temperature {t:g}"] = flow.sample((WAYS**2,), generator=generator, temperature=t)
+        first, last = (part.unsqueeze(1) for part in noise[: 2 * WAYS].tensor_split([min(WAYS, len(noise) // 2)]))
+        step = torch.linspace(0, 1, WAYS, device=noise.device).reshape(1, -1, *(1 for _ in flow.noise_shape))
+        ways = torch.lerp(first, last[: len(first)], step).flatten(0, 1)
+        between = {"from one real image to another": flow.transform.inverse(ways)[0]}
+    made = {}
+    for name, grids in (("temperatures.png", drawn), ("interpolations.png", between)):
+        rows = {title: model.encoding.decode(z.cpu().reshape(-1, *model.event_shape)) for title, z in grids.items()}
+        made[name] = pictures.image_grids(rows, levels)
+    return made, numbers
 
 
 def spread(rows: Rows, most: int) -> Tensor:

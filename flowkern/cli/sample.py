@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
     )
     parser.add_argument("--like", metavar="FILE", help="of a vocoder: the recording (.wav, .flac) whose spectrogram it speaks")
-    parser.add_argument("--temperature", type=float, metavar="T", help="of audio: below 1 it is calmer than the data (1)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="of flows and of audio: below 1 samples are calmer than the data (1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another gives other samples (0)")
     parser.add_argument(
         "--output",
@@ -87,12 +89,15 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     from flowkern.cli.processes import first_does, say
     from flowkern.cli.report import check_finite
     from flowkern.cli.trained import run_of
+    from flowkern.flows import Flow
     from flowkern.training import sample
 
-    for name in ("seconds", "temperature"):
-        if getattr(options, name) is not None:
+    takes = {"seconds": False, "temperature": isinstance(model.model, Flow)}
+    for name, known in takes.items():
+        if getattr(options, name) is not None and not known:
             rows = "leave it out with -n, which draws rows as long as in training"
-            why = rows if _streams(model) else "only of models that draw sounds of any length, such as wavenet"
+            flows = "flows and " if name == "temperature" else ""
+            why = rows if _streams(model) else f"only of {flows}models that draw sounds of any length, such as wavenet"
             raise CommandError(f"--{name}: {why}; got {getattr(options, name):g}")
     made = run_of(options.folder)
     given = context_of(options.given, model.context_encoding, made, options.folder)
@@ -101,7 +106,8 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     single = images or model.encoding.rate is not None
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
     tables.check(output)
-    samples = sample(model, n, here, options.seed, None if given is None else given.repeat_interleave(each, 0))
+    context = None if given is None else given.repeat_interleave(each, 0)
+    samples = sample(model, n, here, options.seed, context, _temperature(options))
     check_finite(samples, "nothing was written")
     first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
     say(here, f"{n:,} samples are in {output}")
@@ -172,6 +178,13 @@ def _recording(path: str, rate: int) -> Tensor:
         raise CommandError(f"--like: cannot read {path}: {error.strerror or error}") from None
 
 
+def _temperature(options: argparse.Namespace) -> float:
+    temperature = 1.0 if options.temperature is None else options.temperature
+    if not 0 < temperature < math.inf:
+        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
+    return float(temperature)
+
+
 def _asked(options: argparse.Namespace, rate: int, recording: Tensor | None) -> tuple[int, float, Path]:
     """Samples, temperature and file that a command line asks for; no more samples than of a recording to speak like."""
     from flowkern.cli.tables import check_folder
@@ -179,7 +192,7 @@ def _asked(options: argparse.Namespace, rate: int, recording: Tensor | None) -> 
 
     usual = SECONDS if recording is None else len(recording) / rate
     seconds = usual if options.seconds is None else options.seconds
-    temperature = 1.0 if options.temperature is None else options.temperature
+    temperature = _temperature(options)
     longest = LARGEST // 2 // rate
     if not 1 / rate <= seconds <= longest:  # and no NaN
         raise CommandError(
@@ -187,8 +200,6 @@ def _asked(options: argparse.Namespace, rate: int, recording: Tensor | None) -> 
         )
     if recording is not None and round(seconds * rate) > len(recording):
         raise CommandError(f"--seconds: expected at most the {usual:g} of {options.like}; got {seconds:g}")
-    if not 0 < temperature < math.inf:
-        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
     path = Path(options.output or Path(options.folder) / "samples.wav")
     if path.suffix.lower() != ".wav":
         raise CommandError(f"--output: expected a name that ends in .wav, as the model is one of audio, got {options.output!r}")

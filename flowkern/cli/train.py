@@ -40,6 +40,8 @@ FILES = (
     "samples.png",
     "density.png",
     "latents.png",
+    "temperatures.png",
+    "interpolations.png",
     "throughput.png",
     "results.json",
 )  # what a run may leave, besides checkpoints and TensorBoard's folder
@@ -245,9 +247,10 @@ class Run:
             raise CommandError(f"the log-likelihood of the test rows is {value}; the model is written", status=1)
         report.check_finite(samples, "the model is written")
         self._keep(samples)
-        for name, picture in report.portraits(model, self.dataset, samples).items():
+        flows, errors = report.of_a_flow(model, self.dataset, self.made.training["seed"])
+        for name, picture in (report.portraits(model, self.dataset, samples) | flows).items():
             self.folder.write(name, picture)
-        self.folder.write("results.json", (json.dumps(self._results(history, numbers), indent=2) + "\n").encode())
+        self.folder.write("results.json", (json.dumps(self._results(history, numbers | errors), indent=2) + "\n").encode())
         print(f"best epoch {history.best + 1} of {len(history.train)}, {history.seconds[-1]:.1f} s")
         print(f"test: {words}")
         print(f"the model, samples, pictures, metrics.csv and results.json are in {self.path}/")

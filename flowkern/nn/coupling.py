@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import broadcast_batch, check_context, check_features, numbers, whole_number, widths
+from flowkern._checks import HALF, autocasts, broadcast_batch, check_context, check_features, numbers, whole_number, widths
 from flowkern._tensors import version
 from flowkern.config import configured
+from flowkern.nn import coupling_step
 from flowkern.nn.activations import activation_layer
 from flowkern.nn.checks import blame, event_of, flat
 from flowkern.nn.convolutional import ConvNet
@@ -123,6 +124,13 @@ class Coupling(Transform):
         self.register_buffer("passing", (~of_channel).nonzero().flatten().to(device), persistent=False)
         columns = chosen[:0] if self.whole else chosen
         self.register_buffer("columns", columns.nonzero().flatten().to(device), persistent=False)
+        # Of vectors, where the conditioner's columns and rows are in a masked network of all features.
+        vectors = len(self._event_shape) == 1
+        self._chosen = tuple(chosen.tolist()) if vectors else ()
+        read = torch.cat([~chosen, torch.ones(self.context, dtype=torch.bool)]) if vectors else chosen[:0]
+        given = chosen.repeat(self.map.count) if vectors else chosen[:0]
+        self.register_buffer("wide_columns", read.nonzero().flatten().to(device), persistent=False)
+        self.register_buffer("wide_rows", given.nonzero().flatten().to(device), persistent=False)
 
     def _follow(self) -> None:
         """New tables where the mask was changed in place. Only eager code looks: the check would break a graph."""
@@ -155,6 +163,26 @@ class Coupling(Transform):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._begin("z", z, context)
         return self._mapped(z, self._conditioned("z", z, context), context, inverse=True)
+
+    def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
+        if type(self) not in (Coupling, AffineCoupling, AdditiveCoupling) or not self._joins or not x.is_cpu:
+            return None  # a subclass may do more than these
+        if x.dtype in HALF or autocasts(x) or torch._C._are_functorch_transforms_active():
+            return None
+        found = coupling_step.linear_layers(self._modules["network"])  # type: ignore[arg-type]
+        if found is None or not coupling_step.worthwhile(found[0], x):
+            return None
+        linears, activation = found
+        self._follow()
+        hidden = tuple(layer.out_features for layer in linears[:-1])
+        plan = coupling_step.plan_of(self._chosen, hidden, self.map.count, self.context, activation)
+        own = self.wide_columns, self.wide_rows, self.features, self.context
+        return coupling_step.network_step(linears, plan, self.map, *own, inverse)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether it may be a step of a chain: of vectors, with a map that is the identity for parameters of zero."""
+        return bool(self._chosen) and coupling_step.is_identity_at_zero(self.map)
 
     def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         # What passes is the same on both sides: the network runs once, on it, and then x is filled in.

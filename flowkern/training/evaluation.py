@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,19 +84,28 @@ def mean_terms(model: Model, rows: Rows, encoding: Encoder | None, processes: Pr
 
 
 @torch.no_grad()
-def sample(model: Encoded, n: int, processes: Processes, seed: int = 0, context: Tensor | None = None) -> Tensor:
+def sample(
+    model: Encoded,
+    n: int,
+    processes: Processes,
+    seed: int = 0,
+    context: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
     """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes.
 
-    Where a context (n, ...) is given, each belongs to a row of it.
+    Where a context (n, ...) is given, each belongs to a row of it. A temperature other than 1 is one of flows, see
+    :meth:`flowkern.flows.Flow.sample`.
     """
     _place(model, processes)
     starts = range(0, n, CHUNK)
+    options: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
     own = {}
     for i in range(processes.rank, len(starts), processes.count):
         generator = torch.Generator(processes.device).manual_seed(seeded(seed, i).initial_seed())
         count = min(CHUNK, n - starts[i])
         given = None if context is None else model.encode_context(context[starts[i] :][:count])
-        z = model.model.sample((count,) if given is None else (), given, generator=generator).cpu()
+        z = model.model.sample((count,) if given is None else (), given, generator=generator, **options).cpu()
         own[i] = model.encoding.decode(z.reshape(-1, *model.event_shape))
     all_chunks = {i: chunk for part in processes.gather(own) for i, chunk in part.items()}
     return torch.cat([all_chunks[i] for i in range(len(starts))])

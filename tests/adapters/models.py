@@ -72,6 +72,16 @@ def zuko_maf(context: int = 0, **options: Any) -> Model:
     return Model(make, 5, context, ZUKO)
 
 
+def zuko_couplings(context: int = 0) -> Model:
+    def make() -> Any:
+        import zuko
+
+        flow = zuko.flows.NICE(5, context, transforms=3, hidden_features=[16, 16], activation=nn.Tanh)
+        return settle(flow).double()
+
+    return Model(make, 5, context, ZUKO)
+
+
 def zuko_mixed(first: str) -> Model:
     """A standardisation and a permutation, an inverted flow inside, a base with a location; ``first`` may be another layer."""
 
@@ -302,6 +312,7 @@ MODELS = {
     "zuko: MAF": zuko_maf(),
     "zuko: context": zuko_maf(3),
     "zuko: random orders": zuko_maf(3, randperm=True),
+    "zuko: couplings": zuko_couplings(3),
     "zuko: mixed": zuko_mixed("none"),
     "zuko: with a layer between": zuko_mixed("softclip"),
 }

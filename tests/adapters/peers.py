@@ -74,6 +74,16 @@ def zuko_spline(features: int = 6, context: int = 0, bins: int = 5, **options: A
     return Peer(make, features, context, zuko_forward, zuko_inverse)
 
 
+def zuko_coupling(features: int = 6, context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        from zuko.flows.coupling import GeneralCouplingTransform
+
+        given = {"hidden_features": (24, 20), "activation": nn.Tanh, **options}
+        return settle(GeneralCouplingTransform(features, context, **given))
+
+    return Peer(make, features, context, zuko_forward, zuko_inverse)
+
+
 ADJACENCY = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
 ZUKO = {
     "default": zuko_layer(),
@@ -89,6 +99,10 @@ ZUKO = {
     "residual, uneven": zuko_layer(hidden_features=(24, 30), residual=True, context=2),
     "elu": zuko_layer(activation=functools.partial(nn.ELU, alpha=0.7)),
     "slope": zuko_layer(slope=0.1),
+    "two parts": zuko_coupling(),
+    "two parts, context": zuko_coupling(5, 3, mask=torch.tensor([1, 1, 0, 1, 0])),
+    "two parts, one layer": zuko_coupling(hidden_features=()),
+    "two parts, normalised": zuko_coupling(context=2, normalize=True),
     "spline": zuko_spline(),
     "spline, context": zuko_spline(context=2, hidden_features=(24,)),
     "spline, bound and slope": zuko_spline(bins=3, bound=1.5, slope=1e-2),

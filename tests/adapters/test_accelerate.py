@@ -333,6 +333,17 @@ def replaced() -> Any:
     return layer
 
 
+def nflows_coupling() -> Any:
+    from nflows.transforms import AffineCouplingTransform
+
+    return AffineCouplingTransform([1, -1, 1], lambda inputs, outputs: nn.Linear(inputs, outputs))
+
+
+def zuko_spline_coupling() -> Any:
+    shapes = [(4,), (4,), (3,)]
+    return zuko.flows.coupling.GeneralCouplingTransform(4, univariate=zuko.transforms.MonotonicRQSTransform, shapes=shapes)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -341,7 +352,8 @@ def replaced() -> Any:
         (lambda: nflows_layer(activation=torch.sin), "the activation <built-in method sin"),
         (lambda: zuko.flows.NCSF(4, transforms=1).transform, "its univariate map .*CircularRQSTransform.* has no operator yet"),
         (lambda: nflows_spline(tails=None), "its tails are None: splines that refuse what is outside have no operator"),
-        (lambda: zuko.flows.NICE(4, transforms=1).transform, "coupling layers cost one pass both ways already"),
+        (lambda: nflows_coupling(), "its own code is as fast as the operator after its network"),
+        (lambda: zuko_spline_coupling(), "its univariate map is a spline: only affine couplings have an operator here"),
         (lambda: zuko.flows.MAF(1, 2, transforms=1).transform, "elementwise"),
         (lambda: nf.flows.MaskedAffineAutoregressive(4, 8).to("meta"), "on the meta device"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "no flow layer that flowkern knows"),

@@ -34,7 +34,7 @@ def made(name: str) -> tuple[Model, Any, Any]:
 
 def statuses(model: Any) -> list[str]:
     rows = fk.explain(model).rows
-    return [status for _, cls, status in rows if "Autoregressive" in cls]
+    return [status for _, cls, status in rows if "Autoregressive" in cls or "Coupling" in cls]
 
 
 def parameters_of(model: Any) -> dict[str, torch.Tensor]:
@@ -166,9 +166,10 @@ def test_copies_pickles_and_restore(name: str, tmp_path: Path) -> None:
 
 
 def hooked_inside(model: Any) -> Any:
-    """The second autoregressive layer."""
-    layers = [m for m in model.modules() if "Autoregressive" in type(m).__name__ and hasattr(m, "parameters")]
-    return [m for m in layers if state.is_accelerated(m) or type(m).__name__.startswith("Masked")][1]
+    """The second autoregressive layer, or coupling."""
+    names = ("Autoregressive", "Coupling")
+    layers = [m for m in model.modules() if any(n in type(m).__name__ for n in names) and hasattr(m, "parameters")]
+    return [m for m in layers if state.is_accelerated(m) or type(m).__name__.startswith(("Masked", "General"))][1]
 
 
 @EACH
@@ -183,7 +184,7 @@ def test_hooks_on_inner_layers_run(name: str) -> None:
             outcome(model, use, each)
             seen.append([])
             layer = hooked_inside(each)
-            layer = next(m for m in layer.modules() if type(m).__name__ == "MaskedLinear") if inner else layer
+            layer = next(m for m in layer.modules() if type(m).__name__ in ("MaskedLinear", "Linear")) if inner else layer
             handle = layer.register_forward_hook(lambda *_, seen=seen[-1]: seen.append("called"))
             result = outcome(model, use, each)
             handle.remove()

@@ -102,6 +102,7 @@ def test_demo_on_the_digits_learns_and_draws(tmp_path: Path, capsys: pytest.Capt
     assert 1 < test["bits_per_dimension"] < 5
     assert test["nats"] == pytest.approx(-64 * math.log(2) * test["bits_per_dimension"])
     assert test["model_nats"] != test["nats"]
+    assert 0 < test["round_trip_error"] < 1e-2
     left = {path.name for path in tmp_path.iterdir()}
     assert left - {"tensorboard"} == {*FILES, "notes.txt"} - {"samples.csv", "samples.wav", "density.png", "latents.png"}
     samples = np.load(tmp_path / "samples.npy")

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowkern as fk
 from flowkern import nn as fnn
 from flowkern.cli.train import for_data
 from flowkern.data import Dataset, Rows
 from flowkern.flows import NICE, Flow, Glow, RealNVP, StandardLogistic
+from flowkern.nn import coupling_step
 
 IMAGE = (3, 4, 8)
 
@@ -103,6 +105,45 @@ def test_nice_keeps_volumes() -> None:
     assert torch.equal(log_det, torch.zeros(7))
     assert not torch.equal(z, x)
     assert torch.equal(flow.transform(x)[1], flow.transform.transforms[-1].log_scale.sum().expand(7))
+
+
+class Calls(TorchDispatchMode):
+    """The names of flowkern's operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("flowkern"):
+            self.names.append(func.name().split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("hidden", [(), (8, 7)], ids=str)
+def test_couplings_of_vectors_are_one_call_with_the_same_results(
+    hidden: tuple[int, ...], context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = perturbed(RealNVP(5, 3, hidden, context=context, batch_norm=True).double())
+    x, c = (torch.randn(4, n).double().requires_grad_() for n in (5, context))
+    wanted = [x, *([c] if context else []), *flow.parameters()]
+
+    def results(called: list[str]) -> list[Tensor]:
+        given = c if context else None
+        with Calls() as calls:
+            values = [flow.log_prob(x, given), flow.transform.inverse(x, given)[0]]
+        assert calls.names == called
+        total = sum(v.sin().sum() for v in values)
+        return [*values, *torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)]  # type: ignore[arg-type]
+
+    found = results(["autoregressive_chain"] * 2)
+    flow.transform.transforms[2].network.register_forward_hook(lambda *_: None)  # which must run
+    with Calls() as calls:
+        flow.transform.inverse(x, c if context else None)
+    assert "coupling" in calls.names
+    monkeypatch.setattr(coupling_step, "FEW_WEIGHTS", 0)  # few rows of a large network
+    torch.testing.assert_close(results((["coupling"] * 3 + ["normal_log_prob"]) + ["coupling"] * 3), found)
 
 
 def test_the_standard_logistic() -> None:

@@ -275,14 +275,14 @@ def test_second_derivatives_and_changed_parameters_are_refused() -> None:
 
 
 def test_compiled_conditioners_and_compiled_flows() -> None:
-    flow = flows()["couplings"]
-    given = torch.randn(5, 6).requires_grad_(), torch.randn(5, CONTEXT).requires_grad_()
+    flow = flows()["couplings"].double()
+    given = torch.randn(5, 6).double().requires_grad_(), torch.randn(5, CONTEXT).double().requires_grad_()
     expected = results(flow, given, "full", False)
     for i in (0, 2):
         layer = flow.transform.transforms[i]
         layer.network = torch.compile(layer.network, backend="aot_eager")
     torch.testing.assert_close(results(flow, given, "reversible", False), expected)
-    whole = torch.compile(flows()["couplings"], backend="aot_eager", fullgraph=True)
+    whole = torch.compile(flows()["couplings"].double(), backend="aot_eager", fullgraph=True)
     whole(*given).sum().backward()
 
 
