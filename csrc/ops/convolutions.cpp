@@ -15,7 +15,10 @@ Convolution convolution(const Tensor& x, const Tensor& weight, int64_t dilation,
 Tensor causal_conv1d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t dilation, int64_t groups) {
   return for_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    return convolve<T>(convolution(x, weight, dilation, groups), x, weight, bias ? const_data<T>(*bias) : nullptr);
+    const Convolution c = convolution(x, weight, dilation, groups);
+    Tensor y = outputs_of<T>(c);
+    convolve<T>(c, x, weight, y, bias ? const_data<T>(*bias) : nullptr);
+    return y;
   });
 }
 
@@ -45,7 +48,10 @@ Tensors causal_conv1d_backward(Tensor g_y, Tensor x, Tensor weight, int64_t dila
     STD_TORCH_CHECK(g_y.is_contiguous() && g_y.numel() == c.batch * c.groups * c.outputs * c.time,
                     "flowkern: the cotangent does not belong to this sequence");
     Tensors gradients;
-    if (of_x) gradients.push_back(convolve<T>(c.transpose(), g_y, weight));
+    if (of_x) {
+      gradients.push_back(outputs_of<T>(c.transpose()));
+      convolve<T>(c.transpose(), g_y, weight, gradients.back());
+    }
     if (of_weight) gradients.push_back(weight_gradient<T>(c, g_y, x, weight));
     if (of_bias) {
       gradients.push_back(empty<T>({weight.size(0)}));

@@ -12,20 +12,25 @@ void pack_all(const Convolution& c, const Tensor& weight, T* packed) {
            [&](int64_t chunk) { convolution_kernels<T>().pack(c, const_data<T>(weight), packed, chunk); });
 }
 
-// `add` is an addend like the result.
+// Memory for what a convolution gives.
 template <class T>
-Tensor convolve(const Convolution& c, const Tensor& x, const Tensor& weight, const T* bias = nullptr,
-                const T* add = nullptr) {
-  const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
+Tensor outputs_of(const Convolution& c) {
   Tensor y = empty<T>({c.batch, c.groups * c.outputs, c.time});
   prefer_huge_pages(y.mutable_data_ptr(), y.numel() * sizeof(T));
+  return y;
+}
+
+// `add` is an addend like the result.
+template <class T>
+void convolve(const Convolution& c, const Tensor& x, const Tensor& weight, Tensor& y, const T* bias = nullptr,
+              const T* add = nullptr) {
+  const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
   T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
   pack_all(c, weight, packed);
   parallel(c.turns(kernels.tile), c.work(), [&](int64_t i) {
     T* memory = static_cast<T*>(scratch(kTurnTiles * c.columns() * kernels.tile * sizeof(T)));
     kernels.causal_conv1d(c, const_data<T>(x), packed, bias, add, data<T>(y), c.turn(i, kernels.tile), memory);
   });
-  return y;
 }
 
 // Parts of the batch whose products are summed apart: their number does not depend on that of the threads.

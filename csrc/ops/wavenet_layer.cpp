@@ -71,11 +71,10 @@ std::tuple<Tensor, Tensor> wavenet_layer(Tensor x, Optional skips, Tensor gate_w
         layer<T>(x, gate_weight, gate_bias, residual_weight, skip_weight, condition, condition_weight, dilation);
     // The sum first: it takes the place of the sum before the last one, which is free by now. Else y would, which stays
     // for the gradients, and every layer would need memory for another sum (docs/measured.md).
-    Tensor sum = empty<T>({n.gate.batch, n.skip.outputs, n.gate.time});
-    Tensor y = empty<T>({n.gate.batch, n.residual.outputs, n.gate.time});
+    Tensor sum = outputs_of<T>(n.skip);
+    Tensor y = outputs_of<T>(n.residual);
     STD_TORCH_CHECK(!skips || (skips->is_contiguous() && skips->numel() == sum.numel()),
                     "flowkern: the skips do not belong to this sequence");
-    for (Tensor* t : {&y, &sum}) prefer_huge_pages(t->mutable_data_ptr(), t->numel() * sizeof(T));
     n.y = data<T>(y), n.y_skips = data<T>(sum);
     n.skips = skips ? const_data<T>(*skips) : nullptr;
     n.residual_bias = const_data<T>(residual_bias), n.skip_bias = const_data<T>(skip_bias);
@@ -115,8 +114,12 @@ Tensors wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, Tensor gate
     STD_TORCH_CHECK(g_y.is_contiguous() && g_skips.is_contiguous() && g_y.numel() == x.numel() &&
                         g_skips.numel() == batch * n.skip.outputs * time,
                     "flowkern: the cotangents do not belong to this sequence");
-    Tensor g_z = empty<T>({batch, n.gate.outputs, time});
-    prefer_huge_pages(g_z.mutable_data_ptr(), g_z.numel() * sizeof(T));
+    // What stays for long comes first: it takes the place of the input of the layer after this one, whole, before small
+    // gradients take a part of that (docs/measured.md).
+    Tensors of_sequences;
+    if (of_x) of_sequences.push_back(outputs_of<T>(n.gate.transpose()));
+    if (of_condition) of_sequences.push_back(outputs_of<T>(n.condition.transpose()));
+    Tensor g_z = outputs_of<T>(n.gate);
     b.g_y = const_data<T>(g_y), b.g_skips = const_data<T>(g_skips), b.g_z = data<T>(g_z);
 
     const int64_t turns = n.gate.turns(tile);
@@ -154,9 +157,10 @@ Tensors wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, Tensor gate
       gradients.push_back(bias_gradient(n.skip, b.skip.biases, turns, false));
       if (condition) weight_gradient(n.condition, b.condition, {n.condition.outputs, n.condition.inputs});
     }
-    // These take the memory of the sums.
-    if (of_x) gradients.push_back(convolve<T>(n.gate.transpose(), g_z, gate_weight, nullptr, b.g_y));
-    if (of_condition) gradients.push_back(convolve<T>(n.condition.transpose(), g_z, *condition_weight));
+    // These take the scratch memory of the sums.
+    if (of_x) convolve<T>(n.gate.transpose(), g_z, gate_weight, of_sequences.front(), nullptr, b.g_y);
+    if (of_condition) convolve<T>(n.condition.transpose(), g_z, *condition_weight, of_sequences.back());
+    gradients.insert(gradients.end(), of_sequences.begin(), of_sequences.end());
     return gradients;
   });
 }

@@ -128,6 +128,17 @@ def test_a_model_larger_than_memory(table: Path, tmp_path: Path, capsys: pytest.
     assert refused(capsys, "train", "maf", *options, status=1).startswith("cannot build maf: ")
 
 
+def test_a_mistake_in_loading_is_no_option_s(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its traceback."""
+
+    def load(*_: object, **__: object) -> None:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("flowkern.data.load", load)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        main(["train", "maf", "--data", str(table), "--output", str(tmp_path / "run")])
+
+
 def test_a_read_only_folder(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() == 0:
         text = refused(capsys, "train", "maf", "--data", str(table), "--output", "/proc/run")  # where root may not write either

@@ -284,6 +284,13 @@ def test_a_stream_whose_header_knows_no_length(tmp_path: Path) -> None:
     assert np.array_equal(every(load(path, None, features=1000).train)[0], noise(1000))
 
 
+def test_other_data_are_not_read_where_options_of_audio_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "table.csv").write_text("1,2\n")
+    monkeypatch.setattr("flowkern.data.files.load", lambda *_: pytest.fail("was read"))
+    with pytest.raises(DataError, match=r"table\.csv: expected audio"):
+        load(tmp_path / "table.csv", rate=10)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
