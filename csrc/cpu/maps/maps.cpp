@@ -74,9 +74,8 @@ void tile_inverse_backward(const UnivariateMap& description, int64_t features, c
       T *g_out = g_v + f * R, *g_parameter = g_parameters + f * count * R;
       for_row_groups<T, R>([&](auto get, auto put, int64_t, int64_t) {
         const auto p = [&](int i) { return get(parameter + i * R); };
-        put(g_out, map.inverse_cotangent(get(at), p, get(g + f * R) + get(network + f * R), get(g_log_slope)));
-        map.backward(get(at), p, -get(g_out), get(g_log_slope),
-                     [&](int i, Number<T> v) { put(g_parameter + i * R, v); });
+        put(g_out, map.inverse_backward(get(at), p, get(g + f * R) + get(network + f * R), get(g_log_slope),
+                                        [&](int i, Number<T> v) { put(g_parameter + i * R, v); }));
       });
     }
   });
@@ -143,9 +142,7 @@ void rows_backward(const UnivariateMap& description, bool rebuild, bool inverse,
         Number<T> v = columns_of(x, r, c, n);
         if (rebuild) v = inverse ? map.forward(v, p).value : map.inverse(v, p).value;
         if (inverse) {  // implicit differentiation of v = f(u; parameters) at u = f^-1(v)
-          const Number<T> u = map.inverse(v, p).value, w = map.inverse_cotangent(u, p, g, -g_log);
-          map.backward(u, p, -w, -g_log, put);
-          narrow(g_x + at, w, n);
+          narrow(g_x + at, map.inverse_backward(map.inverse(v, p).value, p, g, -g_log, put), n);
         } else {
           narrow(g_x + at, map.backward(v, p, g, g_log, put), n);
         }

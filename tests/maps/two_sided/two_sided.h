@@ -39,9 +39,11 @@ class two_sided {
     return g_v * s;
   }
 
-  template <class X, class P>
-  FK_INLINE X inverse_cotangent(X u, P p, X g, X) const {
-    return g / exp(select(u - kink_ > 0, p(1), p(2)));
+  template <class X, class P, class Put>
+  FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
+    const X v = g / exp(select(u - kink_ > 0, p(1), p(2)));
+    backward(u, p, -v, g_log, put);
+    return v;
   }
 
  private:
