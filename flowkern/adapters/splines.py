@@ -57,6 +57,11 @@ class Splines(Network):
         inside = ~outside(u, self.map.interval)  # where normflows has the identity
         return torch.where(inside, z, x), torch.where(inside, log_slope, 0)
 
+    def parts(self, raw: Tensor) -> Sequence[Tensor]:
+        """Raw widths, heights and derivatives, of numbers of which there are as many as the map has."""
+        bins = self.map.bins
+        return raw.split((bins, bins, raw.shape[-1] - 2 * bins), -1)  # whose cotangents are joined by one copy
+
     def unscaled(self, layer: Any, u: Tensor) -> Tensor:
         """What becomes u in the map's interval."""
         return u * layer.tail_bound if self.scaled else u
@@ -131,8 +136,7 @@ def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: 
     """The splines of the transformed features."""
     state = serving(self, inverse)
     if state is not None:
-        bins = state.network.map.bins
-        raw = transform_params.tensor_split([bins, 2 * bins], -1)
+        raw = state.network.parts(transform_params)
         if state.network.fits(self, inputs, raw):
             found: Pair = state.network(self, inputs, raw, inverse)
             return found
@@ -141,10 +145,10 @@ def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: 
 
 
 def _compare_coupling(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
-    bins, x = network.map.bins, network.unscaled(layer, u)
+    x = network.unscaled(layer, u)
     raw = 2 * noise(*x.shape, network.map.count)
-    ours = network(layer, x, raw.tensor_split([bins, 2 * bins], -1), inverse)
-    return ours, type(layer)._piecewise_cdf(layer, x, raw, inverse)  # which changes them
+    ours = network(layer, x, network.parts(raw), inverse)
+    return ours, type(layer)._piecewise_cdf(layer, x, raw, inverse)  # which changes the raw numbers
 
 
 SPLINE_COUPLING = Layer(read_coupling, _compare_coupling, {"_piecewise_cdf": piecewise_cdf}, inner=("unconditional_transform",))

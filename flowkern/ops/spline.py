@@ -96,7 +96,7 @@ class Call(NamedTuple):
         return namespace(self.kernels).spline(x, *parameters, self.inverse, *numbers_of(self.kernels, self.map))
 
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
-        """Cotangents of all inputs. For the inverse, on the CPU, ``x`` holds its results."""
+        """Cotangents of all inputs."""
         numbers = numbers_of(self.kernels, self.map)
         return namespace(self.kernels).spline_backward(*grads, x, *parameters, self.inverse, *numbers)
 
@@ -108,14 +108,13 @@ class SplineFunction(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         z, log_slope = call(x, *parameters)
         ctx.call = call
-        ctx.save_for_backward(x, *parameters, *([z] if call.inverse and call.kernels.on_cpu else []))
+        ctx.save_for_backward(x, *parameters)
         return z, log_slope
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        call, (x, widths, heights, derivatives, *z) = ctx.call, ctx.saved_tensors
-        parameters = [widths, heights, derivatives]
+        call, (x, *parameters) = ctx.call, ctx.saved_tensors
         if wants_plain(grads):
             oracle = partial(reference.spline, **call.map.spline_options, inverse=call.inverse)
             return None, *plain_backward(oracle, (x, *parameters), ctx.needs_input_grad[1:], grads)
-        return None, *call.gradients(grads, *z or (x,), parameters)
+        return None, *call.gradients(grads, x, parameters)

@@ -54,7 +54,7 @@ void spline_backward(const Map<T>& map, bool inverse, const SplineElements<T>& e
     if (inverse) {
       const T none[R] = {};
       for (T& value : g_log) value = -value;
-      map.kernels->inverse_backward(map.map, 1, u, scratch, g, none, g_log, g_u, g_tile);
+      map.kernels->backward_of_inverse(map.map, 1, u, scratch, g, none, g_log, g_u, g_tile);
     } else {
       map.kernels->backward(map.map, 1, u, scratch, g, g_log, g_u, g_tile);
     }

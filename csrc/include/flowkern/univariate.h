@@ -10,8 +10,8 @@
 //   inverse(v, p) -> MapValue              u and log |du/dv|; the same for v
 //   backward(u, p, g_v, g_log, put)        the cotangent of u from those of v and log |dv/du|; put(i, g) those of p
 //   inverse_backward(u, p, g, g_log, put)  the v for which backward(u, p, -v, g_log, put) returns -g, and does the same
-//   specialised(map, f)                    calls f(family) once per call: what it branches on may be constant in its
-//   type
+//   backward_of_inverse(v, p, g, g_log, put)  the same at the inverse u of v
+//   specialised(map, f)                    calls f(family) once per call, whose type may hold what it branches on
 //
 // where u, v and p(i), parameter i of the feature, are numbers X, see math.h: nothing else differs between CPU and GPU.
 #pragma once

@@ -78,6 +78,11 @@ class affine {
     return v;
   }
 
+  template <class X, class P, class Put>
+  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
+    return inverse_backward(inverse(v, p).value, p, g, g_log, put);
+  }
+
  private:
   template <Scale Value>
   struct Constant {

@@ -99,18 +99,28 @@ class rational_quadratic {
   template <class X, class P, class Put>
   FK_INLINE X backward(X u, P p, X g_v, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
-    return put_cotangents(u, find<false>(u - whole_turns(u), p, exponentials), exponentials, p, g_v, g_log, put);
+    const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
+    return put_cotangents(u, b, within_a_bin(b.offset / b.w), exponentials, p, g_v, g_log, put);
   }
 
   template <class X, class P, class Put>
   FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
     const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
-    const X theta = within_a_bin(b.offset / b.w);
-    X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
-    if (tails_ != Tails::circular) v = select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
-    put_cotangents(u, b, exponentials, p, -v, g_log, put);
-    return v;
+    return cancel(u, b, within_a_bin(b.offset / b.w), exponentials, p, g, g_log, put);
+  }
+
+  template <class X, class P, class Put>
+  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
+    X exponentials[2 * kMostBins];
+    const Bin<X> b = find<true>(v - whole_turns(v), p, exponentials);
+    const X theta = root(b, within_a_bin(b.offset / b.h));
+    X u = v;  // where it counts, which is outside
+    if (tails_ == Tails::unconstrained) {
+      const X end = end_beside(v);
+      u = select(inside(v), v, end + (v - end) / slope_beside(v, b));
+    }
+    return cancel(u, b, theta, exponentials, p, g, g_log, put);
   }
 
  private:
@@ -311,10 +321,19 @@ class rational_quadratic {
     return {of_u, -of_u, -(of_theta * theta + of_s * s) * per_w, g_v, g_v * value + of_s * per_w, of_d0, of_d1};
   }
 
+  // The cotangent v that makes that of u, which is at theta in its bin, -g for -v.
+  template <class X, class P, class Put>
+  FK_INLINE X cancel(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g, X g_log, Put put) const {
+    X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
+    if (tails_ != Tails::circular) v = select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
+    put_cotangents(u, b, theta, exponentials, p, -v, g_log, put);
+    return v;
+  }
+
   // The cotangent of u; hands over those of the parameters.
   template <class X, class P, class Put>
-  FK_INLINE X put_cotangents(X u, const Bin<X>& b, const X* exponentials, P p, X g_v, X g_log, Put put) const {
-    Cotangents<X> g = cotangents(b, within_a_bin(b.offset / b.w), g_v, g_log);
+  FK_INLINE X put_cotangents(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g_v, X g_log, Put put) const {
+    Cotangents<X> g = cotangents(b, theta, g_v, g_log);
     if (tails_ != Tails::circular) {
       const auto in = inside(u);
       const X none = {};
