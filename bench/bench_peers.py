@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_zuko_training(benchmark: Any, features: int, hidden: int, implementatio
     measure(benchmark, step(flow, lambda: -flow().log_prob(x).mean()), group, implementation)
 
 
+@BY
+@pytest.mark.parametrize("batch", [1024, 1])
+def test_zuko_nsf_sample(benchmark: Any, batch: int, implementation: str) -> None:
+    zuko = pytest.importorskip("zuko")
+    models = twins(lambda: zuko.flows.NSF(64, transforms=5, hidden_features=[512, 512]))
+    compare(models, lambda model: model().sample((4,)))
+    flow = models[implementation]
+    measure(benchmark, lambda: flow().sample((batch,)), f"zuko NSF sample, 5 x D=64, 512x2, K=8, B={batch}", implementation)
+
+
+@BY
+def test_zuko_nsf_training(benchmark: Any, implementation: str) -> None:
+    zuko = pytest.importorskip("zuko")
+    models, x = twins(lambda: zuko.flows.NSF(64, transforms=5, hidden_features=[512, 512])), torch.randn(1024, 64)
+    compare(models, lambda model: model().log_prob(x))
+    flow = models[implementation]
+    group = "zuko NSF forward + backward, 5 x D=64, 512x2, K=8, B=1024"
+    measure(benchmark, step(flow, lambda: -flow().log_prob(x).mean()), group, implementation)
+
+
 # -- nflows -----------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +126,31 @@ def test_nflows_training(benchmark: Any, implementation: str) -> None:
     flow = models[implementation]
     group = "nflows MAF (plain) forward + backward, 5 x D=64, 512x2, B=1024"
     measure(benchmark, step(flow, lambda: -flow.log_prob(x).mean()), group, implementation)
+
+
+def nflows_spline_couplings() -> dict[str, Any]:
+    flows = pytest.importorskip("nflows.flows")
+    from nflows import distributions, transforms
+    from nflows.nn.nets import ResidualNet
+
+    def make() -> Any:
+        net = functools.partial(ResidualNet, hidden_features=128)
+        options = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0}
+        masks = ([(i + d) % 2 for d in range(64)] for i in range(10))
+        layers = [transforms.PiecewiseRationalQuadraticCouplingTransform(mask, net, **options) for mask in masks]
+        return flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([64]))
+
+    return twins(make)
+
+
+@BY
+@pytest.mark.parametrize("direction", ["forward + backward", "sample"])
+def test_nflows_spline_couplings(benchmark: Any, direction: str, implementation: str) -> None:
+    models, x = nflows_spline_couplings(), torch.randn(1024, 64)
+    compare(models, lambda model: model.log_prob(x))
+    flow = models[implementation]
+    call = step(flow, lambda: -flow.log_prob(x).mean()) if "back" in direction else torch.no_grad()(lambda: flow.sample(1024))
+    measure(benchmark, call, f"nflows RQ coupling, 10 x D=64, 128, K=8, B=1024: {direction}", implementation)
 
 
 # -- normflows --------------------------------------------------------------------------------------------------------
@@ -147,23 +193,34 @@ def test_pyro_log_prob(benchmark: Any, implementation: str) -> None:
 
 
 @BY
-def test_sbi_posterior(benchmark: Any, implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("estimator", "features", "count"), [("maf", 10, 100_000), ("nsf", 5, 10_000), ("zuko_nsf", 5, 10_000)]
+)
+def test_sbi_posterior(
+    benchmark: Any,
+    estimator: str,
+    features: int,
+    count: int,
+    implementation: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("sbi")
     monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     from sbi.inference import NPE
 
     def make() -> Any:
-        prior = torch.distributions.MultivariateNormal(torch.zeros(10), torch.eye(10))
+        prior = torch.distributions.MultivariateNormal(torch.zeros(features), torch.eye(features))
         theta = prior.sample((1000,))
-        inference = NPE(prior=prior, density_estimator="maf", show_progress_bars=False)
+        inference = NPE(prior=prior, density_estimator=estimator, show_progress_bars=False)
         inference.append_simulations(theta, theta + 0.5 * torch.randn_like(theta)).train(max_num_epochs=3)
         return inference.build_posterior()
 
-    models, x = twins(make), torch.zeros(10)
+    models, x = twins(make), torch.zeros(features)
     compare(models, lambda posterior: posterior.sample((4,), x=x, show_progress_bars=False))
     posterior = models[implementation]
-    sample = lambda: posterior.sample((100_000,), x=x, show_progress_bars=False)  # noqa: E731
-    measure(benchmark, sample, "sbi NPE maf, posterior.sample of 100,000, D=10", implementation)
+    sample = lambda: posterior.sample((count,), x=x, show_progress_bars=False)  # noqa: E731
+    measure(benchmark, sample, f"sbi NPE {estimator}, posterior.sample of {count:,}, D={features}", implementation)
 
 
 # -- wavenet_vocoder --------------------------------------------------------------------------------------------------

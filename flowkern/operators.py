@@ -38,7 +38,7 @@ OPERATORS = {
         Operator("affine", "rows", ("cpu", "triton"), runs=_COUPLING),
         Operator("coupling", "rows", ("cpu", "triton")),
         Operator("iaf_step", "rows", ("cpu", "triton"), runs=_COUPLING),
-        Operator("spline", "rows", ("cpu",)),
+        Operator("spline", "rows", ("cpu", "triton")),
         Operator("log_det", "rows", ("cpu", "triton")),
         Operator("normal_log_prob", "rows", ("cpu", "triton")),
         Operator("actnorm", "channels", ("cpu",)),

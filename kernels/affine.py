@@ -68,7 +68,7 @@ def affine_forward(
 def affine_backward(
     x, parameters, place, g_z, g_log_det, g_x, g_parameters, rows, columns, begin, count,
     x_row, x_column, given_rows, given_columns, g_row, g_column, g_log_det_row,
-    FORWARD: tl.constexpr, INVERSE: tl.constexpr, BACKWARD: tl.constexpr, COTANGENT: tl.constexpr,
+    BACK: tl.constexpr, BACKWARD: tl.constexpr,
     OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr, REBUILD: tl.constexpr, INVERTED: tl.constexpr,
     STEP: tl.constexpr, ACC: tl.constexpr, PART: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -84,16 +84,8 @@ def affine_backward(
         g = tl.load(g_z + r[:, None] * g_row + c[None, :] * g_column, inside, 0).to(ACC)
         given = load_parameters(parameters, given_rows, given_columns, r, p, moved, ACC, COUNT)
         if REBUILD:  # x holds z
-            if INVERTED:
-                v, _ = FORWARD(v, given, OPTIONS, CONSTANTS)
-            else:
-                v, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
-        if INVERTED:  # implicit differentiation of v = f(u; parameters) at u = f^-1(v)
-            u, _ = INVERSE(v, given, OPTIONS, CONSTANTS)
-            gu = COTANGENT(u, given, g, -gl, OPTIONS, CONSTANTS)
-            _, found = BACKWARD(u, given, -gu, -gl, OPTIONS, CONSTANTS)
-        else:
-            gu, found = BACKWARD(v, given, g, gl, OPTIONS, CONSTANTS)
+            v, _ = BACK(v, given, OPTIONS, CONSTANTS)
+        gu, found = BACKWARD(v, given, g, -gl if INVERTED else gl, OPTIONS, CONSTANTS)
         tl.store(g_x + r[:, None] * columns + c[None, :], tl.where(moved, gu, g), inside)
         at = r[:, None] * count + p[None, :]
         for i in tl.static_range(COUNT):
@@ -122,6 +114,10 @@ def affine(x, parameters, place, transformed, inverse, map):
     return z, log_det(partial).to(x.dtype) if config.parts > 1 else partial.view(rows)
 
 
+# Of a map, and of its inverse: what finds the input from the output, and the cotangents.
+_BACKWARDS = ({"BACK": "inverse", "BACKWARD": "backward"}, {"BACK": "forward", "BACKWARD": "inverse_backward"})
+
+
 def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild, inverse, map):
     """Cotangents of x and of the parameters, contiguous. With ``rebuild``, ``x`` holds z, and the input is found from it."""
     rows, columns = x.shape
@@ -136,7 +132,7 @@ def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild,
                 x=x, g_z=g_z, g_log_det=g_log_det, g_x=g_x, g_parameters=tuple(g_parameters), rows=rows, columns=columns,
                 x_row=x.stride(0), x_column=x.stride(1), g_row=g_z.stride(0), g_column=g_z.stride(1),
                 g_log_det_row=g_log_det.stride(0), **_given(x, parameters, place, transformed),
-                **functions(map, FORWARD="forward", INVERSE="inverse", BACKWARD="backward", COTANGENT="inverse_cotangent"),
+                **functions(map, **_BACKWARDS[inverse]),
                 REBUILD=rebuild, INVERTED=inverse, **_constants(config),
             )  # fmt: skip
     return g_x, g_parameters

@@ -100,9 +100,9 @@ class InverseGradient {
     const T network = m.product(step, i);
     if (m.part != 0) return;
     const auto parameter = [&](int k) { return parameters[k]; };
-    const T minus_v = -m.map.inverse_cotangent(x, parameter, g + network, g_log_det_);
-    m.map.backward(x, parameter, minus_v, g_log_det_, [&](int k, T g_k) { put(node, f * count + k, g_k); });
-    m.write(m.in.output, m.global_row * m.header.features + d, -minus_v);
+    const T v = m.map.inverse_backward(x, parameter, g + network, g_log_det_,
+                                       [&](int k, T g_k) { put(node, f * count + k, g_k); });
+    m.write(m.in.output, m.global_row * m.header.features + d, v);
   }
 
   FK_INLINE void unit(const SweepStep& step, const Node& node, int i) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
@@ -49,14 +49,15 @@ def _walk(obj: Any, name: str = "", seen: set[int] | None = None) -> Iterator[Fo
     if container is not None:
         yield Found(name, obj, None, None, container)
     if is_accelerated(obj) and not is_container(obj):
-        yield Found(name, obj, obj.__dict__[STATE].layer, None)
+        how = obj.__dict__[STATE].layer
+        yield Found(name, obj, how, None)
+        yield from _inside(obj, name, seen, how.inner)
     elif known is not None:
         library, path = known
         how = library.layers.get(path)
         reason = library.left_alone.get(path) if how is None else differs(type(obj), path)
         yield Found(name, obj, how if reason is None else None, reason)
-        if how is None or reason is not None:
-            yield from _inside(obj, name, seen)
+        yield from _inside(obj, name, seen, None if how is None or reason is not None else how.inner)
     else:
         children = list(_inside(obj, name, seen))
         if isinstance(obj, nn.Module) and not children and next(obj.children(), None) is None:
@@ -64,9 +65,10 @@ def _walk(obj: Any, name: str = "", seen: set[int] | None = None) -> Iterator[Fo
         yield from children
 
 
-def _inside(obj: Any, name: str, seen: set[int]) -> Iterator[Found]:
+def _inside(obj: Any, name: str, seen: set[int], only: Collection[str] | None = None) -> Iterator[Found]:
     for key, child in _children(obj):
-        yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
+        if only is None or key in only:
+            yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
 
 
 def _children(obj: Any) -> Iterable[tuple[Any, Any]]:

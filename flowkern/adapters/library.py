@@ -20,6 +20,7 @@ class Layer:
         methods: what the accelerated class overrides; each calls :func:`fast` or :func:`own`.
         set_aside: instance attributes that would hide the methods.
         caches: instance attributes that calls write, and that do not change what the layer computes.
+        inner: attributes that hold modules which the peer's own code still calls, and which are accelerated by themselves.
     """
 
     read: Callable[[Any], Network]
@@ -27,6 +28,7 @@ class Layer:
     methods: Mapping[str, Callable[..., Any]]
     set_aside: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

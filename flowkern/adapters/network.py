@@ -554,6 +554,9 @@ class PeerNetwork(Network):
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
         """Compares on two rows: the value, the log-determinant, and the inverse by the way back through the peer's code."""
         x, context = noise(2, self.features), noise(2, self.context) if self.context else None
+        if isinstance(self.map, RationalQuadratic):  # which may refuse what is outside of its interval
+            lower, upper = self.map.interval
+            x = (lower + upper + (upper - lower) * x) / 2
         expected = evaluate(x, context)
         arguments = {**self.arguments(), "context": context}
         for name, ours, theirs in zip(("value", "log-determinant"), ops.autoregressive(x, **arguments), expected, strict=True):
@@ -578,11 +581,13 @@ def affine(scale: str, placement: str, *constants: Any) -> Affine:
     return Affine(scale, placement, constants)
 
 
-def spline(bins: int, bound: Any, parametrization: str, *settings: Any) -> RationalQuadratic:
-    """A rational-quadratic spline with linear tails, whose constants a library holds."""
-    refuse_tensors("univariate map", (bound, *settings))
+def spline(
+    bins: int, interval: tuple[Any, Any], parametrization: str, *settings: Any, tails: str = "linear"
+) -> RationalQuadratic:
+    """A rational-quadratic spline whose constants a library holds."""
+    refuse_tensors("univariate map", (*interval, *settings))
     try:
-        return RationalQuadratic(bins, (-bound, bound), "linear", parametrization, settings)
+        return RationalQuadratic(bins, interval, tails, parametrization, settings)
     except (TypeError, ValueError) as error:
         raise UnsupportedError(f"its spline has no operator: {error}") from None
 

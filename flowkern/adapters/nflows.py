@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,9 @@ from flowkern.adapters.network import (
     spline,
 )
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
+from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING, outside
 from flowkern.adapters.state import own, peer_class
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import RationalQuadratic, UnivariateMap
 
 
 def read(root: str, layer: Any) -> PeerNetwork:
@@ -38,15 +39,21 @@ def read(root: str, layer: Any) -> PeerNetwork:
 
 
 def read_spline(root: str, layer: Any) -> PeerNetwork:
-    """The rational-quadratic spline with linear tails; one without raises an error for what is outside its interval."""
-    if layer.tails != "linear":
-        raise UnsupportedError(f"its tails are {layer.tails!r}: splines that refuse what is outside have no operator")
-    width = getattr(layer.autoregressive_net, "hidden_features", None)
-    gain = 1.0 if width is None else width**-0.5
+    """The rational-quadratic spline, with linear tails or in a box."""
+    map = spline_of(layer)
+    return _read(root, layer, layer.autoregressive_net.final_layer.out_features // map.count, map, None)
+
+
+def spline_of(layer: Any) -> RationalQuadratic:
+    """The spline of an autoregressive layer. Without tails the library refuses what is outside the box, see :func:`_serve`."""
+    if layer.tails not in ("linear", None):
+        raise UnsupportedError(f"its tails are {layer.tails!r}: with the identity outside they have no operator")
+    width = getattr(layer.autoregressive_net, "hidden_features", 1)
     least = layer.min_bin_width, layer.min_bin_height, layer.min_derivative
-    map = spline(layer.num_bins, layer.tail_bound, "softplus", *least, 1.0, gain)
-    features = layer.autoregressive_net.final_layer.out_features // map.count
-    return _read(root, layer, features, map, None)
+    interval, tails = (
+        ((0.0, 1.0), "unconstrained") if layer.tails is None else ((-layer.tail_bound, layer.tail_bound), "linear")
+    )
+    return spline(layer.num_bins, interval, "softplus", *least, 1.0, width**-0.5, tails=tails)
 
 
 def _read(root: str, layer: Any, features: int, map: UnivariateMap, order: Sequence[int] | None) -> PeerNetwork:
@@ -134,6 +141,8 @@ def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> 
         return None
     if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != inputs.shape[:-1]):
         return None
+    if _in_a_box(self) and bool(outside(inputs).any()):
+        return None
     return fast(self, inputs, context, inverse)
 
 
@@ -147,9 +156,13 @@ def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[T
     return _serve(self, inputs, context, inverse=True) or own(self, "inverse")(self, inputs, context)
 
 
+def _in_a_box(layer: Any) -> bool:
+    return vars(layer).get("tails", "linear") is None
+
+
 METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
-SPLINE = "only rational-quadratic splines with linear tails have an operator, and of some libraries they are not read yet"
+SPLINE = "only rational-quadratic splines have an operator"
 COUPLING = "its own code is as fast as the operator after its network, and the network has no operator"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
@@ -183,14 +196,14 @@ def spread(run: Run, kind_of: Callable[[type], Any], layer: Any, back: bool) -> 
         kind_of: class -> one of the classes below, (layer, x, back) -> step, or ``None`` for what cannot join.
     """
     kind = kind_of(type(layer))
-    if kind is None or touched(layer, TRANSFORM, hooks=not back):
+    if kind is None or touched(layer, TRANSFORM, hooks=not back) or _in_a_box(layer):
         run.add(None, (layer, back))
     elif kind is CompositeWay:
         inner = list(layer._modules["_transforms"]._modules.values())
         for part in reversed(inner) if back else inner:
             spread(run, kind_of, part, back)
-    elif kind is InverseWay:
-        spread(run, kind_of, layer._modules["_transform"], not back)
+    elif isinstance(kind, InverseWay):
+        spread(run, kind_of, layer._modules[kind.inner], not back)
     elif kind is NetworkWay:
         run.network(layer, back, (layer, back))
     else:
@@ -224,8 +237,10 @@ class CompositeWay:
     """Layers one after another."""
 
 
-class InverseWay:
-    """A layer backwards."""
+class InverseWay(NamedTuple):
+    """A layer backwards, and which module that is."""
+
+    inner: str
 
 
 class NetworkWay:
@@ -234,7 +249,7 @@ class NetworkWay:
 
 _PARTS: dict[str, Any] = {
     "base.CompositeTransform": CompositeWay,
-    "base.InverseTransform": InverseWay,
+    "base.InverseTransform": InverseWay("_transform"),
     "permutations.Permutation": _permutation,
     "standard.PointwiseAffineTransform": _pointwise,
     "normalization.BatchNorm": _batch_norm,
@@ -328,6 +343,8 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             autoregressive + "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Layer(
                 functools.partial(read_spline, transforms + ".made."), evaluate, METHODS
             ),
+            transforms + ".coupling.PiecewiseRationalQuadraticCouplingTransform": SPLINE_COUPLING,
+            transforms + ".nonlinearities.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
         },
         left_alone={
             autoregressive + "AutoregressiveTransform": SPLINE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from flowkern.adapters.nflows import (
     NORM,
     PERMUTATION,
     SPLINE,
+    InverseWay,
     add_residual_block,
     context_width,
     evaluate,
@@ -24,21 +26,34 @@ from flowkern.adapters.nflows import (
     kinds,
     linear,
     rows_joinable,
+    spline_of,
     spread,
 )
 from flowkern.adapters.run import Run, elementwise, permutation
+from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING
 from flowkern.adapters.state import own
+from flowkern.univariate import UnivariateMap
 
 MADE = "normflows.nets.made."
 
 
 def read(layer: Any) -> PeerNetwork:
+    """The affine transform: of a feature's parameters the raw scale comes first."""
+    return _read(layer, layer.features, affine("sigmoid", "scale_shift", 2.0, 1e-3), (1, 0))
+
+
+def read_spline(layer: Any) -> PeerNetwork:
+    """The rational-quadratic spline, with linear tails or in a box."""
+    map = spline_of(layer)
+    return _read(layer, layer.autoregressive_net.final_layer.out_features // map.count, map, None)
+
+
+def _read(layer: Any, features: int, map: UnivariateMap, order: Sequence[int] | None) -> PeerNetwork:
     """MADE, its own: no activation after the initial layer, also before plain blocks; the context gates the blocks."""
     made = expect(layer.autoregressive_net, MADE + "MADE", "network")
     if type(made.preprocessing) is not nn.Identity:
         raise UnsupportedError(f"its network is preceded by {type(made.preprocessing).__name__}")
-    map = affine("sigmoid", "scale_shift", 2.0, 1e-3)
-    network = PeerNetwork(layer.features, context_width(made), map, parameter_order=(1, 0))
+    network = PeerNetwork(features, context_width(made), map, parameter_order=order)
     stream = network.add(linear(MADE, made.initial_layer))
     if network.context:
         network.add_context(stream, made.context_layer)
@@ -79,7 +94,11 @@ def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
 
 
 _FLOWS = "normflows.flows."
-_PERMUTE = {_FLOWS + "mixing.Permute": _permute}
+_SPLINES = _FLOWS + "neural_spline."
+_PERMUTE = {
+    _FLOWS + "mixing.Permute": _permute,
+    _SPLINES + "wrapper.AutoregressiveRationalQuadraticSpline": InverseWay("mprqat"),
+}
 _CONSTANT = {_FLOWS + "normalization.ActNorm": _act_norm, _FLOWS + "affine.coupling.AffineConstFlow": _constant}
 _KINDS = {False: kinds(_PERMUTE | _CONSTANT), True: kinds(_PERMUTE)}  # with a context, which the constant ones do not take
 
@@ -208,14 +227,17 @@ _GAUSSIAN = kinds({"normflows.distributions.base.DiagGaussian": True})
 NORMFLOWS = Library(
     name="normflows",
     tested=("1.7", "1.8"),
-    layers={"normflows.flows.affine.autoregressive.MaskedAffineAutoregressive": Layer(read, evaluate, METHODS)},
+    layers={
+        "normflows.flows.affine.autoregressive.MaskedAffineAutoregressive": Layer(read, evaluate, METHODS),
+        _SPLINES + "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Layer(read_spline, evaluate, METHODS),
+        _SPLINES + "coupling.PiecewiseRationalQuadraticCoupling": SPLINE_COUPLING,
+        _SPLINES + "coupling.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
+    },
     left_alone={
         "normflows.flows.affine.autoregressive.Autoregressive": SPLINE,
         "normflows.flows.affine.coupling.AffineCoupling": COUPLING,
         "normflows.flows.affine.coupling.AffineCouplingBlock": COUPLING,
         "normflows.flows.affine.coupling.MaskedAffineFlow": COUPLING,
-        "normflows.flows.neural_spline.wrapper.AutoregressiveRationalQuadraticSpline": SPLINE,
-        "normflows.flows.neural_spline.wrapper.CoupledRationalQuadraticSpline": SPLINE,
         "normflows.flows.normalization.BatchNorm": NORM,
         "normflows.flows.normalization.ActNorm": NORM,
         "normflows.flows.mixing.Permute": PERMUTATION,

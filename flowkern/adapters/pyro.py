@@ -23,10 +23,12 @@ from flowkern.adapters.network import (
     class_path,
     differs,
     expect,
+    spline,
 )
-from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION, SPLINE
+from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION
 from flowkern.adapters.run import elementwise, joinable, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
+from flowkern.univariate import UnivariateMap
 
 NETS = "pyro.nn.auto_reg_nn."
 TRANSFORMS = "pyro.distributions.transforms."
@@ -39,25 +41,52 @@ def read(layer: Any) -> PeerNetwork:
         found = vars(layer).get(name)
         if found is not None and getattr(found, "__func__", None) is not getattr(type(layer), name + "_stable"):
             raise UnsupportedError(f"its {name} was replaced")
-    arn = layer.arn.func if isinstance(layer.arn, functools.partial) else layer.arn
-    return _read(arn, layer.stable, layer.sigmoid_bias, layer.log_scale_min_clip, layer.log_scale_max_clip)
+    clips = layer.log_scale_min_clip, layer.log_scale_max_clip
+    return _read(_network(layer.arn), [1, 1], _affine(layer.stable, layer.sigmoid_bias, *clips))
+
+
+def _network(arn: Any) -> Any:
+    """The network of a layer with its context, or without one."""
+    return arn.func if isinstance(arn, functools.partial) else arn
 
 
 def read_conditional(layer: Any) -> PeerNetwork:
     """The same for the twin that makes a transform for each context."""
     default = {"stable": False, "sigmoid_bias": 2.0, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0}
-    return _read(layer.nn, **{**default, **layer.kwargs})
+    return _read(layer.nn, [1, 1], _affine(**{**default, **layer.kwargs}))
 
 
-def _read(arn: Any, stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_scale_max_clip: float) -> PeerNetwork:
+def _affine(stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_scale_max_clip: float) -> UnivariateMap:
+    if stable:
+        return affine("sigmoid", "gate", sigmoid_bias, 0.0)
+    return affine("clamped_exp", "scale_shift", log_scale_min_clip, log_scale_max_clip)
+
+
+def read_spline(layer: Any) -> PeerNetwork:
+    """Rational-quadratic splines; the library's default are linear ones, which have no operator."""
+    if _network(layer.spline.nn) is not _network(layer.arn):
+        raise UnsupportedError("the network of its spline was replaced")
+    return _read_spline(_network(layer.arn), layer.spline.count_bins, layer.spline.bound, layer.spline.order)
+
+
+def read_conditional_spline(layer: Any) -> PeerNetwork:
+    """The same for the twin that makes a transform for each context."""
+    return _read_spline(layer.nn, **{"count_bins": 8, "bound": 3.0, "order": "linear", **layer.kwargs})
+
+
+def _read_spline(arn: Any, count_bins: int, bound: float, order: str) -> PeerNetwork:
+    if order != "quadratic":
+        raise UnsupportedError(f"its splines are of the order {order!r}: only rational-quadratic ones have an operator")
+    map = spline(count_bins, (-bound, bound), "softplus", 1e-3, 1e-3, 1e-3, 1 - 1e-3, 1.0)
+    return _read(arn, [count_bins, count_bins, count_bins - 1], map)
+
+
+def _read(arn: Any, sizes: list[int], map: UnivariateMap) -> PeerNetwork:
+    """``sizes``: of the groups of parameters that the network gives."""
     name = "ConditionalAutoRegressiveNN" if getattr(arn, "context_dim", 0) else "AutoRegressiveNN"
     arn = expect(arn, NETS + name, "network")
-    if list(arn.param_dims) != [1, 1]:
-        raise UnsupportedError(f"its network has parameters of sizes {list(arn.param_dims)}, expected a mean and a log-scale")
-    if stable:
-        map = affine("sigmoid", "gate", sigmoid_bias, 0.0)
-    else:
-        map = affine("clamped_exp", "scale_shift", log_scale_min_clip, log_scale_max_clip)
+    if list(arn.param_dims) != sizes:
+        raise UnsupportedError(f"its network has parameters of sizes {list(arn.param_dims)}, expected {sizes}")
     network = PeerNetwork(arn.input_dim, arn.context_dim, map, layout="parameter_major")
     network.context_columns = range(arn.context_dim)
     for module in arn.layers:
@@ -74,6 +103,8 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
         layer = layer.condition(context)
     elif context is not None:
         layer.arn = functools.partial(layer.arn.func, context=context)
+        if "spline" in layer._modules:
+            layer.spline.nn = layer.arn
     y = layer(x)
     return y, layer.log_abs_det_jacobian(x, y)
 
@@ -84,9 +115,10 @@ def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
         context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
     found = fast(self, value, context, inverse)
     if found is None:
-        return own(self, name + "_stable" if self.stable else name)(self, value)
-    # log_abs_det_jacobian sums the cached log-scale over its last dimension.
-    self._cached_log_scale = (-found[1] if inverse else found[1]).unsqueeze(-1)
+        return own(self, name + "_stable" if getattr(self, "stable", False) else name)(self, value)
+    # log_abs_det_jacobian sums what is cached over its last dimension.
+    cache = "_cache_log_detJ" if "spline" in self._modules else "_cached_log_scale"
+    setattr(self, cache, (-found[1] if inverse else found[1]).unsqueeze(-1))
     return found[0]
 
 
@@ -106,7 +138,7 @@ def condition(self: Any, context: Tensor) -> Any:
     if torch.compiler.is_compiling():
         return transform  # nothing is read, checked or made anew while a graph is made
     if checked(self) and state is not None:
-        attach(transform, AFFINE, None, state.network)
+        attach(transform, SPLINES if state.layer is CONDITIONAL_SPLINES else AFFINE, None, state.network)
     return transform
 
 
@@ -118,6 +150,13 @@ AFFINE = Layer(
     caches=("_inv", "_cached_x_y", "_cached_log_scale"),
 )
 CONDITIONAL = Layer(read_conditional, evaluate, {"condition": condition})
+SPLINES = Layer(
+    read_spline,
+    evaluate,
+    {"_call": _call, "_inverse": _inverse},
+    caches=("_inv", "_cached_x_y", "_cache_log_detJ"),
+)
+CONDITIONAL_SPLINES = Layer(read_conditional_spline, evaluate, {"condition": condition})
 # -- distributions ----------------------------------------------------------------------------------------------------
 
 # Transforms from base to event, each with its cache. Of a distribution all join, or none: what is between two of them is
@@ -332,12 +371,12 @@ PYRO = Library(
     layers={
         TRANSFORMS + "affine_autoregressive.AffineAutoregressive": AFFINE,
         TRANSFORMS + "affine_autoregressive.ConditionalAffineAutoregressive": CONDITIONAL,
+        TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINES,
+        TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": CONDITIONAL_SPLINES,
     },
     left_alone={
         TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
         TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": COUPLING,
-        TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINE,
-        TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": SPLINE,
         TRANSFORMS + "neural_autoregressive.NeuralAutoregressive": "it has no inverse",
         TRANSFORMS + "batchnorm.BatchNorm": NORM,
         TRANSFORMS + "permute.Permute": PERMUTATION,

@@ -71,7 +71,7 @@ def _univariate(layer: Any) -> UnivariateMap:
             return affine("soft_clipped_exp", "scale_shift", *_probed(layer, options, {"slope"}, _log_slope))
         if differs(made, "zuko.transforms.MonotonicRQSTransform") is None and shapes == _of_a_spline(shapes):
             bound, slope = _probed(layer, options, {"slope", "bound"}, _bound_and_slope)
-            return spline(shapes[0][0], bound, "soft_clipped_exp", slope)
+            return spline(shapes[0][0], (-bound, bound), "soft_clipped_exp", slope)
     name = class_path(made) if isinstance(made, type) else repr(made)
     raise UnsupportedError(f"its univariate map {name} has no operator yet: other splines and monotonic networks will go here")
 

@@ -28,6 +28,23 @@ def _coupling_backward(g_z, g_log_det, x, parameters, place, begin, step, count,
     return coupling_gradients(g_z, g_log_det, x, parameters, place, (begin, step, count), rebuild, inverse, map)
 
 
+_SPLINE = f"Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse, {MAP}"
+
+
+@TRITON.define(f"spline({_SPLINE}) -> (Tensor, Tensor)")
+def _spline(x, widths, heights, derivatives, inverse, *map):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.spline import spline
+
+    return spline(x, widths, heights, derivatives, inverse, map)
+
+
+@TRITON.define(f"spline_backward(Tensor g_z, Tensor g_log_slope, {_SPLINE}) -> (Tensor, Tensor, Tensor, Tensor)")
+def _spline_backward(g_z, g_log_slope, x, widths, heights, derivatives, inverse, *map):  # type: ignore[no-untyped-def]
+    from flowkern.kernels.spline import spline_gradients
+
+    return spline_gradients(g_z, g_log_slope, x, widths, heights, derivatives, inverse, map)
+
+
 @TRITON.define("log_det(Tensor log_scale) -> Tensor")
 def _log_det(log_scale: Tensor) -> Tensor:
     from flowkern.kernels.log_det import log_det
@@ -66,12 +83,13 @@ def _row_sums_like(x: Tensor, *rest: Tensor) -> Tensor:
 _SHAPES = {
     "coupling": _coupling_like,
     "coupling_backward": _gradients_like,
+    "spline": _splines_like,
+    "spline_backward": _spline_gradients_like,
     "log_det": _row_sums_like,
     "normal_log_prob": _row_sums_like,
 }
-_CPU_SHAPES = {"spline": _splines_like, "spline_backward": _spline_gradients_like}
 for _name, _like in _SHAPES.items():
     TRITON.fake(_name)(_like)
 if BUILD_ERROR is None:
-    for _name, _like in (_SHAPES | _CPU_SHAPES).items():
+    for _name, _like in _SHAPES.items():
         torch.library.register_fake(f"flowkern::{_name}")(_like)

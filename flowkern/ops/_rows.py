@@ -19,6 +19,11 @@ def namespace(kernels: Kernels) -> Any:
     return getattr(torch.ops, kernels.namespace)
 
 
+def numbers_of(kernels: Kernels, map: UnivariateMap) -> tuple[Any, ...]:
+    """A map as the kernels take it."""
+    return (map.numbers,) if kernels.on_cpu else map.words
+
+
 def as_rows(kernels: Kernels, t: Tensor, shape: torch.Size) -> Tensor:
     """t, broadcast to a shape, as a matrix; the CPU kernels take half precision as float32."""
     t = t.float() if kernels.on_cpu and t.dtype in HALF else t
@@ -41,17 +46,12 @@ class RowMap(NamedTuple):
 
     def __call__(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         op = namespace(self.kernels).coupling
-        return op(x, parameters, self.place, *self.features, self.inverse, *self._described)
+        return op(x, parameters, self.place, *self.features, self.inverse, *numbers_of(self.kernels, self.map))
 
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Cotangents of x and of the parameters. In place of x stands z where that is what the map reads."""
         op, rebuild = namespace(self.kernels).coupling_backward, self.map.reads(self.inverse).output
-        return op(*grads, x, parameters, self.place, *self.features, rebuild, self.inverse, *self._described)
-
-    @property
-    def _described(self) -> tuple[Any, ...]:
-        """The map as the kernels take it."""
-        return (self.map.numbers,) if self.kernels.on_cpu else self.map.words
+        return op(*grads, x, parameters, self.place, *self.features, rebuild, self.inverse, *numbers_of(self.kernels, self.map))
 
 
 def apply_row_map(

@@ -12,7 +12,7 @@ from flowkern import reference
 from flowkern._checks import HALF, check_float, check_like
 from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._derivatives import plain_backward, wants_plain
-from flowkern.ops._rows import as_rows, namespace
+from flowkern.ops._rows import as_rows, namespace, numbers_of
 from flowkern.univariate import RationalQuadratic
 
 
@@ -58,7 +58,7 @@ def spline(
         if t.dim() == 0 or t.shape[-1] != count:
             raise ValueError(f"{name}: expected shape (..., {count}) for {map.bins} bins, got {tuple(t.shape)}")
     batch = _batch(x, parameters)
-    kernels = kernels_for(x, "spline", map)
+    kernels = kernels_for(x, "spline")
     if kernels.plain:
         return reference.spline(x, *parameters, **map.spline_options, inverse=inverse)
     dtype, call = x.dtype, Call(kernels, map, inverse)
@@ -93,11 +93,12 @@ class Call(NamedTuple):
     inverse: bool
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return namespace(self.kernels).spline(x, *parameters, self.inverse, self.map.numbers)
+        return namespace(self.kernels).spline(x, *parameters, self.inverse, *numbers_of(self.kernels, self.map))
 
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
-        """Cotangents of all inputs. For the inverse, ``x`` holds its results."""
-        return namespace(self.kernels).spline_backward(*grads, x, *parameters, self.inverse, self.map.numbers)
+        """Cotangents of all inputs."""
+        numbers = numbers_of(self.kernels, self.map)
+        return namespace(self.kernels).spline_backward(*grads, x, *parameters, self.inverse, *numbers)
 
 
 class SplineFunction(torch.autograd.Function):
@@ -107,14 +108,13 @@ class SplineFunction(torch.autograd.Function):
     def forward(ctx: Any, call: Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         z, log_slope = call(x, *parameters)
         ctx.call = call
-        ctx.save_for_backward(x, *parameters, *([z] if call.inverse else []))
+        ctx.save_for_backward(x, *parameters)
         return z, log_slope
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        call, (x, widths, heights, derivatives, *z) = ctx.call, ctx.saved_tensors
-        parameters = [widths, heights, derivatives]
+        call, (x, *parameters) = ctx.call, ctx.saved_tensors
         if wants_plain(grads):
             oracle = partial(reference.spline, **call.map.spline_options, inverse=call.inverse)
             return None, *plain_backward(oracle, (x, *parameters), ctx.needs_input_grad[1:], grads)
-        return None, *call.gradients(grads, *z or (x,), parameters)
+        return None, *call.gradients(grads, x, parameters)

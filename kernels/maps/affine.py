@@ -78,9 +78,8 @@ def inverse(v, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
-    s, _, slope = scale_of(p, OPTIONS, CONSTANTS)
-    t = p[0]
+def cotangents(u, t, s, slope, gv, gl, OPTIONS: tl.constexpr):
+    """Those of u and of the parameters, given the scale and d log s / da."""
     if OPTIONS[1] == 0:
         gu, gt, ga = gv * s, gv, (gv * u * s + gl) * slope
     elif OPTIONS[1] == 1:
@@ -98,6 +97,15 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def inverse_cotangent(u, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
-    s, _, _ = scale_of(p, OPTIONS, CONSTANTS)
-    return g / (1 / s if OPTIONS[1] == 1 else s)
+def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    s, _, slope = scale_of(p, OPTIONS, CONSTANTS)
+    return cotangents(u, p[0], s, slope, gv, gl, OPTIONS)
+
+
+@triton.jit
+def inverse_backward(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    u, _ = inverse(v, p, OPTIONS, CONSTANTS)
+    s, _, slope = scale_of(p, OPTIONS, CONSTANTS)
+    gv = g / (1 / s if OPTIONS[1] == 1 else s)
+    _, found = cotangents(u, p[0], s, slope, -gv, gl, OPTIONS)
+    return gv, found

@@ -260,12 +260,13 @@ def derivative_gradients(index, g0, g1, OPTIONS: tl.constexpr):
 
 
 @triton.jit
-def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
-    turns = whole_turns(u, OPTIONS, CONSTANTS)
-    index, offset, widths, heights, d0, d1, slope0, slope1 = find(u - turns, p, False, OPTIONS, CONSTANTS)
+def parameter_gradients(
+    u, p, index, widths, heights, d0, d1, slope0, slope1, theta, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr
+):
+    """The cotangent of u and a tuple of those of the parameters, where u is at theta in a bin that was found."""
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    gu, gw, gh, g0, g1 = cotangents(w, h, d0, d1, within_a_bin(offset / w), gv, gl)
+    gu, gw, gh, g0, g1 = cotangents(w, h, d0, d1, theta, gv, gl)
     gx0, gy0 = -gu, gv
     if OPTIONS[1] != 1:
         inside = inside_of(u, CONSTANTS)
@@ -285,18 +286,33 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def inverse_cotangent(u, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     turns = whole_turns(u, OPTIONS, CONSTANTS)
-    index, offset, widths, heights, d0, d1, _, _ = find(u - turns, p, False, OPTIONS, CONSTANTS)
+    index, offset, widths, heights, d0, d1, slope0, slope1 = find(u - turns, p, False, OPTIONS, CONSTANTS)
+    _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
+    theta = within_a_bin(offset / w)
+    return parameter_gradients(
+        u, p, index, widths, heights, d0, d1, slope0, slope1, theta, gv, gl, OPTIONS, CONSTANTS
+    )  # fmt: skip
+
+
+@triton.jit
+def inverse_backward(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    turns = whole_turns(v, OPTIONS, CONSTANTS)
+    index, offset, widths, heights, d0, d1, slope0, slope1 = find(v - turns, p, True, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    theta = within_a_bin(offset / w)
+    theta = root(h / w, d0, d1, within_a_bin(offset / h))
     direct, _, _, _, _ = cotangents(w, h, d0, d1, theta, g * 0, gl)
     _, slope = curve(h / w, d0, d1, theta)
-    v = (g + direct) / slope
-    if OPTIONS[1] == 0:
-        return tl.where(inside_of(u, CONSTANTS), v, g)
-    elif OPTIONS[1] == 1:
-        return v
-    else:
-        return tl.where(inside_of(u, CONSTANTS), v, g / tl.where(u < CONSTANTS[0], d0, d1))
+    gv = (g + direct) / slope
+    u = v
+    if OPTIONS[1] != 1:  # on the same side of the interval as v
+        inside, d = inside_of(v, CONSTANTS), tl.where(v < CONSTANTS[0], d0, d1)
+        gv = tl.where(inside, gv, g if OPTIONS[1] == 0 else g / d)
+        end = end_beside(v, CONSTANTS)
+        u = tl.where(inside, v, end + (v - end) / d)
+    _, found = parameter_gradients(
+        u, p, index, widths, heights, d0, d1, slope0, slope1, theta, -gv, gl, OPTIONS, CONSTANTS
+    )  # fmt: skip
+    return gv, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,40 @@ def made_splines(module: str) -> dict[str, Peer]:
     }
 
 
+def nflows_coupling(root: str, context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        coupling = importlib.import_module(root + ".transforms.coupling").PiecewiseRationalQuadraticCouplingTransform
+        net = functools.partial(
+            importlib.import_module(root + ".nn.nets").ResidualNet,
+            hidden_features=20,
+            context_features=context or None,
+            activation=torch.tanh,
+        )
+        return settle(coupling([1, 0, 1, 0, 1], net, **{"num_bins": 5, "tails": "linear", "tail_bound": 3.0, **options}))
+
+    return Peer(make, 5, context, pair_forward, pair_inverse)
+
+
+def normflows_spline(name: str, context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        given = {"num_context_channels": context or None, "activation": nn.Tanh, **options}
+        return settle(getattr(importlib.import_module("normflows.flows"), name)(5, 2, 20, **given))
+
+    return Peer(make, 5, context, pair_inverse, pair_forward)  # its forward is from noise to data
+
+
+SPLINES = {
+    "nflows: spline coupling": nflows_coupling("nflows", 3),
+    "nflows: spline coupling, both halves": nflows_coupling("nflows", apply_unconditional_transform=True),
+    "glasflow: spline coupling": nflows_coupling("glasflow.nflows"),
+    "normflows: spline": normflows_spline("AutoregressiveRationalQuadraticSpline", 3, permute_mask=True),
+    "normflows: spline coupling": normflows_spline("CoupledRationalQuadraticSpline", 3),
+    "normflows: spline coupling, circular": normflows_spline("CoupledRationalQuadraticSpline", tails="circular"),
+    "normflows: spline coupling, mixed": normflows_spline(
+        "CircularCoupledRationalQuadraticSpline", ind_circ=[0, 3], tail_bound=torch.tensor([9.0, 8.0, 7.0, 9.0, 6.0])
+    ),
+}
+
 NFLOWS = "nflows.transforms.autoregressive", "MaskedAffineAutoregressiveTransform"
 GLASFLOW = "glasflow.nflows.transforms.autoregressive", "MaskedAffineAutoregressiveTransform"
 NORMFLOWS = "normflows.flows.affine.autoregressive", "MaskedAffineAutoregressive"
@@ -179,6 +214,22 @@ def pyro_inverse(model: Any, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
     t = model if c is None else model.condition(c)
     x = t.inv(y)
     return x, -t.log_abs_det_jacobian(x, y)
+
+
+def pyro_spline(context: int = 0, skip: bool = False) -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import ConditionalSplineAutoregressive, SplineAutoregressive
+        from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+
+        common = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": [4, 4, 3]}
+        options = {"count_bins": 4, "bound": 2.0, "order": "quadratic"}
+        if context:
+            return settle(
+                ConditionalSplineAutoregressive(6, ConditionalAutoRegressiveNN(6, context, [20, 24], **common), **options)
+            )
+        return settle(SplineAutoregressive(6, AutoRegressiveNN(6, [20, 24], **common), **options))
+
+    return Peer(make, 6, context, pyro_forward, pyro_inverse)
 
 
 def pyro_layer(context: int = 0, skip: bool = False, activation: Any = None, **options: Any) -> Peer:
@@ -205,6 +256,8 @@ PYRO = {
     "context": pyro_layer(3),
     "context, stable": pyro_layer(3, stable=True),
     "context, skip": pyro_layer(3, skip=True),
+    "spline": pyro_spline(skip=True),
+    "spline, context": pyro_spline(3),
 }
 
 PEERS = {
@@ -217,4 +270,5 @@ PEERS = {
     "normflows: context": contextual(*NORMFLOWS)["context"],
     "normflows: batch norm, context": contextual(*NORMFLOWS)["batch norm, context"],
     **{f"pyro: {name}": peer for name, peer in PYRO.items()},
+    **SPLINES,
 }

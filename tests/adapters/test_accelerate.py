@@ -351,9 +351,9 @@ def zuko_spline_coupling() -> Any:
         (replaced, "its forward was replaced"),
         (lambda: nflows_layer(activation=torch.sin), "the activation <built-in method sin"),
         (lambda: zuko.flows.NCSF(4, transforms=1).transform, "its univariate map .*CircularRQSTransform.* has no operator yet"),
-        (lambda: nflows_spline(tails=None), "its tails are None: splines that refuse what is outside have no operator"),
         (lambda: nflows_coupling(), "its own code is as fast as the operator after its network"),
         (lambda: zuko_spline_coupling(), "its univariate map is a spline: only affine couplings have an operator here"),
+        (lambda: pyro.distributions.transforms.spline_autoregressive(4), "its splines are of the order 'linear'"),
         (lambda: zuko.flows.MAF(1, 2, transforms=1).transform, "elementwise"),
         (lambda: nf.flows.MaskedAffineAutoregressive(4, 8).to("meta"), "on the meta device"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "no flow layer that flowkern knows"),
@@ -365,6 +365,43 @@ def test_reasons(make: Any, reason: str) -> None:
         fk.accelerate(model)
     found = [s for s in status(model) if s.startswith("left alone")]
     assert any(__import__("re").search(reason, s) for s in found), found
+
+
+def spline_coupling(**options: Any) -> Any:
+    coupling = pytest.importorskip("nflows.transforms.coupling").PiecewiseRationalQuadraticCouplingTransform
+    network = pytest.importorskip("nflows.nn.nets").ResidualNet
+    return coupling([1, 0, 1, 0, 1], lambda i, o: network(i, o, hidden_features=8), num_bins=4, **options)
+
+
+@pytest.mark.parametrize("make", [nflows_spline, spline_coupling])
+def test_a_number_outside_of_a_box_is_the_librarys_error(make: Any) -> None:
+    error = pytest.importorskip("nflows.transforms.base").InputOutsideDomain
+    layer = make(tails=None)
+    x = torch.rand(20, 5)
+    expected = [*layer(x), *layer.inverse(x)]
+    fk.accelerate(layer)
+    assert_same([*layer(x), *layer.inverse(x)], expected)
+    assert status(layer) == ["accelerated"]
+    x[3, 2] = 1.5
+    for call in (layer, layer.inverse):
+        with pytest.raises(error):
+            call(x)
+
+
+def test_splines_inside_of_a_coupling() -> None:
+    """Both are accelerated and restored; hooks of the network run, which the library calls."""
+    layer = spline_coupling(tails="linear", tail_bound=3.0, apply_unconditional_transform=True)
+    classes = [type(m) for m in layer.modules()]
+    x, seen = 2 * torch.randn(20, 5), []
+    expected = layer(x)
+    fk.accelerate(layer)
+    layer.transform_net.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    assert_same(layer(x), expected)
+    assert seen == [1]
+    assert status(layer) == ["accelerated"] * 2
+    assert_same(copy.deepcopy(layer)(x), expected)
+    fk.restore(layer)
+    assert [type(m) for m in layer.modules()] == classes
 
 
 def test_a_subclass_that_overrides_nothing_is_its_base() -> None:

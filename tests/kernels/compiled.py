@@ -49,9 +49,10 @@ from flowkern.kernels.logistic_mixture import logistic_mixture
 from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.kernels.masked_mlp import masked_mlp, masked_mlp_gradients
 from flowkern.kernels.normal_log_prob import normal_log_prob
+from flowkern.kernels.spline import spline, spline_gradients
 from flowkern.kernels.wavenet_layer import wavenet_layer, wavenet_layer_gradients
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PLACEMENTS, SCALES, Affine, RationalQuadratic
+from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, Affine, RationalQuadratic
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,20 @@ def mixture_launches(
     return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="mixtures")
 
 
+def spline_launches(dtype: str, bins: int, tails: str, kind: str, inverse: bool) -> list[Launch]:
+    """Forward and backward of splines with parameters of their own."""
+    map, t = RationalQuadratic(bins, tails=tails, parametrization=kind), DTYPES[dtype]
+    x = torch.zeros(4096, dtype=t)
+    parameters = [torch.zeros(4096, n, dtype=t) for n in (bins, bins, map.derivatives)]
+
+    def run() -> None:
+        spline(x, *parameters, inverse, map.words)
+        spline_gradients(x, x, x, *parameters, inverse, map.words)
+
+    label = f"{dtype}, {bins} bins, {tails}, {kind}{', inverse' if inverse else ''}"
+    return record(run, label, dtype=dtype, family="splines")
+
+
 def layer_launches(dtype: str, width: int, taps: int, channels: int) -> list[Launch]:
     """Forward and backward of a layer of a WaveNet."""
     x = torch.empty(2, width, 256, dtype=DTYPES[dtype], device="meta")
@@ -318,6 +333,7 @@ ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
 CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
+SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, PARAMETRIZATIONS, (False, True)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 
 
@@ -336,6 +352,7 @@ def cover(strength: int) -> Iterator[Job]:
         (row_launches, ROWS),
         (reduction_launches, ROWS[:2]),
         (mixture_launches, MIXTURES),
+        (spline_launches, SPLINES),
         (layer_launches, LAYERS),
         (convolution_launches, CONVOLUTIONS),
     ):

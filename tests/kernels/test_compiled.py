@@ -27,7 +27,7 @@ def test_every_kernel_compiles_with_every_choice_without_a_fault(tmp_path: Path)
         "affine_forward", "affine_backward", "row_sum", "pack_kernel", "weight_gradient_kernel", "unpack_kernel",
         "masked_mlp_forward", "masked_mlp_backward", "autoregressive_forward", "autoregressive_backward",
         "autoregressive_chain_forward", "autoregressive_chain_backward",
-        "logistic_mixture_kernel", "logistic_mixture_sample_kernel",
+        "logistic_mixture_kernel", "logistic_mixture_sample_kernel", "spline_forward", "spline_backward",
         "wavenet_gates", "wavenet_gates_backward", "channel_products",
     }  # fmt: skip
     assert len(seen) == 5 * len(kernels)

@@ -23,8 +23,10 @@ struct MapKernels {
                    const T* g_log_slope, T* g_u, T* g_parameters);
   // The same for the inverse, u being its result: g_v cancels g + network, and the parameters receive what the density
   // would give them for (-g_v, g_log_slope).
-  void (*inverse_backward)(const UnivariateMap&, int64_t features, const T* u, const T* parameters, const T* g,
-                           const T* network, const T* g_log_slope, T* g_v, T* g_parameters);
+  using InverseBackward = void (*)(const UnivariateMap&, int64_t features, const T* u, const T* parameters, const T* g,
+                                   const T* network, const T* g_log_slope, T* g_v, T* g_parameters);
+  InverseBackward inverse_backward;
+  InverseBackward backward_of_inverse;  // u being what the inverse was of
 
   // Rows of matrices, with one matrix per parameter. `rebuild`: x holds the output of the map, from which the input is
   // found.

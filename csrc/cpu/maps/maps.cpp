@@ -63,7 +63,8 @@ void tile_backward(const UnivariateMap& description, int64_t features, const T* 
   });
 }
 
-template <class T, class Family>
+// FromInput: u is what the inverse was of.
+template <class T, class Family, bool FromInput>
 void tile_inverse_backward(const UnivariateMap& description, int64_t features, const T* u, const T* parameters,
                            const T* g, const T* network, const T* g_log_slope, T* g_v, T* g_parameters) {
   constexpr int R = kTileRows<T>;
@@ -74,9 +75,10 @@ void tile_inverse_backward(const UnivariateMap& description, int64_t features, c
       T *g_out = g_v + f * R, *g_parameter = g_parameters + f * count * R;
       for_row_groups<T, R>([&](auto get, auto put, int64_t, int64_t) {
         const auto p = [&](int i) { return get(parameter + i * R); };
-        put(g_out, map.inverse_cotangent(get(at), p, get(g + f * R) + get(network + f * R), get(g_log_slope)));
-        map.backward(get(at), p, -get(g_out), get(g_log_slope),
-                     [&](int i, Number<T> v) { put(g_parameter + i * R, v); });
+        const auto put_parameter = [&](int i, Number<T> v) { put(g_parameter + i * R, v); };
+        const Number<T> in = get(at), of_u = get(g + f * R) + get(network + f * R), of_log = get(g_log_slope);
+        put(g_out, FromInput ? map.backward_of_inverse(in, p, of_u, of_log, put_parameter)
+                             : map.inverse_backward(in, p, of_u, of_log, put_parameter));
       });
     }
   });
@@ -143,9 +145,7 @@ void rows_backward(const UnivariateMap& description, bool rebuild, bool inverse,
         Number<T> v = columns_of(x, r, c, n);
         if (rebuild) v = inverse ? map.forward(v, p).value : map.inverse(v, p).value;
         if (inverse) {  // implicit differentiation of v = f(u; parameters) at u = f^-1(v)
-          const Number<T> u = map.inverse(v, p).value, w = map.inverse_cotangent(u, p, g, -g_log);
-          map.backward(u, p, -w, -g_log, put);
-          narrow(g_x + at, w, n);
+          narrow(g_x + at, map.backward_of_inverse(v, p, g, -g_log, put), n);
         } else {
           narrow(g_x + at, map.backward(v, p, g, g_log, put), n);
         }
@@ -163,7 +163,8 @@ constexpr MapKernels<T> kFamily = {
                 &tile<T, kTileRows<T>, Family, false>},
     .inverse = {&tile<T, 1, Family, true>, &tile<T, kSmallRows<T>, Family, true>, &tile<T, kTileRows<T>, Family, true>},
     .backward = &tile_backward<T, Family>,
-    .inverse_backward = &tile_inverse_backward<T, Family>,
+    .inverse_backward = &tile_inverse_backward<T, Family, false>,
+    .backward_of_inverse = &tile_inverse_backward<T, Family, true>,
     .rows = &rows<T, Family>,
     .rows_backward = &rows_backward<T, Family>,
 };

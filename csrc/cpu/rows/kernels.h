@@ -39,7 +39,7 @@ struct RowKernels {
   int64_t (*spline_scratch)(int64_t parameters);
   void (*spline)(const Map<T>&, bool inverse, const SplineElements<T>&, T* z, T* log_slope, T* scratch, int64_t begin,
                  int64_t end);
-  // For the inverse, x holds its results. The cotangents of the parameters are contiguous.
+  // The cotangents of the parameters are contiguous.
   void (*spline_backward)(const Map<T>&, bool inverse, const SplineElements<T>&, Matrix<const T> g_z,
                           Matrix<const T> g_log_slope, T* g_x, T* const* g_parameters, T* scratch, int64_t begin,
                           int64_t end);

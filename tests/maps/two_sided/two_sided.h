@@ -39,9 +39,16 @@ class two_sided {
     return g_v * s;
   }
 
-  template <class X, class P>
-  FK_INLINE X inverse_cotangent(X u, P p, X g, X) const {
-    return g / exp(select(u - kink_ > 0, p(1), p(2)));
+  template <class X, class P, class Put>
+  FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
+    const X v = g / exp(select(u - kink_ > 0, p(1), p(2)));
+    backward(u, p, -v, g_log, put);
+    return v;
+  }
+
+  template <class X, class P, class Put>
+  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
+    return inverse_backward(inverse(v, p).value, p, g, g_log, put);
   }
 
  private:

@@ -67,25 +67,20 @@ class affine {
 
   template <class X, class P, class Put>
   FK_INLINE X backward(X u, P p, X g_v, X g_log, Put put) const {
-    const X t = p(0);
-    const ScaleValue<X> k = scale<X>(p);
-    X g_u, g_t, g_log_s;  // of log s
-    switch (placement_) {
-      case Placement::scale_shift: g_u = g_v * k.s, g_t = g_v, g_log_s = g_v * u * k.s + g_log; break;
-      case Placement::standardize: g_u = g_v / k.s, g_t = -g_u, g_log_s = -g_u * (u - t) - g_log; break;
-      case Placement::shift_scale: g_u = g_v * k.s, g_t = g_u, g_log_s = g_u * (u + t) + g_log; break;
-      case Placement::gate: g_u = g_v * k.s, g_t = g_v * (1 - k.s), g_log_s = g_v * (u - t) * k.s + g_log; break;
-      default: __builtin_unreachable();
-    }
-    put(0, g_t);
-    if (scale_ != Scale::none) put(1, g_log_s * k.slope);
-    return g_u;
+    return put_cotangents(u, p(0), scale<X>(p), g_v, g_log, put);
   }
 
-  template <class X, class P>
-  FK_INLINE X inverse_cotangent(X, P p, X g, X) const {
-    const X s = scale<X>(p).s;
-    return g / (placement_ == Placement::standardize ? 1 / s : s);
+  template <class X, class P, class Put>
+  FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
+    const ScaleValue<X> k = scale<X>(p);
+    const X v = g / (placement_ == Placement::standardize ? 1 / k.s : k.s);
+    put_cotangents(u, p(0), k, -v, g_log, put);
+    return v;
+  }
+
+  template <class X, class P, class Put>
+  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
+    return inverse_backward(inverse(v, p).value, p, g, g_log, put);
   }
 
  private:
@@ -130,6 +125,21 @@ class affine {
       }
     }
     __builtin_unreachable();
+  }
+
+  template <class X, class Put>
+  FK_INLINE X put_cotangents(X u, X t, const ScaleValue<X>& k, X g_v, X g_log, Put put) const {
+    X g_u, g_t, g_log_s;  // of log s
+    switch (placement_) {
+      case Placement::scale_shift: g_u = g_v * k.s, g_t = g_v, g_log_s = g_v * u * k.s + g_log; break;
+      case Placement::standardize: g_u = g_v / k.s, g_t = -g_u, g_log_s = -g_u * (u - t) - g_log; break;
+      case Placement::shift_scale: g_u = g_v * k.s, g_t = g_u, g_log_s = g_u * (u + t) + g_log; break;
+      case Placement::gate: g_u = g_v * k.s, g_t = g_v * (1 - k.s), g_log_s = g_v * (u - t) * k.s + g_log; break;
+      default: __builtin_unreachable();
+    }
+    put(0, g_t);
+    if (scale_ != Scale::none) put(1, g_log_s * k.slope);
+    return g_u;
   }
 
   S scale_;

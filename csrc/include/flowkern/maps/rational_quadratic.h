@@ -96,47 +96,31 @@ class rational_quadratic {
     __builtin_unreachable();
   }
 
-  template <class X, class P>
-  FK_INLINE X inverse_cotangent(X u, P p, X g, X g_log) const {
-    X exponentials[2 * kMostBins];
-    const X at = u - whole_turns(u);
-    const Bin<X> b = find<false>(at, p, exponentials);
-    const X theta = within_a_bin(b.offset / b.w);
-    const X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
-    if (tails_ == Tails::circular) return v;
-    return select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
-  }
-
   template <class X, class P, class Put>
   FK_INLINE X backward(X u, P p, X g_v, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
-    const X at = u - whole_turns(u);
-    const Bin<X> b = find<false>(at, p, exponentials);
-    const X theta = within_a_bin(b.offset / b.w);
-    Cotangents<X> g = cotangents(b, theta, g_v, g_log);
-    if (tails_ != Tails::circular) {
-      const auto in = inside(u);
-      const X none = {};
-      g = {g.u,
-           select(in, g.x0, none),
-           select(in, g.w, none),
-           select(in, g.y0, none),
-           select(in, g.h, none),
-           select(in, g.d0, none),
-           select(in, g.d1, none)};
-      if (tails_ == Tails::linear) {
-        g.u = select(in, g.u, g_v);
-      } else {
-        const X d = slope_beside(u, b), g_d = g_v * (u - end_beside(u)) + g_log / d;
-        g.u = select(in, g.u, g_v * d);
-        g.d0 = select(u < lower_, g_d, g.d0);
-        g.d1 = select(u < upper_, g.d1, g_d);
-      }
+    const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
+    return put_cotangents(u, b, within_a_bin(b.offset / b.w), exponentials, p, g_v, g_log, put);
+  }
+
+  template <class X, class P, class Put>
+  FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
+    X exponentials[2 * kMostBins];
+    const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
+    return cancel(u, b, within_a_bin(b.offset / b.w), exponentials, p, g, g_log, put);
+  }
+
+  template <class X, class P, class Put>
+  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
+    X exponentials[2 * kMostBins];
+    const Bin<X> b = find<true>(v - whole_turns(v), p, exponentials);
+    const X theta = root(b, within_a_bin(b.offset / b.h));
+    X u = v;  // where it counts, which is outside
+    if (tails_ == Tails::unconstrained) {
+      const X end = end_beside(v);
+      u = select(inside(v), v, end + (v - end) / slope_beside(v, b));
     }
-    put_sizes(b, b.widths, exponentials, least_width_, 0, g.x0, g.w, p, put);
-    put_sizes(b, b.heights, exponentials + bins_, least_height_, bins_, g.y0, g.h, p, put);
-    put_derivatives(b, g.d0 * b.slope0, g.d1 * b.slope1, put);
-    return g.u;
+    return cancel(u, b, theta, exponentials, p, g, g_log, put);
   }
 
  private:
@@ -335,6 +319,44 @@ class rational_quadratic {
     const X of_d1 = per_m * theta * theta - g * product * value - per_d * product;
     const X per_w = 1 / b.w, of_u = of_theta * per_w;
     return {of_u, -of_u, -(of_theta * theta + of_s * s) * per_w, g_v, g_v * value + of_s * per_w, of_d0, of_d1};
+  }
+
+  // The cotangent v that makes that of u, which is at theta in its bin, -g for -v.
+  template <class X, class P, class Put>
+  FK_INLINE X cancel(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g, X g_log, Put put) const {
+    X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
+    if (tails_ != Tails::circular) v = select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
+    put_cotangents(u, b, theta, exponentials, p, -v, g_log, put);
+    return v;
+  }
+
+  // The cotangent of u; hands over those of the parameters.
+  template <class X, class P, class Put>
+  FK_INLINE X put_cotangents(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g_v, X g_log, Put put) const {
+    Cotangents<X> g = cotangents(b, theta, g_v, g_log);
+    if (tails_ != Tails::circular) {
+      const auto in = inside(u);
+      const X none = {};
+      g = {g.u,
+           select(in, g.x0, none),
+           select(in, g.w, none),
+           select(in, g.y0, none),
+           select(in, g.h, none),
+           select(in, g.d0, none),
+           select(in, g.d1, none)};
+      if (tails_ == Tails::linear) {
+        g.u = select(in, g.u, g_v);
+      } else {
+        const X d = slope_beside(u, b), g_d = g_v * (u - end_beside(u)) + g_log / d;
+        g.u = select(in, g.u, g_v * d);
+        g.d0 = select(u < lower_, g_d, g.d0);
+        g.d1 = select(u < upper_, g.d1, g_d);
+      }
+    }
+    put_sizes(b, b.widths, exponentials, least_width_, 0, g.x0, g.w, p, put);
+    put_sizes(b, b.heights, exponentials + bins_, least_height_, bins_, g.y0, g.h, p, put);
+    put_derivatives(b, g.d0 * b.slope0, g.d1 * b.slope1, put);
+    return g.u;
   }
 
   // Cotangents of the raw sizes from those of the bin's start and size.
