@@ -3,6 +3,6 @@
 The operators of the CPU kernels are registered by csrc/ops.
 """
 
-from flowkern.bindings import convolutions, masked_networks, mixtures, rows
+from flowkern.bindings import convolutions, masked_networks, mixtures, rows, scans
 
-__all__ = ["convolutions", "masked_networks", "mixtures", "rows"]
+__all__ = ["convolutions", "masked_networks", "mixtures", "rows", "scans"]
