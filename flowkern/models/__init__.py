@@ -5,6 +5,8 @@ from flowkern.models.distillation import Distillation
 from flowkern.models.encoded import Encoded
 from flowkern.models.made import MADE
 from flowkern.models.parallel_wavenet import ParallelWaveNet
+from flowkern.models.pixel_cnn import PixelCNN
+from flowkern.models.pixel_rnn import PixelRNN
 from flowkern.models.wavenet import WaveNet
 
-__all__ = ["MADE", "Distillation", "Encoded", "Model", "ParallelWaveNet", "WaveNet"]
+__all__ = ["MADE", "Distillation", "Encoded", "Model", "ParallelWaveNet", "PixelCNN", "PixelRNN", "WaveNet"]

@@ -9,6 +9,7 @@ from flowkern.nn.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from flowkern.nn.heads import Bernoulli, Categorical, Gaussian, Head, MixtureOfGaussians, MixtureOfLogistics
 from flowkern.nn.invertible_conv import InvertibleConv1x1
 from flowkern.nn.made import MADE, frozen
+from flowkern.nn.masked_conv import MaskedConv2d
 from flowkern.nn.masked_linear import MaskedLinear
 from flowkern.nn.multi_scale import MultiScale
 from flowkern.nn.permutation import Permutation, Reverse
@@ -34,6 +35,7 @@ __all__ = [
     "InverseAutoregressive",
     "InvertibleConv1x1",
     "MaskedAutoregressive",
+    "MaskedConv2d",
     "MaskedLinear",
     "MixtureOfGaussians",
     "MixtureOfLogistics",

@@ -21,13 +21,18 @@ SMALL = {  # options that keep a model small, where `hidden` is none of its own
     "wavenet": ["layers=2", "residual=8", "skip=8"],
     "parallelwavenet": ["layers=2,1", "residual=8", "skip=8"],
     "glow": ["hidden=8", "steps=4"],
+    "pixelrnn": ["hidden=4", "layers=1", "levels=3"],
+    "pixelcnn": ["hidden=8", "layers=1", "levels=3"],
 }
+DATA = {"pixelrnn": "levels", "pixelcnn": "levels"}  # of models of nothing but whole numbers
 # Options with which a model is trained on whole numbers, besides the real ones that all are trained on.
 WHOLE = {
     "made": {
         "binary": [["head=bernoulli"]],
         "levels": [["head=categorical", "categories=3"], ["head=logistics", "levels=3", "components=2"]],
-    }
+    },
+    "pixelrnn": {"levels": [["scan=row"]]},
+    "pixelcnn": {"levels": [["gated=true"]]},
 }
 
 
@@ -46,7 +51,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.csv" for name in tables}
 
 
-CASES = [(model, "real", []) for model in models()]
+CASES = [(model, DATA.get(model, "real"), []) for model in models()]
 CASES += [(model, data, options) for model, kinds in WHOLE.items() for data, ways in kinds.items() for options in ways]
 
 
@@ -81,7 +86,7 @@ def test_the_commands(model: str, data: str, options: list[str], sources: dict[s
 @pytest.mark.parametrize("model", models())
 def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     """From its run.json alone; and from a checkpoint, as if it had not been broken."""
-    arguments = ["--data", str(sources["real"]), "--set", *small(model), "epochs=3", "schedule=constant"]
+    arguments = ["--data", str(sources[DATA.get(model, "real")]), "--set", *small(model), "epochs=3", "schedule=constant"]
     assert main(["train", model, *arguments, "--output", str(tmp_path / "whole")]) == 0
     again = ["train", "--config", str(tmp_path / "whole" / "run.json"), "--output"]
     assert main([*again, str(tmp_path / "again")]) == 0
@@ -107,7 +112,7 @@ def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_pat
 @pytest.mark.parametrize("model", models())
 def test_fit(model: str) -> None:
     torch.manual_seed(0)
-    x = 50 + 10 * torch.randn(300, 2)
+    x = torch.randint(3, (300, 2)).float() if model in DATA else 50 + 10 * torch.randn(300, 2)
     known = options_of(models()[model])
     given = {name: parse(known[name], text) for name, text in assignments(SMALL.get(model, ["hidden=16"])).items()}
     made = models()[model](2, **given)
