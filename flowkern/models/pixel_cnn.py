@@ -46,7 +46,7 @@ class PixelCNN(PixelModel):
         features: int | Sequence[int],
         levels: int = 2,
         *,
-        hidden: int = 32,
+        hidden: int = 48,
         layers: int = 7,
         kernel: int = 3,
         gated: bool = False,

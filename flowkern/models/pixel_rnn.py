@@ -48,7 +48,7 @@ class PixelRNN(PixelModel):
         features: int | Sequence[int],
         levels: int = 2,
         *,
-        hidden: int = 16,
+        hidden: int = 24,
         layers: int = 7,
         scan: str = "diagonal",
     ) -> None:
