@@ -54,6 +54,8 @@ OPERATORS = {
         Operator("causal_conv1d", "convolutions", ("cpu", "triton")),
         Operator("causal_conv1d_update", "convolutions", ("cpu",), gradients=False),
         Operator("wavenet_layer", "convolutions", ("cpu", "triton")),
+        Operator("row_lstm", "scans", ("cpu",)),
+        Operator("diagonal_lstm", "scans", ("cpu",)),
         Operator("wavenet_generate", "convolutions", ("cpu", "cuda"), gradients=False),
     )
 }

@@ -64,6 +64,19 @@ void panel(const T* w, int64_t first, int64_t n, const T* a, int64_t columns, T*
   }
 }
 
+// acc[i][v] += sum_k a[i][k a_stride] w[k w_stride][v] for N numbers and V vectors: the lanes are what w holds. Of the
+// one vector of a part `lanes` are read.
+template <class T, int N, int V, bool Part = false>
+FK_INLINE void lane_products(const T* const (&a)[N], int64_t a_stride, const T* w, int64_t w_stride, int64_t columns,
+                             Vec<T> (&acc)[N][V], int64_t lanes = 0) {
+  for (int64_t k = 0; k < columns; ++k, w += w_stride) {
+    Vec<T> row[V];
+    for (int v = 0; v < V; ++v) row[v] = Part ? load_part<Vec<T>>(w, lanes) : load<Vec<T>>(w + v * kLanes<T>);
+    for (int i = 0; i < N; ++i)
+      for (int v = 0; v < V; ++v) acc[i][v] += a[i][k * a_stride] * row[v];
+  }
+}
+
 // Rows after which sums are put aside: their error grows with the rows that are added one after another.
 constexpr int64_t kSumRows = 32;
 

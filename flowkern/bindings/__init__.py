@@ -3,6 +3,6 @@
 The operators of the CPU kernels are registered by csrc/ops.
 """
 
-from flowkern.bindings import channels, convolutions, masked_networks, mixtures, rows
+from flowkern.bindings import channels, convolutions, masked_networks, mixtures, rows, scans
 
-__all__ = ["channels", "convolutions", "masked_networks", "mixtures", "rows"]
+__all__ = ["channels", "convolutions", "masked_networks", "mixtures", "rows", "scans"]

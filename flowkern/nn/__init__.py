@@ -18,6 +18,7 @@ from flowkern.nn.heads import (
 )
 from flowkern.nn.invertible_conv import InvertibleConv1x1
 from flowkern.nn.made import MADE, frozen
+from flowkern.nn.masked_conv import MaskedConv2d
 from flowkern.nn.masked_linear import MaskedLinear
 from flowkern.nn.multi_scale import MultiScale
 from flowkern.nn.permutation import Permutation, Reverse
@@ -45,6 +46,7 @@ __all__ = [
     "IsotropicGaussian",
     "Logistic",
     "MaskedAutoregressive",
+    "MaskedConv2d",
     "MaskedLinear",
     "MixtureOfGaussians",
     "MixtureOfLogistics",

@@ -8,6 +8,7 @@ from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.causal_conv1d import causal_conv1d
 from flowkern.reference.causal_conv1d_update import causal_conv1d_update
 from flowkern.reference.coupling import coupling
+from flowkern.reference.diagonal_lstm import diagonal_lstm
 from flowkern.reference.gaussian_mixture import gaussian_mixture
 from flowkern.reference.iaf_step import iaf_step
 from flowkern.reference.invertible_conv1x1 import invertible_conv1x1
@@ -16,6 +17,7 @@ from flowkern.reference.logistic_mixture import logistic_mixture
 from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
+from flowkern.reference.row_lstm import row_lstm
 from flowkern.reference.spline import rational_quadratic_map, spline
 from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_outputs
 from flowkern.reference.wavenet_layer import wavenet_layer
@@ -31,6 +33,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "coupling",
+    "diagonal_lstm",
     "elementwise",
     "gaussian_mixture",
     "iaf_step",
@@ -42,6 +45,7 @@ __all__ = [
     "normal_log_prob",
     "permutation",
     "rational_quadratic_map",
+    "row_lstm",
     "spline",
     "wavenet_generate",
     "wavenet_layer",

@@ -18,7 +18,7 @@ from flowkern import nn as fnn
 from flowkern.config import configured
 from flowkern.data import Identity, Standardised
 from flowkern.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, StandardNormal
-from flowkern.models import MADE, VAE, Distillation, Encoded, Model, ParallelWaveNet, WaveNet
+from flowkern.models import MADE, VAE, Distillation, Encoded, Model, ParallelWaveNet, PixelCNN, PixelRNN, WaveNet
 from flowkern.univariate import Affine
 
 IMAGE = (1, 4, 4)
@@ -51,6 +51,10 @@ def models() -> dict[str, Model]:
         "WaveNet, gaussian": WaveNet(4, "gaussian", layers=1, residual=5, skip=6, kernel=3),
         "ParallelWaveNet": ParallelWaveNet(4, [2, 1], 5, 6),
         "ParallelWaveNet, context": ParallelWaveNet(4, (1,), 5, 6, 2, noise="gaussian", context=2),
+        "PixelRNN": PixelRNN((2, 3, 2), 3, hidden=4, layers=1),
+        "PixelRNN, vector": PixelRNN(4, 3, hidden=2, layers=1, scan="row"),
+        "PixelCNN": PixelCNN((2, 3, 2), 3, hidden=4, layers=1),
+        "PixelCNN, gated": PixelCNN(4, 3, hidden=2, layers=1, gated=True),
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
         "NSF": NSF(4, 2, (8,), bins=3),
         "NSF, coupling": NSF(4, 2, (8,), 2, bins=3, coupling=True),

@@ -22,8 +22,11 @@ SMALL = {  # options that keep a model small, where `hidden` is none of its own
     "parallelwavenet": ["layers=2,1", "residual=8", "skip=8"],
     "glow": ["hidden=8", "steps=4"],
     "vae": ["hidden=8", "latent=2", "flow_hidden=8", "flow_context=2", "importance=20"],
+    "pixelrnn": ["hidden=4", "layers=1", "levels=3"],
+    "pixelcnn": ["hidden=8", "layers=1", "levels=3"],
 }
-REAL = {"vae": ["likelihood=gaussian"]}  # what a model needs for real numbers, on which all are trained
+REAL = {"vae": ["likelihood=gaussian"]}  # what a model needs for real numbers
+DATA = {"pixelrnn": "levels", "pixelcnn": "levels"}  # of models of nothing but whole numbers; others are trained on real ones
 # Options with which a model is trained on whole numbers besides.
 WHOLE = {
     "made": {
@@ -33,6 +36,8 @@ WHOLE = {
     "vae": {
         "levels": [["likelihood=logistic", "levels=3", "prior=maf", "samples=2", "gradient=dreg", "kl_warmup=4"]],
     },
+    "pixelrnn": {"levels": [["scan=row"]]},
+    "pixelcnn": {"levels": [["gated=true"]]},
 }
 
 
@@ -51,7 +56,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.csv" for name in tables}
 
 
-CASES = [(model, "real", REAL.get(model, [])) for model in models()]
+CASES = [(model, DATA.get(model, "real"), REAL.get(model, [])) for model in models()]
 CASES += [(model, data, options) for model, kinds in WHOLE.items() for data, ways in kinds.items() for options in ways]
 
 
@@ -86,7 +91,8 @@ def test_the_commands(model: str, data: str, options: list[str], sources: dict[s
 @pytest.mark.parametrize("model", models())
 def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     """From its run.json alone; and from a checkpoint, as if it had not been broken."""
-    arguments = ["--data", str(sources["real"]), "--set", *small(model), *REAL.get(model, []), "epochs=3", "schedule=constant"]
+    data = sources[DATA.get(model, "real")]
+    arguments = ["--data", str(data), "--set", *small(model), *REAL.get(model, []), "epochs=3", "schedule=constant"]
     assert main(["train", model, *arguments, "--output", str(tmp_path / "whole")]) == 0
     again = ["train", "--config", str(tmp_path / "whole" / "run.json"), "--output"]
     assert main([*again, str(tmp_path / "again")]) == 0
@@ -112,7 +118,7 @@ def test_a_run_repeats_and_goes_on(model: str, sources: dict[str, Path], tmp_pat
 @pytest.mark.parametrize("model", models())
 def test_fit(model: str) -> None:
     torch.manual_seed(0)
-    x = 50 + 10 * torch.randn(300, 2)
+    x = torch.randint(3, (300, 2)).float() if model in DATA else 50 + 10 * torch.randn(300, 2)
     known = options_of(models()[model])
     texts = [*SMALL.get(model, ["hidden=16"]), *REAL.get(model, [])]
     given = {name: parse(known[name], text) for name, text in assignments(texts).items()}

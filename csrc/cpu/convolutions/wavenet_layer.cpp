@@ -1,24 +1,9 @@
 // A layer of a WaveNet: of a tile of times all that it computes is in the cache, so that one pass over memory does it.
 // The lanes are times.
 #include "cpu/convolutions/tiles.h"
-#include "flowkern/math.h"
+#include "cpu/gate.h"
 
 namespace flowkern::FK_ISA {
-
-// tanh and sigmoid of the two halves of a gate. In float32 both follow from exp(x) - 1 of one argument each, by one
-// division; beyond the bounds they are what they tend to, within half an ulp of 1.
-template <class T>
-struct Gate {
-  Vec<T> tanh, sigmoid;
-};
-FK_INLINE Gate<float> gate(Vec<float> a, Vec<float> b) {
-  const Vec<float> m = expm1(clamp(2 * a, 20)), n = expm1(clamp(-b, 60));
-  const Vec<float> inverse = 1 / ((m + 2) * (n + 2));
-  return {m * (n + 2) * inverse, (m + 2) * inverse};
-}
-FK_INLINE Gate<double> gate(Vec<double> a, Vec<double> b) {
-  return {tanh_of(a), apply([](auto x) { return sigmoid(x); }, b)};
-}
 
 // What the gate and the condition read in a turn, [tile][columns][R].
 template <class T>
