@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def sample(model: Encoded, n: int, processes: Processes, seed: int = 0, temperat
     model.eval().to(processes.device)
     model.encoding.cpu()
     starts = range(0, n, CHUNK)
-    options = {} if temperature == 1 else {"temperature": temperature}
+    options: dict[str, Any] = {} if temperature == 1 else {"temperature": temperature}
     own = {}
     for i in range(processes.rank, len(starts), processes.count):
         generator = torch.Generator(processes.device).manual_seed(seeded(seed, i).initial_seed())
