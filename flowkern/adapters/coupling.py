@@ -189,13 +189,14 @@ class MaskedCoupling(PeerNetwork):
 
     def __init__(self, parts: CouplingNetwork, context: int, linears: Sequence[nn.Module]) -> None:
         super().__init__(parts.features, context, parts.map)
-        self.parts, self._places = parts, {}
+        self.parts = parts
+        self._places: dict[tuple[str, torch.device], Tensor] = {}
         self.width, self.outputs = self.features + context, self.features * self.map.count
         self.context_columns = range(self.features, self.width)
         for i, module in enumerate(linears):
             first, last = i == 0, i + 1 == len(linears)
             self.add(_Of(module, self, first, last), activated=not last)
-        self.weights = sum(stored(module, "weight").numel() for module in linears)  # type: ignore[union-attr]
+        self.weights = sum(linear.mask().numel() for linear in self.linears)
 
     def columns(self, device: Any) -> Tensor:
         """The columns of the first map."""

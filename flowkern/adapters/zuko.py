@@ -177,9 +177,10 @@ def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
     try:
         network = MaskedCoupling(parts, linears[0].weight.shape[1] - len(parts.passing), linears)
         network.activation = activation_of(*between)
-        return network.finish(layer.hyper)
+        network.finish(layer.hyper)
     except UnsupportedError:
         return parts
+    return network
 
 
 def _ask(hyper: Any, seen: Tensor, context: Tensor | None) -> Tensor:

@@ -29,6 +29,10 @@ class Coupling(Transform):
 
     Both directions cost one pass. Two layers in a row, the second with ``swap``, transform every feature.
 
+    In a stack on the CPU, a conditioner of linear layers and one activation is part of one call for the layer and its
+    neighbours, where the map with parameters of zero is the identity. A number that is not finite may then reach every
+    feature of its row.
+
     Of an image (channels, height, width) whole channels are transformed, and the network sees the others; or any of its
     numbers, and the network sees the image with zeros in their places, and the mask. A context is added as channels, the same
     at every pixel.
@@ -68,6 +72,8 @@ class Coupling(Transform):
     place: Tensor
     passing: Tensor
     columns: Tensor
+    wide_columns: Tensor
+    wide_rows: Tensor
 
     @configured
     def __init__(
@@ -176,8 +182,8 @@ class Coupling(Transform):
         self._follow()
         hidden = tuple(layer.out_features for layer in linears[:-1])
         plan = coupling_step.plan_of(self._chosen, hidden, self.map.count, self.context, activation)
-        own = self.wide_columns, self.wide_rows, self.features, self.context
-        return coupling_step.network_step(linears, plan, self.map, *own, inverse)
+        places = self.wide_columns, self.wide_rows
+        return coupling_step.network_step(linears, plan, self.map, *places, self.features, self.context, inverse)
 
     @property
     def _joins(self) -> bool:

@@ -87,7 +87,8 @@ def network_step(
     inverse: bool,
 ) -> ops.NetworkStep:
     """The step: ``columns`` are those of its first matrix that the conditioner's are, ``rows`` those of the last."""
-    weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
+    weights: list[Tensor] = [layer.weight for layer in linears]
+    biases: list[Tensor] = [layer.bias for layer in linears]
     first = weights[0]
     weights[0] = first.new_zeros(len(first), features + context).index_copy(1, columns, first)
     last = weights[-1]

@@ -440,3 +440,16 @@ def test_context_layers_with_hooks_parametrizations_and_others_in_their_place(na
         model.autoregressive_net.context_layer.in_features = peer.context
     with pytest.warns(RuntimeWarning, match="its context layer is a Sequential"):
         check("left alone: its context layer is a Sequential")
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["whole", "after its network"])
+def test_the_split_of_a_coupling_is_followed(normalize: bool) -> None:
+    layer = zuko.flows.coupling.GeneralCouplingTransform(4, hidden_features=(8,), normalize=normalize)
+    twin, x = copy.deepcopy(layer), torch.randn(5, 4)
+    fk.accelerate(layer)
+    for _ in range(2):
+        torch.testing.assert_close(layer().call_and_ladj(x), twin().call_and_ladj(x))
+        torch.testing.assert_close(layer().inv(x), twin().inv(x))
+        assert fk.explain(layer).rows[0][2] == "accelerated"
+        for each in (layer, twin):
+            each.mask.logical_not_()

@@ -403,3 +403,16 @@ def test_the_command_line_leaves_nothing_of_the_package_out() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == [type(getattr(fk, name)).__name__ for name in fk.__all__]
     assert "AttributeError: module 'flowkern' has no attribute 'missing'" in done.stderr
+
+
+def test_samples_of_a_flow_at_a_temperature(tmp_path: Path) -> None:
+    rows = 5 + 3 * torch.randn(200, 2, dtype=torch.float64)
+    model = fk.models.Encoded(fk.flows.RealNVP(2, 2, (8,)), fk.data.Standardised.fit(fk.data.Rows(rows)))
+    model.save_pretrained(tmp_path / "model")
+    noise = []
+    for temperature in ("1", "0.5"):
+        output = tmp_path / f"{temperature}.npy"
+        assert main(["sample", str(tmp_path / "model"), "-n", "50", "--temperature", temperature, "--output", str(output)]) == 0
+        z, _ = model.encode(torch.from_numpy(np.load(output)))
+        noise.append(model.model.transform(z)[0])
+    torch.testing.assert_close(noise[1], 0.5 * noise[0], rtol=1e-4, atol=1e-4)
