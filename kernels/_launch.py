@@ -31,10 +31,14 @@ class Rows:
     options: dict[str, int]
 
 
-def rows(count: int, columns: int, dtype: torch.dtype) -> Rows:
-    """Blocks of eight elements per thread, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split."""
+def rows(count: int, columns: int, dtype: torch.dtype, parameters: int = 2) -> Rows:
+    """Blocks of eight elements per thread, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split.
+
+    An element that brings many ``parameters`` along, all of which a thread holds, has a thread for itself.
+    """
     double, columns = dtype == torch.float64, max(columns, 1)
-    elements = _WARPS * (32 if GPU == "cuda" else 64) * _ELEMENTS // (2 if double else 1)
+    each = 1 if parameters > _ELEMENTS else _ELEMENTS // (2 if double else 1)
+    elements = _WARPS * (32 if GPU == "cuda" else 64) * each
     block_c = min(triton.next_power_of_2(columns), elements)
     block_r = elements // block_c
     part = min(-(-columns // block_c) * block_c, _LONGEST_PART)

@@ -100,7 +100,7 @@ def affine(x, parameters, place, transformed, inverse, map):
     """
     rows, columns = x.shape
     z = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
-    config = _launch.rows(rows, columns, x.dtype)
+    config = _launch.rows(rows, columns, x.dtype, len(parameters))
     partial = torch.empty(rows, config.parts, dtype=x.dtype if config.parts == 1 else config.torch_acc, device=x.device)
     if rows and columns:
         with _launch.on(x):
@@ -125,7 +125,7 @@ def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild,
     g_x = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     make = torch.empty if place is None else torch.zeros  # a table may leave out columns
     g_parameters = [make(rows, count if step else columns, dtype=x.dtype, device=x.device) for _ in parameters]
-    config = _launch.rows(rows, columns, x.dtype)
+    config = _launch.rows(rows, columns, x.dtype, len(parameters))
     if rows and columns:
         with _launch.on(x):
             affine_backward[config.grid](

@@ -221,7 +221,7 @@ def pyro_spline(context: int = 0, skip: bool = False) -> Peer:
         from pyro.distributions.transforms import ConditionalSplineAutoregressive, SplineAutoregressive
         from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 
-        common = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": [4, 4, 3]}
+        common: dict[str, Any] = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": [4, 4, 3]}
         options = {"count_bins": 4, "bound": 2.0, "order": "quadratic"}
         if context:
             return settle(

@@ -286,6 +286,19 @@ def spline_launches(dtype: str, bins: int, tails: str, kind: str, inverse: bool)
     return record(run, label, dtype=dtype, family="splines")
 
 
+def spline_row_launches(dtype: str, bins: int, inverse: bool) -> list[Launch]:
+    """Forward and backward of splines of rows, whose parameters a thread holds."""
+    map, x = RationalQuadratic(bins), torch.zeros(64, 64, dtype=DTYPES[dtype])
+    parameters = [x] * map.count
+
+    def run() -> None:
+        z, found = affine(x, parameters, None, (0, 0, 0), inverse, map.words)
+        affine_gradients(z, found, x, parameters, None, (0, 0, 0), False, inverse, map.words)
+
+    label = f"{dtype}, rows of splines, {bins} bins{', inverse' if inverse else ''}"
+    return record(run, label, dtype=dtype, family="splines")
+
+
 def layer_launches(dtype: str, width: int, taps: int, channels: int) -> list[Launch]:
     """Forward and backward of a layer of a WaveNet."""
     x = torch.empty(2, width, 256, dtype=DTYPES[dtype], device="meta")
@@ -366,6 +379,8 @@ def cover(strength: int) -> Iterator[Job]:
                 if strength > 1 or not shown <= seen:
                     yield job
                 seen |= shown
+    for inverse, architecture in zip((False, True), (ARCHITECTURES[1], ARCHITECTURES[-1]), strict=True):  # they take long
+        yield from launched(architecture, spline_row_launches, "float32", 4, inverse)
 
 
 def launched(architecture: Architecture, make: Callable[..., list[Launch]], *case: Any) -> Iterator[Job]:

@@ -324,7 +324,7 @@ def test_first_and_second_derivatives(map: RationalQuadratic, inverse: bool) -> 
     assert torch.autograd.gradgradcheck(call, (x, *parts))
 
 
-def with_longer_digits(map: RationalQuadratic, x: Any, widths: Any, heights: Any, derivatives: Any, inverse: bool) -> Any:
+def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: Any, heights: Any, derivatives: Any) -> Any:
     """z and log_slope by the formulas of the paper, in NumPy's complex numbers of 64 bits of mantissa.
 
     Complex, so that the imaginary part of a result is its derivative by the input that has a small imaginary part.
@@ -385,14 +385,14 @@ def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool
     """The rule of accuracy where float64 is not exact enough to be the judge: values, and derivatives by complex steps."""
     inputs = [points(map, 1500), *drawn(map, 1500, spread=1.0)]
     numbers = [t.numpy().astype(np.clongdouble) for t in inputs]
-    exact, step = list(with_longer_digits(map, *numbers, inverse)), np.longdouble(1e-40)
+    exact, step = list(with_longer_digits(map, inverse, *numbers)), np.longdouble(1e-40)
     weights = 0.7, -1.3  # of the two results
     for i, given in enumerate(numbers):
         gradient = np.zeros(given.shape, np.longdouble)
         for column in np.ndindex(given.shape[1:]):
             moved = [t.copy() for t in numbers]
             moved[i][(slice(None), *column)] += 1j * step
-            found = with_longer_digits(map, *moved, inverse)
+            found = with_longer_digits(map, inverse, *moved)
             gradient[(slice(None), *column)] = sum(w * t.imag for w, t in zip(weights, found, strict=True)) / step
         exact.append(gradient)
     errors = {}
