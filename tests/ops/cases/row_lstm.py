@@ -43,15 +43,15 @@ VARIATIONS: dict[str, Variation] = {
     "one row": {"height": 1, "width": 7},
     "one column": {"height": 7, "width": 1},
     "one unit": {"hidden": 1},
-    "whole vectors": {"hidden": 16, "height": 5, "width": 6},
+    "whole vectors": {"hidden": 16, "height": 3, "width": 5},
     "several blocks": {"hidden": 67, "height": 2, "width": 3},
-    "gradients in several parts of a row": {"hidden": 4, "height": 2, "width": 70},
+    "gradients in several parts of a row": {"hidden": 2, "height": 2, "width": 70},
     "gradients in several parts of the rows": {"hidden": 2, "height": 9, "width": 9},
 }
 
 
 def any_variation(draw: Callable[..., Any]) -> dict[str, Any]:
-    sizes = st.integers(1, 6)
+    sizes = st.integers(1, 4)
     return {"hidden": draw(st.integers(1, 20)), "height": draw(sizes), "width": draw(sizes)}
 
 
