@@ -205,7 +205,7 @@ class VAE(Model):
         return {"loss": reconstruction + beta * cost, "reconstruction": reconstruction.detach(), "kl": divergence.detach()}
 
     def _divergence(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: (rows, latent) where known by dimension, else (rows, 1)."""
+        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: (rows, latent) by dimension, or (rows, 1)."""
         if self._analytic:
             mean, log_std = self._posterior.gaussian(encoded)
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
