@@ -61,7 +61,7 @@ class VAE(Model):
         transforms: steps of the posterior, and of a MAF as prior.
         flow_hidden: widths of the networks of these, at least ``latent``.
         flow_context: numbers h of each x that the steps of the posterior see.
-        gated: steps of the posterior are the gated ones of the paper; else affine.
+        gated: steps of the posterior are the gated ones of the paper; else affine, which learn faster in few epochs.
         prior: normal, or maf for a masked autoregressive flow that is learned.
         variance: of the gaussian likelihood: learned (one for all pixels), fixed, pixel (the decoder gives one for each).
         std: the fixed deviation, or the one that a learned one begins with.
@@ -116,7 +116,7 @@ class VAE(Model):
         transforms: int = 4,
         flow_hidden: Sequence[int] = (320,),
         flow_context: int = 32,
-        gated: bool = True,
+        gated: bool = False,
         prior: Literal["normal", "maf"] = "normal",
         variance: Literal["learned", "fixed", "pixel"] = "learned",
         std: float = 1.0,
@@ -205,7 +205,7 @@ class VAE(Model):
         return {"loss": reconstruction + beta * cost, "reconstruction": reconstruction.detach(), "kl": divergence.detach()}
 
     def _divergence(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: of each dimension, or (rows, 1)."""
+        """z, and KL(q(z | x) || p(z)) or its estimate log q - log p: (rows, latent) by dimension, or (rows, 1)."""
         if self._analytic:
             mean, log_std = self._posterior.gaussian(encoded)
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std

@@ -69,7 +69,7 @@ def models() -> dict[str, Model]:
         "VAE, diag": VAE(4, 2, "diag", "gaussian", hidden=(8,), kl="sampled", samples=2, importance=2, gradient="dreg"),
         "VAE, image": VAE(
             IMAGE, 3, likelihood="logistic", levels=3, network="resnet", channels=iter([5, 6]), hidden=(8,), flow_hidden=(8,),
-            transforms=2, gated=False, prior="maf", importance=1, kl_warmup=3,
+            transforms=2, gated=True, prior="maf", importance=1, kl_warmup=3,
         ),
         "VAE, modules": VAE(
             4, 2, likelihood=fnn.Categorical(3), encoder=nn.Linear(4, 6), decoder=nn.Linear(2, 12), flow_hidden=(8,),
