@@ -65,13 +65,14 @@ class Launches:
     """What all launches of a call share: blocks and numbers."""
 
     def __init__(self, x, precision):
-        double = x.dtype == torch.float64
+        double, low = x.dtype == torch.float64, x.element_size() == 2
+        plain = x.dtype == torch.float32 and precision == "ieee"  # no matrix instructions, which need fewer registers
         self.batch, self.times = x.shape[0], x.shape[2]
-        self.block_t = 16 if double else 64
-        low = _launch.INTERPRETED and x.dtype == torch.bfloat16
+        self.block_t = 16 if double else 32 if plain else 64
+        upcast = _launch.INTERPRETED and x.dtype == torch.bfloat16
         self.options = {
-            "ACC": tl.float64 if double else tl.float32, "PRECISION": precision, "UPCAST": low, "BLOCK_R": 32,
-            "BLOCK_T": self.block_t, "BLOCK_C": 32 if x.element_size() == 2 else 16, "num_warps": 8 if double else 4,
+            "ACC": tl.float64 if double else tl.float32, "PRECISION": precision, "UPCAST": upcast, "BLOCK_R": 32,
+            "BLOCK_T": self.block_t, "BLOCK_C": 32 if low else 16, "num_warps": 8 if double else 4,
         }  # fmt: skip
 
     def grid(self, rows, groups=1):

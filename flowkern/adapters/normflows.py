@@ -13,7 +13,7 @@ from flowkern import ops
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect, parameter_of
 from flowkern.adapters.nflows import (
-    COUPLING,
+    UNREAD_COUPLING,
     METHODS,
     NORM,
     PERMUTATION,
@@ -235,9 +235,9 @@ NORMFLOWS = Library(
     },
     left_alone={
         "normflows.flows.affine.autoregressive.Autoregressive": SPLINE,
-        "normflows.flows.affine.coupling.AffineCoupling": COUPLING,
-        "normflows.flows.affine.coupling.AffineCouplingBlock": COUPLING,
-        "normflows.flows.affine.coupling.MaskedAffineFlow": COUPLING,
+        "normflows.flows.affine.coupling.AffineCoupling": UNREAD_COUPLING,
+        "normflows.flows.affine.coupling.AffineCouplingBlock": UNREAD_COUPLING,
+        "normflows.flows.affine.coupling.MaskedAffineFlow": UNREAD_COUPLING,
         "normflows.flows.normalization.BatchNorm": NORM,
         "normflows.flows.normalization.ActNorm": NORM,
         "normflows.flows.mixing.Permute": PERMUTATION,

@@ -25,7 +25,7 @@ from flowkern.adapters.network import (
     expect,
     spline,
 )
-from flowkern.adapters.nflows import COUPLING, NORM, PERMUTATION
+from flowkern.adapters.nflows import NORM, PERMUTATION, UNREAD_COUPLING
 from flowkern.adapters.run import elementwise, joinable, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
 from flowkern.univariate import UnivariateMap
@@ -375,8 +375,8 @@ PYRO = Library(
         TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": CONDITIONAL_SPLINES,
     },
     left_alone={
-        TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
-        TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": COUPLING,
+        TRANSFORMS + "affine_coupling.AffineCoupling": UNREAD_COUPLING,
+        TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": UNREAD_COUPLING,
         TRANSFORMS + "neural_autoregressive.NeuralAutoregressive": "it has no inverse",
         TRANSFORMS + "batchnorm.BatchNorm": NORM,
         TRANSFORMS + "permute.Permute": PERMUTATION,

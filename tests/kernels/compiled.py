@@ -159,10 +159,9 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 def network_launches(
     operator: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
 ) -> list[Launch]:
-    """Forward and backward of one masked network; ``scale`` "spline" is a rational-quadratic one, of any placement."""
+    """Forward and backward of one masked network."""
     structure = structure if width or structure == "skip" else "plain"
-    univariate = RationalQuadratic(8) if scale == "spline" else Affine(scale, placement)
-    options = {"activation": activation, "parameters": univariate.count, **STRUCTURES[structure]}
+    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
     net = network(64 if width >= 256 else 8, (width,) * 3 if width else (), **options)
     low = DTYPES[dtype]
     rows = torch.float32 if dtype == "autocast" else low
@@ -170,7 +169,7 @@ def network_launches(
     biases = [b.to(rows) for b in net.biases]
     x = torch.zeros(256, net.plan.features, dtype=rows)
     addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
-    map = univariate.words
+    map = Affine(scale, placement).words
 
     def run() -> None:
         config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
@@ -183,7 +182,7 @@ def network_launches(
             _, g, state = autoregressive(x, weights, biases, addends, config, map, True)
             autoregressive_gradients(x, g, x, weights, biases, addends, state, config, map, keep)
 
-    kind = "" if operator == "masked_mlp" else f", {scale if scale == 'spline' else f'{scale} {placement}'}"
+    kind = "" if operator == "masked_mlp" else f", {scale} {placement}"
     label = f"{dtype}, {net.plan.features} x {width}x3, {structure}, {activation}{kind}{'' if keep else ', nothing kept'}"
     return record(run, label, dtype=dtype, family="network")
 
@@ -336,12 +335,12 @@ NETWORKS = [
     tuple(DTYPES),
     (0, 48, 256),
     ACTIVATIONS,
-    (*SCALES, "spline"),
+    SCALES,
     PLACEMENTS,
     tuple(STRUCTURES),
     (True, False),
 ]
-CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), ACTIVATIONS, SCALES, *NETWORKS[5:]]
+CHAIN_NETWORKS = [CHAINS, NETWORKS[1], (0, 48, 128), *NETWORKS[3:]]
 ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
 CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
@@ -397,7 +396,6 @@ def listed() -> Iterator[Job]:
         (network_launches, "autoregressive", dtype, width, *plain, True) for dtype in DTYPES for width in (48, 256)
     ]
     cases.append((network_launches, "autoregressive", "tf32", 256, *plain, False))
-    cases.append((network_launches, "autoregressive", "tf32", 256, "relu", "spline", "standardize", "plain", True))
     cases.append((network_launches, "masked_mlp", "tf32", 256, "silu", "none", "standardize", "residual", True))
     exact = ("float32", "tf32", "float64")  # the others take chains with elementwise steps one by one
     cases += [(chain_launches, CHAINS[dtype in exact], dtype, 128, *plain, True) for dtype in DTYPES]
