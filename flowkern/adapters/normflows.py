@@ -13,11 +13,11 @@ from flowkern import ops
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect, parameter_of
 from flowkern.adapters.nflows import (
-    UNREAD_COUPLING,
     METHODS,
     NORM,
     PERMUTATION,
     SPLINE,
+    UNREAD_COUPLING,
     InverseWay,
     add_residual_block,
     context_width,
