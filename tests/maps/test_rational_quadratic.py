@@ -383,11 +383,8 @@ def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: An
 @pytest.mark.parametrize("inverse", [False, True])
 def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool) -> None:
     """The rule of accuracy where float64 is not exact enough to be the judge: values, and derivatives by complex steps."""
-    if inverse and (map.tails, map.parametrization) == ("circular", "softplus"):
-        pytest.xfail(
-            "in this draw the gradient of heights is off by 2.4 times the bound, in three others it is within; not pooled yet"
-        )
-    inputs = [points(map, 1500), *drawn(map, 1500, spread=1.0)]
+    # So many, since the largest error of the few worst conditioned elements is what is compared.
+    inputs = [points(map, 5000), *drawn(map, 5000, spread=1.0)]
     numbers = [t.numpy().astype(np.clongdouble) for t in inputs]
     exact, step = list(with_longer_digits(map, inverse, *numbers)), np.longdouble(1e-40)
     weights = 0.7, -1.3  # of the two results
