@@ -75,7 +75,7 @@ CASE = Case(
     variations=VARIATIONS,
     smooth={name: {**form, "channels": 3, "pixels": 2} for name, form in FORMS.items()},
     any=any_variation,
-    # In float64 the oracle's long products are less exact than the kernels; tests/ops/test_invertible_conv1x1.py has a better judge.
+    # In float64 the oracle's long products are less exact than the kernels: test_invertible_conv1x1.py has a better judge.
     dtypes=lambda variation: (torch.float32,),
     layouts={name: VARIATIONS[name] for name in ("lu", "lu inverse", "vectors, lu")},
     compiled={name: FORMS[name] for name in ("lu", "plain inverse")},
