@@ -28,7 +28,12 @@ def draw(rows: int, seed: int, *, channels: int = 24, pixels: int = 2, lu: bool 
     order, sign = torch.randperm(channels, generator=generator), normal(channels).sign()
     if not lu:
         product = (lower.tril(-1) + torch.eye(channels)) @ (upper.triu(1) + torch.diag(sign * log_scale.exp()))
-        return Example({"x": x}, {"weight": product[order]}, lambda t: {**t, "inverse": inverse})
+        added = 3 * torch.eye(channels)  # later, so that the matrix is regular where all rows of the parameter are the first
+        return Example(
+            {"x": x},
+            {"weight": product[order] - added},
+            lambda t: {**t, "weight": t["weight"] + added.to(t["weight"]), "inverse": inverse},
+        )
     constants = {"order": order}
     return Example(
         {"x": x},
