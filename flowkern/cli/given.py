@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from flowkern.cli.configuration import Configuration
 from flowkern.cli.errors import CommandError
 from flowkern.data import DataError, Encoding, OneHot, files
+from flowkern.data.tables import given_columns
 
 
 def context_of(text: str | None, encoding: Encoding | None, made: Configuration | None, folder: str) -> Tensor | None:
@@ -64,12 +64,11 @@ def _values(text: str, made: Configuration | None) -> Tensor | None:
 
 
 def _table(path: Path, made: Configuration | None) -> Tensor:
-    """The contexts of a table: the columns of the names that the run knows, where it has those, or else all."""
+    """The contexts of a table: of the columns of the names that the run knows, where it has some."""
     try:
-        (table,) = files.read(path).values()
-    except (DataError, OSError, ValueError) as error:
+        tables = files.read(path)
+        if len(tables) > 1:
+            raise DataError(f"{path}: expected one table, got {', '.join(tables)}")
+        return given_columns(tables["train"], made.data_options["given"] if made else ())
+    except (DataError, OSError) as error:
         raise CommandError(f"--given: {error}") from None
-    names: Sequence[str] = made.data_options["given"] if made else ()
-    columns = list(table.columns or ())
-    values = table.values.double()
-    return values[:, [columns.index(name) for name in names]] if names and {*names} <= {*columns} else values

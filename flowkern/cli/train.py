@@ -338,6 +338,7 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
     if made.digest not in (None, found):
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
+    made.data_options["given"] = tuple(dataset.given)
     made.class_names = None if dataset.class_names is None else list(dataset.class_names)
     return dataset, model, encoding, given
 

@@ -39,11 +39,12 @@ def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
 def _labels(parts: Mapping[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
     """The labels of each part's pictures, in the order in which they are read, and their names."""
     names = {part: [file.relative_to(folder).parts[0] for file in _files(folder)] for part, folder in parts.items()}
-    classes = sorted({*names["train"]})
+    classes = sorted({name for name in names["train"] if (parts["train"] / name).is_dir()})
     for part, folder in parts.items():
         for file, name in zip(_files(folder), names[part], strict=True):
-            if file.parent == folder or name not in classes:
-                raise DataError(f"{file}: given: label: expected it in one of the folders of a class, {', '.join(classes)}")
+            if name not in classes:
+                found = f", {', '.join(classes)}" if classes else "; there are none"
+                raise DataError(f"{file}: given: label: expected it in one of the folders of a class{found}")
     labels = {part: torch.tensor([classes.index(name) for name in of_part]) for part, of_part in names.items()}
     return labels, classes
 

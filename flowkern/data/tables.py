@@ -106,13 +106,45 @@ def table_dataset(
         test,
         levels=levels,
         columns=None if names is None else [names[i] for i in kept],
-        given=tuple(given) if labels is None else (labels_of.LABEL,),
+        given=_names(tables["train"], given, held) if labels is None else (labels_of.LABEL,),
         classes=classes,
     )
 
 
+def given_columns(table: Table, given: Sequence[str]) -> Tensor:
+    """What a table gives to a model that is given some columns, (rows, numbers of each) of float64.
+
+    Args:
+        table: of which other columns may be anything.
+        given: names or numbers of the columns. A single column, and as many as these without names, are taken as they are;
+            so are all where nothing is named.
+
+    Raises:
+        DataError: for no rows, a column that is none, or a value that is missing or not finite.
+    """
+    _check_shape(table, table, 1)
+    count = table.values.shape[1]
+    as_it_is = not given or count == 1 or (not table.columns and count == len(given))
+    held = list(range(count)) if as_it_is else _named(table, given)
+    values = table.values[:, held].double()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise DataError(f"{table.place(row, held[column])} is missing or not finite ({len(bad)} such values)")
+    return values
+
+
 def _columns(table: Table, given: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The numbers of the columns that are rows, and of those that rows are given, in the order in which they are named."""
+    count, held = table.values.shape[1], _named(table, given)
+    kept = [i for i in range(count) if i not in held]
+    if not kept:
+        raise DataError(f"{table.name}: given: all {count} columns; none is left to be modelled")
+    return torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
+
+
+def _named(table: Table, given: Sequence[str]) -> list[int]:
+    """The columns that are named, or numbered from 1 on, counted from 0."""
     count, names = table.values.shape[1], list(table.columns or ())
     found: list[int] = []
     for name in given:
@@ -124,10 +156,14 @@ def _columns(table: Table, given: Sequence[str]) -> tuple[Tensor, Tensor]:
         if at in found:
             raise DataError(f"{table.name}: given: expected each column once, got {name!r} twice")
         found.append(at)
-    kept = [i for i in range(count) if i not in found]
-    if not kept:
-        raise DataError(f"{table.name}: given: all {count} columns; none is left to be modelled")
-    return torch.tensor(kept), torch.tensor(found, dtype=torch.int64)
+    return found
+
+
+def _names(table: Table, given: Sequence[str], held: Tensor) -> tuple[str, ...]:
+    """What to call given columns in any table: their names, lest a number means another column in it."""
+    names = list(table.columns or ())
+    found = zip(given, (names[i] if names else "" for i in held), strict=True)
+    return tuple(name if names.count(name) == 1 else known for known, name in found)
 
 
 def _check_shape(table: Table, train: Table, least: int) -> None:

@@ -71,7 +71,7 @@ class Encoded(Model):
         check_tensor("context", context)
         check_event("context", context, self.context_encoding.event_shape)
         encoded = self.context_encoding.encode(context.reshape(-1, *self.context_encoding.event_shape))
-        return encoded.reshape(*context.shape[:-1], -1).to(next(self.model.parameters(), encoded))
+        return encoded.reshape(*context.shape[:-1], self.context_encoding.features).to(next(self.model.parameters(), encoded))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density in nats per row in the data's units, float64, with the batch's shape."""

@@ -55,6 +55,7 @@ def test_densities_are_of_rows_and_what_they_are_given(run: Path) -> None:
     np.testing.assert_allclose(np.load(scores)[:, 0], expected.numpy(), rtol=1e-5, atol=1e-5)
     # A loss in the data's units is that of the rows with their context.
     assert torch.allclose(model.loss((rows[:, 1:2], rows[:, [2, 0]]))["loss"], -expected.mean(), rtol=1e-5)
+    assert model.log_prob(rows[:0, 1:2], rows[:0, [2, 0]]).shape == model.sample((), rows[:0, [2, 0]])[:, 0].shape == (0,)
 
 
 def test_a_run_goes_on_with_what_it_was_given(run: Path, tmp_path: Path) -> None:
@@ -103,3 +104,35 @@ def test_models_that_take_nothing_are_told(run: Path, tmp_path: Path, capsys: py
     plain = tmp_path / "plain"
     assert main(["train", "maf", "--data", table, "--output", str(plain), "--set", "epochs=1", *QUICK]) == 0
     assert f"--given: the model in {plain} is given nothing, got '1'" in refused(capsys, "sample", str(plain), "--given", "1")
+
+
+def test_columns_keep_their_names_where_numbers_were_given(run: Path, tmp_path: Path) -> None:
+    rows, other = np.loadtxt(run.parent / "rows.csv", delimiter=",", skiprows=1), tmp_path / "other.csv"
+    numbered, scores = (
+        ["--data", str(run.parent / "rows.csv"), "--set", "given=3,1", "epochs=1", *QUICK],
+        tmp_path / "scores.npy",
+    )
+    assert main(["train", "maf", "--output", str(tmp_path / "run"), *numbered]) == 0
+    np.savetxt(other, rows[:9, ::-1], delimiter=",", header="b,t,a", comments="")
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(other), "--output", str(scores)]) == 0
+    with torch.no_grad():
+        a, t, b = torch.from_numpy(rows[:9]).split(1, 1)
+        expected = fk.Model.from_pretrained(tmp_path / "run").log_prob(t, torch.cat([b, a], 1))
+    np.testing.assert_allclose(np.load(scores)[:, 0], expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("p,q\n1,2\n", "no column is called 'b'"),  # not the two as they come
+        ("b,a\n", "expected at least one row of one or more columns, got 0 of 2"),
+        ("a,b,t\n1,2,nan\n3,nan,4\n", "line 3, column 2 is missing or not finite (1 such values)"),  # what is not given may be
+        ("1,2,3\n4,5,6\n", "no column is called 'b'; there are the columns 1, 2, 3"),
+    ],
+)
+def test_tables_that_cannot_be_given(
+    table: str, message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given.csv"
+    given.write_text(table)
+    assert message in refused(capsys, "sample", str(run), "--given", str(given))
