@@ -153,6 +153,8 @@ def _named(table: Table, given: Sequence[str]) -> list[int]:
         if not 0 <= at < count:
             known = [*names, *map(str, range(1, count + 1))]
             raise DataError(f"{table.name}: given: no column is called {name!r}; {meant(name, 'columns', known)}")
+        if names.count(name) > 1:
+            raise DataError(f"{table.name}: given: {names.count(name)} columns are called {name!r}; name one by its number")
         if at in found:
             raise DataError(f"{table.name}: given: expected each column once, got {name!r} twice")
         found.append(at)

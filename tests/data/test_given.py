@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowkern.data import DataError, Dataset, OneHot, Standardised, context_encoding, load
+from flowkern.data import DataError, Dataset, OneHot, Standardised, context_encoding, load, tables
 
 DRAW = np.random.default_rng(0)
 PARTS = ("train", "validation", "test")
@@ -72,6 +72,14 @@ def test_levels_are_those_of_the_rows(tmp_path: Path) -> None:
 def test_columns_that_cannot_be_given(table: Path, given: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(table, given=given)
+
+
+def test_columns_of_one_name_are_told_apart_by_their_numbers(table: Path) -> None:
+    rows = tables.Table("rows", torch.from_numpy(np.load(table.with_suffix(".npy"))), ["a", "b", "b", "d"])
+    with pytest.raises(DataError, match="2 columns are called 'b'; name one by its number"):
+        tables.table_dataset("rows", {"train": rows}, 0, ("b",))
+    assert tables.table_dataset("rows", {"train": rows}, 0, ("3", "1")).given == ("3", "a")
+    assert torch.equal(tables.given_columns(rows, ("3", "a")), rows.values[:, [2, 0]])
 
 
 @pytest.mark.parametrize("name", ["digits", "iris"])
