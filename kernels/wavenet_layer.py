@@ -93,7 +93,7 @@ def wavenet_gates_backward(
 
 def _registers(x, precision):
     """Of the gates: ptxas would spill a few for one more program on a multiprocessor, but for plain multiply-adds."""
-    if x.element_size() == 2:
+    if x.dtype != torch.float32:
         return _launch.registers(168)
     return _launch.registers(224) if precision == "tf32" and x.dtype == torch.float32 else {}
 

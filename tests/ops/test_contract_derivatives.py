@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import using
+from accuracy import stands_in, using
 from calls import Example, outputs_of
 from case import Case, Variation
 from contract import EACH_CASE, on_each_kernel
@@ -32,7 +32,10 @@ def test_gradcheck_and_gradgradcheck(case: Case, kernels: str, entry: Variation)
     function, leaves = as_function(case, case.draw(3, 0, **entry), kernels)
     fast = kernels == "triton"  # random directions instead of every entry: the interpreter is slow
     assert torch.autograd.gradcheck(function, leaves, fast_mode=fast)
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=fast)
+    # What is differentiated twice is the oracle's; one call shows that GPU kernels come to it, each of which the stand-in takes
+    # many seconds for.
+    if not stands_in(kernels) or entry == next(iter(case.smooth.values())):
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=fast)
 
 
 @EACH_CASE

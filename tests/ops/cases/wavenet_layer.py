@@ -66,7 +66,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "one time": {"time": 1},
     "shorter than the dilation": {"dilation": 50},
     "whole tiles": {"residual": 16, "gate": 16, "skip": 32, "time": 64, "dilation": 16},
-    "several turns": {"residual": 2, "gate": 3, "skip": 2, "time": 600, "dilation": 256, "channels": 2},
+    "several turns": {"residual": 2, "gate": 3, "skip": 2, "time": 300, "dilation": 256, "channels": 2},
 }
 
 
