@@ -213,7 +213,7 @@ def test_there_and_back(bins: int, backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("least", [1e-3, 1e-6])
 def test_ten_million_there_and_back(least: float) -> None:
-    """In float32, with float64 for the judge: z is rounded once, and the way back is the inverse of a z that is off as little."""
+    """In float32, with float64 for the judge: z is rounded once, and the way back is the inverse of that number."""
     map, eps = RationalQuadratic(8, (-3, 3), **SOFTPLUS, settings=(least, least, 1e-3, 1, 1)), torch.finfo(torch.float32).eps
     worst = {"forward": 0.0, "back": 0.0}
     for seed in range(10):
