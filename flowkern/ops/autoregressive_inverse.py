@@ -55,7 +55,7 @@ def autoregressive_inverse(
         >>> degrees, hidden = torch.arange(2), torch.tensor([0, 0, 0])
         >>> masks = [hidden[:, None] >= degrees, degrees.repeat_interleave(2)[:, None] > hidden]
         >>> plan = AutoregressivePlan(masks)
-        >>> weights, biases = [torch.randn(3, 2), torch.randn(4, 3)], [torch.zeros(3), torch.zeros(4)]
+        >>> weights, biases = [torch.randn(3, 2) / 2, torch.randn(4, 3) / 2], [torch.zeros(3), torch.zeros(4)]
         >>> z = torch.randn(5, 2)
         >>> x, _ = autoregressive_inverse(z, weights, biases, plan)
         >>> from flowkern.ops import autoregressive
