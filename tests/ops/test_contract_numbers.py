@@ -49,7 +49,7 @@ def test_strides(case: Case, kernels: str, entry: tuple[Variation, str]) -> None
 
 
 @EACH_CASE
-@settings(max_examples=12)  # each pools a thousand elements in both dtypes
+@settings(max_examples=8)  # each pools a thousand elements in both dtypes
 @given(data=st.data())
 def test_any_call(case: Case, data: st.DataObject) -> None:
     any_call(case, "native", data.draw)
