@@ -270,7 +270,7 @@ def test_the_commands_of_the_readme_in_a_fresh_clone(tmp_path: Path) -> None:
     clean = {"FLOWKERN_IN_CLONE": "1", "PYTHON": sys.executable, "MAKEFLAGS": "", "MFLAGS": ""}
     clean["FLOWKERN_BUILD_CUDA"] = "0"  # minutes; the build that runs this test made them
     text = run(["make", "demo", "ARGS=--epochs 3"], clone, **clean)
-    assert "held-out log-likelihood" in text
+    assert "log-likelihood of" in text
     assert (clone / "output" / "samples.png").exists()
     # The whole suite is what runs this test; here the command itself, on a part of it.
     assert "passed" in run(["make", "test", "ARGS=tests/test_plan.py"], clone, **clean)
