@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import host_run
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 import flowkern as fk
 
 ENOUGH = 1000
+LONG_DOUBLES = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="NumPy has no longer numbers here")
 # Triton's kernels run on the GPU where there is one, else in the interpreter, which takes a tenth of a second for a
 # network of a few units: fewer cases there.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,9 +69,21 @@ class Pool:
         self.kernel = max(self.kernel, float((kernel.double() - exact).abs().max()))
         self.oracle = max(self.oracle, float((oracle32.double() - exact).abs().max()))
 
-    def check(self, name: str, dtype: torch.dtype) -> None:
+    def add_long(self, kernel: Tensor, oracle: Tensor, exact: np.ndarray) -> None:
+        """The same with NumPy's long doubles for the judge of float64."""
+        assert kernel.shape == exact.shape, (kernel.shape, exact.shape)
+        assert np.isfinite(exact).all()
+        assert torch.isfinite(kernel).all(), "the kernel left something unwritten or overflowed"
+        assert (kernel.numpy()[exact == 0] == 0).all(), "something is not exactly zero that should be"
+        self.count += int((exact != 0).sum())
+        self.largest = max(self.largest, float(abs(exact).max()))
+        self.kernel = max(self.kernel, float(abs(kernel.numpy() - exact).max()))
+        self.oracle = max(self.oracle, float(abs(oracle.numpy() - exact).max()))
+
+    def check(self, name: str, dtype: torch.dtype, oracles: torch.dtype = torch.float32) -> None:
+        """``oracles``: the precision that the oracle ran in."""
         eps = torch.finfo(dtype).eps
-        own = self.oracle * eps / torch.finfo(torch.float32).eps
+        own = self.oracle * eps / torch.finfo(oracles).eps
         bound = 2 * own + 4 * eps * self.largest
         assert self.kernel <= bound, f"{name} in {dtype}: error {self.kernel:.3g}, bound {bound:.3g} (oracle's own {own:.3g})"
 

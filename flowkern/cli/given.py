@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkern.cli.configuration import Configuration
 from flowkern.cli.errors import CommandError
 from flowkern.data import DataError, Encoding, OneHot, files
+from flowkern.data.dataset import reading
 from flowkern.data.tables import given_columns
 
 
@@ -66,9 +67,10 @@ def _values(text: str, made: Configuration | None) -> Tensor | None:
 def _table(path: Path, made: Configuration | None) -> Tensor:
     """The contexts of a table: of the columns of the names that the run knows, where it has some."""
     try:
-        tables = files.read(path)
+        with reading(path):
+            tables = files.read(path)
         if len(tables) > 1:
             raise DataError(f"{path}: expected one table, got {', '.join(tables)}")
         return given_columns(tables["train"], made.data_options["given"] if made else ())
-    except (DataError, OSError) as error:
+    except DataError as error:
         raise CommandError(f"--given: {error}") from None

@@ -21,7 +21,6 @@ SIDE = 8  # of a grid of images
 SHOWN = 10_000  # rows of a table in a picture
 HEARD = 3  # of audio
 TEMPERATURES = 0.5, 0.7, 1.0
-WAYS = 8  # between images, in as many steps
 
 
 def verdict(score: Score, model: Encoded) -> str:
@@ -48,7 +47,7 @@ def check_finite(samples: Tensor, left: str) -> None:
         raise CommandError(f"{bad} of {len(samples)} samples are not finite; {left}", status=1)
 
 
-def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, bytes]:
+def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
     if dataset.rate is not None:
         rows = spread(dataset.test, len(samples))[:HEARD]  # a vocoder's samples are made of these
@@ -56,10 +55,12 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor) -> dict[str, by
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
         real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
-        found = {"samples.png": pictures.image_grids({"real images": real, "samples": samples}, dataset.levels or 256)}
+        grids = {"samples.png": {"real images": real, "samples": samples}}
         if isinstance(model.model, VAE):
-            found["latents.png"] = pictures.image_grids(latents(model.cpu(), model.model, real), dataset.levels or 256)
-        return found
+            grids["latents.png"] = latents(model.cpu(), model.model, real)
+        if isinstance(model.model, Flow) and not model.conditional:
+            grids |= between_and_around(model, model.model, real, seed)
+        return {name: pictures.image_grids(of, dataset.levels or 256) for name, of in grids.items()}
     columns = column_names(dataset)
     real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
     found = {"samples.png": pictures.corner(real, samples, columns)}
@@ -88,33 +89,31 @@ def latents(model: Encoded, vae: VAE, images: Tensor) -> dict[str, Tensor]:
     return {title: model.encoding.decode(grid.reshape(-1, *model.event_shape)) for title, grid in grids.items()}
 
 
-def of_a_flow(model: Encoded, dataset: Dataset, seed: int) -> tuple[dict[str, bytes], dict[str, float]]:
-    """What only a flow has: of images, samples at temperatures and ways between real ones; the error of the round trip.
+@torch.no_grad()
+def between_and_around(model: Encoded, flow: Flow, images: Tensor, seed: int) -> dict[str, dict[str, Tensor]]:
+    """Grids of images by their pictures and titles: a flow's samples at temperatures, and ways between real images."""
+    z, _ = model.encode(images[: 2 * SIDE])
+    noise, _ = flow.transform(z)
+    drawn = {}
+    for t in TEMPERATURES:
+        generator = torch.Generator(noise.device).manual_seed(seed)
+        drawn[f"temperature {t:g}"] = flow.sample((SIDE**2,), generator=generator, temperature=t)
+    first, last = (part.unsqueeze(1) for part in noise.tensor_split([min(SIDE, len(noise) // 2)]))
+    step = torch.linspace(0, 1, SIDE, device=noise.device).reshape(1, -1, *(1 for _ in flow.noise_shape))
+    ways = flow.transform.inverse(torch.lerp(first, last[: len(first)], step).flatten(0, 1))[0]
+    grids = {"temperatures.png": drawn, "interpolations.png": {"from one real image to another": ways}}
+    decode, event = model.encoding.decode, model.event_shape
+    return {name: {title: decode(z.cpu().reshape(-1, *event)) for title, z in of.items()} for name, of in grids.items()}
 
-    The error is the largest difference between test rows, as the flow sees them, and what the inverse makes of their noise.
-    """
-    flow, levels = model.model, dataset.levels or 256
-    if not isinstance(flow, Flow) or dataset.rate is not None or flow.conditional:
-        return {}, {}
-    z, _ = model.encode(dataset.test[torch.arange(min(len(dataset.test), SHOWN // 10))])
-    with torch.no_grad():
-        noise, _ = flow.transform(z)
-        numbers = {"round_trip_error": float((flow.transform.inverse(noise)[0] - z).abs().max())}
-        if not dataset.images:
-            return {}, numbers
-        drawn = {}
-        for t in TEMPERATURES:
-            generator = torch.Generator(noise.device).manual_seed(seed)
-            drawn[f"temperature {t:g}"] = flow.sample((WAYS**2,), generator=generator, temperature=t)
-        first, last = (part.unsqueeze(1) for part in noise[: 2 * WAYS].tensor_split([min(WAYS, len(noise) // 2)]))
-        step = torch.linspace(0, 1, WAYS, device=noise.device).reshape(1, -1, *(1 for _ in flow.noise_shape))
-        ways = torch.lerp(first, last[: len(first)], step).flatten(0, 1)
-        between = {"from one real image to another": flow.transform.inverse(ways)[0]}
-    made = {}
-    for name, grids in (("temperatures.png", drawn), ("interpolations.png", between)):
-        rows = {title: model.encoding.decode(z.cpu().reshape(-1, *model.event_shape)) for title, z in grids.items()}
-        made[name] = pictures.image_grids(rows, levels)
-    return made, numbers
+
+@torch.no_grad()
+def round_trip(model: Encoded, dataset: Dataset) -> dict[str, float]:
+    """The largest difference between test rows, as a flow sees them, and what its inverse makes of their noise."""
+    flow, rows = model.model, dataset.test
+    if not isinstance(flow, Flow) or flow.conditional or dataset.rate is not None:
+        return {}
+    z, _ = model.encode(rows[torch.arange(min(len(rows), SHOWN // 10))])
+    return {"round_trip_error": float((flow.transform.inverse(flow.transform(z)[0])[0] - z).abs().max())}
 
 
 def spread(rows: Rows, most: int) -> Tensor:

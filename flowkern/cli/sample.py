@@ -169,13 +169,13 @@ def _recording(path: str, rate: int) -> Tensor:
     """What a vocoder is to speak like, (n,), at its rate."""
     require(("soundfile", "soxr"), "audio")
     from flowkern.data import DataError, audio
+    from flowkern.data.dataset import reading
 
     try:
-        return audio.recording(Path(path), rate)
+        with reading(path):
+            return audio.recording(Path(path), rate)
     except DataError as error:
         raise CommandError(f"--like: {error}") from None
-    except OSError as error:
-        raise CommandError(f"--like: cannot read {path}: {error.strerror or error}") from None
 
 
 def _temperature(options: argparse.Namespace) -> float:

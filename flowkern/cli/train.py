@@ -247,10 +247,10 @@ class Run:
             raise CommandError(f"the log-likelihood of the test rows is {value}; the model is written", status=1)
         report.check_finite(samples, "the model is written")
         self._keep(samples)
-        flows, errors = report.of_a_flow(model, self.dataset, self.made.training["seed"])
-        for name, picture in (report.portraits(model, self.dataset, samples) | flows).items():
+        numbers |= report.round_trip(model, self.dataset)
+        for name, picture in report.portraits(model, self.dataset, samples, self.made.training["seed"]).items():
             self.folder.write(name, picture)
-        self.folder.write("results.json", (json.dumps(self._results(history, numbers | errors), indent=2) + "\n").encode())
+        self.folder.write("results.json", (json.dumps(self._results(history, numbers), indent=2) + "\n").encode())
         print(f"best epoch {history.best + 1} of {len(history.train)}, {history.seconds[-1]:.1f} s")
         print(f"test: {words}")
         print(f"the model, samples, pictures, metrics.csv and results.json are in {self.path}/")
@@ -325,12 +325,12 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
     teacher = _teacher(made) if made.teacher else None
     try:
         dataset = data.load(made.data, made.training["seed"], **made.loading())
-        given = data.context_encoding(dataset)
-        model = _built(made, dataset, teacher, given)
+        context = data.context_encoding(dataset)
+        model = _built(made, dataset, teacher, context)
         encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
-    if model.conditional and given is None:
+    if model.conditional and context is None:
         raise CommandError(
             "--set context: the rows are given nothing; leave it at 0, or name what they are given by --set given"
         )
@@ -340,7 +340,7 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
     made.data_options["given"] = tuple(dataset.given)
     made.class_names = None if dataset.class_names is None else list(dataset.class_names)
-    return dataset, model, encoding, given
+    return dataset, model, encoding, context
 
 
 def _built(made: Configuration, dataset: Dataset, teacher: Encoded | None, context: Encoding | None) -> Model:
@@ -392,9 +392,10 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None, conte
     if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
         given["rate"] = dataset.rate
     if context is not None:
-        if given.get("context", -1) not in (0, context.features):
-            takes = f"{context.features} numbers are given" if "context" in given else f"{made.model} takes no context"
-            raise CommandError(f"--set given: {takes}; " + ("leave context out" if "context" in given else "leave it out"))
+        if "context" not in given:
+            raise CommandError(f"--set given: {made.model} takes no context; leave it out")
+        if given["context"] not in (0, context.features):
+            raise CommandError(f"--set given: {context.features} numbers are given; leave context out")
         given["context"] = context.features
     if teacher is not None:
         given |= {name: teacher.model.config[name] for name in CONDITIONS}

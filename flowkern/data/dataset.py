@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,17 @@ CHUNK = 2**18  # numbers read at once from what may be larger than memory
 
 class DataError(ValueError):
     """Data that cannot be used: the message says which, where in it, and why."""
+
+
+@contextmanager
+def reading(source: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong with files, or for want of a package, as a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
+    except ImportError as error:
+        raise DataError(f"{source}: {error}") from None
 
 
 class Indexed(Protocol):

@@ -53,8 +53,9 @@ class Encoding(nn.Module):
         raise NotImplementedError
 
     def log_det(self, z: Tensor) -> Tensor:
-        """log |dz / dx| per row (n,), float64: added to a model's log-density it gives that of the data."""
-        raise NotImplementedError
+        """log |dz / dx| per row (n,), float64: added to a model's log-density it gives that of the data. Here it is zero."""
+        self._check("z", z)
+        return z.new_zeros(len(z), dtype=torch.float64)
 
     def _check(self, name: str, t: Tensor) -> None:
         check_tensor(name, t)
@@ -111,11 +112,6 @@ class Identity(Encoding):
         """The samples themselves."""
         self._check("z", z)
         return z
-
-    def log_det(self, z: Tensor) -> Tensor:
-        """Zero per row (n,)."""
-        self._check("z", z)
-        return z.new_zeros(len(z), dtype=torch.float64)
 
 
 class Waveform(Identity):
@@ -299,14 +295,9 @@ class Binarised(_Uniform):
         self._check("z", z)
         return z * (self.data_levels - 1)
 
-    def log_det(self, z: Tensor) -> Tensor:
-        """Zero per row (n,): the probability is that of the zeros and ones."""
-        self._check("z", z)
-        return z.new_zeros(len(z), dtype=torch.float64)
-
 
 class OneHot(Encoding):
-    """Labels as vectors with a one in the place of their class: what a model is given.
+    """Labels as vectors with a one in the place of their class: what a model is given, from which no way leads back.
 
     Args:
         classes: labels are whole numbers from 0 to classes - 1.
@@ -342,14 +333,6 @@ class OneHot(Encoding):
         if bad.any():
             raise ValueError(f"rows: expected labels from 0 to {self.data_levels - 1}, got {float(rows[bad][0]):g}")
         return found.float()
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The labels (n, 1) of vectors (n, classes)."""
-        return z.argmax(1, keepdim=True)
-
-    def log_det(self, z: Tensor) -> Tensor:
-        """Zero per row (n,)."""
-        return z.new_zeros(len(z), dtype=torch.float64)
 
 
 @dataclass

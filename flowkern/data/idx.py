@@ -52,9 +52,10 @@ def _names(folder: Path) -> dict[str, Path]:
 def _beside(file: Path) -> Path:
     """The file with the labels of images."""
     name = NAME.fullmatch(file.name.lower())[1].replace("images", "labels")  # type: ignore[index]
-    if name not in _names(file.parent):
+    beside = _names(file.parent)
+    if name not in beside:
         raise DataError(f"{file}: given: label: expected a file {name}-idx1-ubyte beside it")
-    return _names(file.parent)[name]
+    return beside[name]
 
 
 def read(path: Path) -> Tensor:

@@ -31,17 +31,18 @@ def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
     A label is the folder that a picture lies in, among those for training in the order of their names.
     """
     parts = folders.parts(path)
-    labels, names = _labels(parts) if wanted(path, given) else (None, None)
-    images = {part: read(folder) for part, folder in parts.items()}
+    files = {part: sorted(folders.files(folder, SUFFIXES)) for part, folder in parts.items()}
+    labels, names = _labels(parts, files) if wanted(path, given) else (None, None)
+    images = {part: read(of_part) for part, of_part in files.items()}
     return image_dataset(path, images, seed, labels=labels, class_names=names)
 
 
-def _labels(parts: Mapping[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
+def _labels(parts: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) -> tuple[dict[str, Tensor], list[str]]:
     """The labels of each part's pictures, in the order in which they are read, and their names."""
-    names = {part: [file.relative_to(folder).parts[0] for file in _files(folder)] for part, folder in parts.items()}
+    names = {part: [file.relative_to(parts[part]).parts[0] for file in of_part] for part, of_part in files.items()}
     classes = sorted({name for name in names["train"] if (parts["train"] / name).is_dir()})
-    for part, folder in parts.items():
-        for file, name in zip(_files(folder), names[part], strict=True):
+    for part, of_part in files.items():
+        for file, name in zip(of_part, names[part], strict=True):
             if name not in classes:
                 found = f", {', '.join(classes)}" if classes else "; there are none"
                 raise DataError(f"{file}: given: label: expected it in one of the folders of a class{found}")
@@ -49,17 +50,12 @@ def _labels(parts: Mapping[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
     return labels, classes
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folders.files(folder, SUFFIXES))
-
-
-def read(folder: Path) -> Tensor:
-    """The pictures of a folder and of those in it, in the order of their names: (n, channels, height, width), uint8.
+def read(files: Sequence[Path]) -> Tensor:
+    """The pictures of files: (n, channels, height, width), uint8.
 
     Raises:
         DataError: if a picture cannot be read, is neither grey nor RGB, or is not of the first one's size and channels.
     """
-    files = _files(folder)
     images = torch.empty(0)
     for i, file in enumerate(files):
         image = _picture(file)

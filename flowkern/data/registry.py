@@ -10,7 +10,7 @@ from types import ModuleType
 
 from flowkern._checks import meant
 from flowkern.data import audio, cifar, files, idx, named, pictures, tones
-from flowkern.data.dataset import DataError, Dataset
+from flowkern.data.dataset import DataError, Dataset, reading
 
 KINDS = (files, idx, cifar, audio, pictures)  # in the order in which a folder is searched for them
 
@@ -81,15 +81,12 @@ def load(
     """
     if not os.fspath(source):
         raise DataError("expected the name of a data set, a file or a folder, got ''")
-    try:
-        return _found(source, seed, features, rate, given)
-    except FileNotFoundError as error:
-        missing = f"cannot read {error.filename or source}: {error.strerror}"
-        raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
-    except ImportError as error:
-        raise DataError(f"{source}: {error}") from None
+    with reading(source):
+        try:
+            return _found(source, seed, features, rate, given)
+        except FileNotFoundError as error:
+            missing = f"cannot read {error.filename or source}: {error.strerror}"
+            raise DataError(f"{missing}; {meant(str(source), 'data sets', names())}") from None
 
 
 def _found(

@@ -106,7 +106,7 @@ def table_dataset(
         test,
         levels=levels,
         columns=None if names is None else [names[i] for i in kept],
-        given=_names(tables["train"], given, held) if labels is None else (labels_of.LABEL,),
+        given=_lasting_names(tables["train"], given, held) if labels is None else (labels_of.LABEL,),
         classes=classes,
     )
 
@@ -125,25 +125,21 @@ def given_columns(table: Table, given: Sequence[str]) -> Tensor:
     _check_shape(table, table, 1)
     count = table.values.shape[1]
     as_it_is = not given or count == 1 or (not table.columns and count == len(given))
-    held = list(range(count)) if as_it_is else _named(table, given)
-    values = table.values[:, held].double()
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        row, column = bad[0].tolist()
-        raise DataError(f"{table.place(row, held[column])} is missing or not finite ({len(bad)} such values)")
-    return values
+    held = list(range(count)) if as_it_is else _numbers_of(table, given)
+    _check_finite(table, held)
+    return table.values[:, held].double()
 
 
 def _columns(table: Table, given: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The numbers of the columns that are rows, and of those that rows are given, in the order in which they are named."""
-    count, held = table.values.shape[1], _named(table, given)
+    count, held = table.values.shape[1], _numbers_of(table, given)
     kept = [i for i in range(count) if i not in held]
     if not kept:
         raise DataError(f"{table.name}: given: all {count} columns; none is left to be modelled")
     return torch.tensor(kept), torch.tensor(held, dtype=torch.int64)
 
 
-def _named(table: Table, given: Sequence[str]) -> list[int]:
+def _numbers_of(table: Table, given: Sequence[str]) -> list[int]:
     """The columns that are named, or numbered from 1 on, counted from 0."""
     count, names = table.values.shape[1], list(table.columns or ())
     found: list[int] = []
@@ -161,7 +157,7 @@ def _named(table: Table, given: Sequence[str]) -> list[int]:
     return found
 
 
-def _names(table: Table, given: Sequence[str], held: Tensor) -> tuple[str, ...]:
+def _lasting_names(table: Table, given: Sequence[str], held: Tensor) -> tuple[str, ...]:
     """What to call given columns in any table: their names, lest a number means another column in it."""
     names = list(table.columns or ())
     found = zip(given, (names[i] if names else "" for i in held), strict=True)
@@ -177,9 +173,13 @@ def _check_shape(table: Table, train: Table, least: int) -> None:
         raise DataError(f"{table.name}: has {columns} columns, {train.name} has {train.values.shape[1]}")
 
 
-def _check_finite(table: Table) -> None:
-    if not torch.stack(table.extremes).isfinite().all():
-        row, column, count = table.find(lambda x: ~x.isfinite())
+def _check_finite(table: Table, columns: Sequence[int] | None = None) -> None:
+    """Raises for a value that is not finite in some columns, or in any."""
+    asked = torch.ones(table.values.shape[1], dtype=torch.bool)
+    if columns is not None:
+        asked = torch.zeros_like(asked).index_fill_(0, torch.tensor(columns), True)
+    if not torch.stack(table.extremes)[:, asked].isfinite().all():
+        row, column, count = table.find(lambda x: ~x.isfinite() & asked)
         raise DataError(f"{table.place(row, column)} is missing or not finite ({count} such values)")
 
 

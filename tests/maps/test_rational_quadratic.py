@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accuracy import LONG_DOUBLES, Pool
 from torch import Tensor
 
 import flowkern as fk
@@ -226,7 +227,7 @@ def test_ten_million_there_and_back(least: float) -> None:
         worst["forward"] = max(worst["forward"], float((z - exact).abs().max()))
         off = (back - exact_back).abs() / (1 + back_slope.double().exp())
         worst["back"] = max(worst["back"], float(off.max()))
-        assert torch.isfinite(log_slope).all()
+        assert all(torch.isfinite(t).all() for t in (z, log_slope, back, back_slope))
     # A unit in the last place of the numbers from 2 to 4, which are the largest, is two eps.
     assert worst["forward"] <= 2 * eps, worst
     assert worst["back"] <= eps, worst
@@ -380,7 +381,7 @@ def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: An
     return np.where(inside, z, at + (u - at) * beside**sign), np.where(inside, log_slope, np.log(beside)) * sign
 
 
-@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="NumPy has no longer numbers here")
+@LONG_DOUBLES
 @pytest.mark.parametrize("map", every_map(6), ids=lambda map: f"{map.tails} {map.parametrization}")
 @pytest.mark.parametrize("inverse", [False, True])
 def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool) -> None:
@@ -398,16 +399,18 @@ def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool
             found = with_longer_digits(map, inverse, *moved)
             gradient[(slice(None), *column)] = sum(w * t.imag for w, t in zip(weights, found, strict=True)) / step
         exact.append(gradient)
-    errors = {}
+    found_by = {}
     for backend in ("native", "reference"):
         leaves = [t.clone().requires_grad_() for t in inputs]
         with fk.backend(backend):
             outputs = fk.ops.spline(*leaves, map=map, inverse=inverse)
         grads = torch.autograd.grad(sum((w * t).sum() for w, t in zip(weights, outputs, strict=True)), leaves)  # type: ignore[arg-type]
-        found = [t.detach().numpy() for t in (*outputs, *grads)]
-        errors[backend] = [float(abs(a - b.real).max()) for a, b in zip(found, exact, strict=True)]
-    for kernel, oracle, numbers_ in zip(errors["native"], errors["reference"], exact, strict=True):
-        assert kernel <= 2 * oracle + 4 * torch.finfo(torch.float64).eps * float(abs(numbers_.real).max())
+        found_by[backend] = [t.detach() for t in (*outputs, *grads)]
+    names = "z", "log_slope", "x", "widths", "heights", "derivatives"
+    for name, kernel, oracle, judge in zip(names, found_by["native"], found_by["reference"], exact, strict=True):
+        pool = Pool()
+        pool.add_long(kernel, oracle, judge.real)
+        pool.check(name, torch.float64, oracles=torch.float64)
 
 
 # -- the value
