@@ -16,12 +16,6 @@ from flowkern.adapters.network import ChangedError
 from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, state_of
 
 
-def arguments_for(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> dict[str, Any] | None:
-    """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it."""
-    state = serving(layer, inverse)
-    return _arguments(state) if state is not None and state.network.fits(x, context) else None
-
-
 def serving(layer: Any, inverse: bool) -> State | None:
     """The state of a layer, if the operators may serve a call of it now."""
     state: State | None = state_of(layer)
@@ -35,7 +29,9 @@ def serving(layer: Any, inverse: bool) -> State | None:
 
 
 def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> dict[str, Any] | None:
-    """The same where it is known already that the call is eager, and what else may keep every layer busy.
+    """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it.
+
+    It is known already that the call is eager, and what else may keep every layer busy.
 
     Args:
         beside: whether x and the context fit another network of the chain.
@@ -101,7 +97,13 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
     Args:
         inverse: the direction that costs the peer a pass per feature.
     """
-    arguments = arguments_for(layer, x, context, inverse)
+    state = serving(layer, inverse)
+    return None if state is None else by_operators(state, x, context, inverse)
+
+
+def by_operators(state: State, x: Any, context: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The same of a layer that the operators may serve now, unless they do not take these arguments."""
+    arguments = _arguments(state) if state.network.fits(x, context) else None
     if arguments is None:
         return None
     return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments, context=context)

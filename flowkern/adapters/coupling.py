@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flowkern import ops
 from flowkern._checks import autocasts
 from flowkern._tensors import outside_modes, version
-from flowkern.adapters.calls import fast, serving
+from flowkern.adapters.calls import by_operators, serving
 from flowkern.adapters.network import Linear, Network, PeerNetwork, Reading, UnsupportedError, error_of, stored
 from flowkern.nn.coupling_step import FEW_ROWS, FEW_WEIGHTS
 from flowkern.univariate import UnivariateMap
@@ -102,8 +102,16 @@ class CouplingNetwork(Network):
     def packed(self) -> None:
         """There is nothing to pack."""
 
+    def fits(self, x: Any, context: Any) -> bool:
+        """Its conditioner is the library's: no operator takes the whole layer."""
+        return False
+
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same beside other networks."""
+        return False
+
     def serves(self, x: Any) -> bool:
-        """Whether the operator takes this input."""
+        """Whether the operator takes this input from the conditioner."""
         return (
             isinstance(x, Tensor)
             and x.dtype in (torch.float32, torch.float64)
@@ -238,7 +246,7 @@ class MaskedCoupling(PeerNetwork):
         return x.is_cpu and (x.shape[:-1].numel() >= FEW_ROWS or self.weights <= FEW_WEIGHTS)
 
     def serves(self, x: Any) -> bool:
-        """Whether the operator takes this input from the conditioner."""
+        """Whether conditioner and operator take this input."""
         return self.parts.serves(x)
 
     def run(self, x: Tensor, context: Any, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -266,8 +274,7 @@ def coupled(layer: Any, x: Any, context: Any, inverse: bool) -> tuple[Tensor, Te
     state = serving(layer, inverse)
     if state is None:
         return None
-    if isinstance(state.network, MaskedCoupling):
-        found = fast(layer, x, context, inverse)
-        if found is not None:
-            return found
+    found = by_operators(state, x, context, inverse)
+    if found is not None:
+        return found
     return state.network.run(x, context, inverse) if state.network.serves(x) else None

@@ -62,24 +62,14 @@ ZUKO: dict[str, Use] = {
 }
 
 
-def zuko_maf(context: int = 0, **options: Any) -> Model:
+def zuko_flow(kind: str, context: int = 0, joined: int = 1, **options: Any) -> Model:
     def make() -> Any:
         import zuko
 
-        flow = zuko.flows.MAF(5, context, transforms=3, hidden_features=[16, 16], activation=nn.Tanh, **options)
-        return settle(flow).double()
+        options_of = {"transforms": 3, "hidden_features": [16, 16], "activation": nn.Tanh, **options}
+        return settle(getattr(zuko.flows, kind)(5, context, **options_of)).double()
 
-    return Model(make, 5, context, ZUKO)
-
-
-def zuko_couplings(context: int = 0) -> Model:
-    def make() -> Any:
-        import zuko
-
-        flow = zuko.flows.NICE(5, context, transforms=3, hidden_features=[16, 16], activation=nn.Tanh)
-        return settle(flow).double()
-
-    return Model(make, 5, context, ZUKO)
+    return Model(make, 5, context, ZUKO, joined)
 
 
 def zuko_mixed(first: str) -> Model:
@@ -309,10 +299,11 @@ MODELS = {
     "nflows: another base": nflows_flow("nflows", 4, base="diagonal"),
     "glasflow: its own flow": glasflow_flow(),
     "glasflow: context": nflows_flow("glasflow.nflows", 4, "norms"),
-    "zuko: MAF": zuko_maf(),
-    "zuko: context": zuko_maf(3),
-    "zuko: random orders": zuko_maf(3, randperm=True),
-    "zuko: couplings": zuko_couplings(3),
+    "zuko: MAF": zuko_flow("MAF"),
+    "zuko: context": zuko_flow("MAF", 3),
+    "zuko: random orders": zuko_flow("MAF", 3, randperm=True),
+    "zuko: couplings": zuko_flow("NICE", 3),
+    "zuko: couplings with conditioners of their own": zuko_flow("NICE", 3, joined=0, activation=nn.Softsign),
     "zuko: mixed": zuko_mixed("none"),
     "zuko: with a layer between": zuko_mixed("softclip"),
 }
