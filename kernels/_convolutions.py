@@ -39,13 +39,20 @@ def multiply(
 
 
 @triton.jit
+def place(times, BLOCK_T: tl.constexpr):
+    """The times of a program, and its row. They share an axis of the grid, since the other two end at 65,535."""
+    blocks = tl.cdiv(times, BLOCK_T)
+    return tl.program_id(0) % blocks * BLOCK_T + tl.arange(0, BLOCK_T), (tl.program_id(0) // blocks).to(tl.int64)
+
+
+@triton.jit
 def channel_products(
     x, weight, w_group, w_row, w_column, bias, base, out, rows, columns, times, groups, taps, shift, step,
     BIAS: tl.constexpr, BASE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out [batch, groups, rows, time] = base + bias + products with x [batch, groups, columns, time], see ``multiply``."""
-    t, b = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(2).to(tl.int64)
+    t, b = place(times, BLOCK_T)
     r, group = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R), b % groups
     at, inside = (b * rows + r[:, None]) * times + t[None, :], (r < rows)[:, None] & (t < times)[None, :]
     acc = tl.zeros([BLOCK_R, BLOCK_T], ACC)
@@ -76,7 +83,7 @@ class Launches:
         }  # fmt: skip
 
     def grid(self, rows, groups=1):
-        return triton.cdiv(self.times, self.block_t), triton.cdiv(rows, self.options["BLOCK_R"]), self.batch * groups
+        return triton.cdiv(self.times, self.block_t) * self.batch * groups, triton.cdiv(rows, self.options["BLOCK_R"])
 
     def products(self, x, weight, transposed=False, dilation=1, groups=1, bias=None, base=None):
         """``weight`` [groups rows, columns] or [groups rows, columns, taps] applied to x [batch, groups columns, time].

@@ -115,7 +115,7 @@ def affine(x, parameters, place, transformed, inverse, map):
 
 
 # Of a map, and of its inverse: what finds the input from the output, and the cotangents.
-_BACKWARDS = ({"BACK": "inverse", "BACKWARD": "backward"}, {"BACK": "forward", "BACKWARD": "inverse_backward"})
+_BACKWARDS = ({"BACK": "inverse", "BACKWARD": "backward"}, {"BACK": "forward", "BACKWARD": "backward_of_inverse"})
 
 
 def affine_gradients(g_z, g_log_det, x, parameters, place, transformed, rebuild, inverse, map):

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flowkern.kernels import _launch
-from flowkern.kernels._convolutions import Launches, multiply, of_taps, over_time, taps_of
+from flowkern.kernels._convolutions import Launches, multiply, of_taps, over_time, place, taps_of
 from flowkern.kernels._layers import dot
 from flowkern.kernels._math import sigmoid, tanh
 
@@ -33,12 +33,12 @@ def multiply_halves(
 
 @triton.jit
 def gates(
-    x, weight, bias, condition, condition_weight, b, r, t, residual, gate, channels, times, bias_row, taps, dilation,
+    x, weight, bias, condition, condition_weight, row, r, t, residual, gate, channels, times, bias_row, taps, dilation,
     ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What tanh and the sigmoid are applied to, for units r and times t of a row of the batch."""
-    row, shift = b.to(tl.int64), (1 - taps) * dilation
+    shift = (1 - taps) * dilation
     own, given = x + row * residual * times, condition + row * channels * times
     biases = bias + row * bias_row + r
     a = tl.load(biases, r < gate, 0).to(ACC)[:, None] + tl.zeros([BLOCK_R, BLOCK_T], ACC)
@@ -57,11 +57,11 @@ def wavenet_gates(
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """u [batch, gate, time]."""
-    t, b = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(2)
+    t, row = place(times, BLOCK_T)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    a, s = gates(x, weight, bias, condition, condition_weight, b, r, t, residual, gate, channels, times, bias_row, taps,
+    a, s = gates(x, weight, bias, condition, condition_weight, row, r, t, residual, gate, channels, times, bias_row, taps,
                  dilation, ACC, PRECISION, UPCAST, BLOCK_R, BLOCK_T, BLOCK_C)  # fmt: skip
-    at = (b.to(tl.int64) * gate + r[:, None]) * times + t[None, :]
+    at = (row * gate + r[:, None]) * times + t[None, :]
     tl.store(u + at, a * s, (r < gate)[:, None] & (t < times)[None, :])
 
 
@@ -73,14 +73,14 @@ def wavenet_gates_backward(
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """u, and the cotangents g_z [batch, 2 gate, time] of what tanh and the sigmoid are applied to."""
-    t, b = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.program_id(2)
-    r, row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R), b.to(tl.int64)
+    t, row = place(times, BLOCK_T)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     g = tl.zeros([BLOCK_R, BLOCK_T], ACC)
     g = multiply(g, residual_weight, 1, gate, r, gate, g_y + row * residual * times, residual, t, times, 1, 0, 0,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
     g = multiply(g, skip_weight, 1, gate, r, gate, g_skips + row * skip * times, skip, t, times, 1, 0, 0,
                  PRECISION, UPCAST, BLOCK_C)  # fmt: skip
-    a, s = gates(x, weight, bias, condition, condition_weight, b, r, t, residual, gate, channels, times, bias_row, taps,
+    a, s = gates(x, weight, bias, condition, condition_weight, row, r, t, residual, gate, channels, times, bias_row, taps,
                  dilation, ACC, PRECISION, UPCAST, BLOCK_R, BLOCK_T, BLOCK_C)  # fmt: skip
     inside = (r < gate)[:, None] & (t < times)[None, :]
     tl.store(u + (row * gate + r[:, None]) * times + t[None, :], a * s, inside)
@@ -95,7 +95,7 @@ def _registers(x, precision):
     """Of the gates: ptxas would spill a few for one more program on a multiprocessor, but for plain multiply-adds."""
     if x.dtype != torch.float32:
         return _launch.registers(168)
-    return _launch.registers(224) if precision == "tf32" and x.dtype == torch.float32 else {}
+    return _launch.registers(224) if precision == "tf32" else {}
 
 
 def _gate_arguments(x, gate_weight, gate_bias, condition, condition_weight, dilation):

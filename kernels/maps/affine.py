@@ -103,7 +103,7 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def inverse_backward(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     u, _ = inverse(v, p, OPTIONS, CONSTANTS)
     s, _, slope = scale_of(p, OPTIONS, CONSTANTS)
     gv = g / (1 / s if OPTIONS[1] == 1 else s)

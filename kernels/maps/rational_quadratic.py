@@ -297,7 +297,7 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def inverse_backward(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     turns = whole_turns(v, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, slope0, slope1 = find(v - turns, p, True, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)

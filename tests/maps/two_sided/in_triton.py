@@ -27,7 +27,7 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def inverse_backward(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     u, _ = inverse(v, p, OPTIONS, CONSTANTS)
     gv = g / tl.exp(tl.where(u - CONSTANTS[0] > 0, p[1], p[2]))
     _, found = backward(u, p, -gv, gl, OPTIONS, CONSTANTS)
