@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> autoregressive_chain(Tensor x, std::o
     if (!save && tiles.count > 1 && conditions.data && conditions.row_stride == 0)
       call.give(conditions, into + v.packed_size());
     Tensor z = empty<T>({batch, v.features()}), log_det = empty<T>({batch});
-    Tensor saved = empty_saved<T>(save ? tiles.count : 0, v.kept() * k.tile_rows);
+    Tensor saved = large<T>({save ? tiles.count : 0, v.kept() * k.tile_rows});
     T* kept = save && saved.numel() > 0 ? data<T>(saved) : nullptr;
     for (const StepRange& range : call.ranges())
       parallel(tiles.count, v.work() * tiles.rows * tiles.count, [&](int64_t i) {

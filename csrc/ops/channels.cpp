@@ -25,8 +25,7 @@ int64_t part_count(const ImageShape& s) {
 // Calls f(part, begin, end) on parts of the images.
 template <class F>
 void parallel_images(const ImageShape& s, int64_t work, const F& f) {
-  const int64_t parts = part_count(s);
-  parallel(parts, work, [&](int64_t i) { f(i, s.images * i / parts, s.images * (i + 1) / parts); });
+  parallel_parts(s.images, part_count(s), work, f);
 }
 
 template <class T>
@@ -192,13 +191,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> invertible_conv1x1_backward(Tensor g_
                            w.sums + part * n * width, memory, begin, end);
     });
     T* const g = log_scale ? w.sums + parts * n * width : data<T>(g_lower);
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t k = 0; k < n; ++k) {
-        const int64_t row = w.order && !log_scale ? w.order[i] : i;
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += w.sums[(part * n + row) * width + k];
-        g[i * n + k] = static_cast<T>(inverse ? -sum : sum);
-      }
+    parallel(n, parts * n * n, [&](int64_t i) {
+      const int64_t row = w.order && !log_scale ? w.order[i] : i;
+      std::vector<double> sum(n);
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t k = 0; k < n; ++k) sum[k] += w.sums[(part * n + row) * width + k];
+      for (int64_t k = 0; k < n; ++k) g[i * n + k] = static_cast<T>(inverse ? -sum[k] : sum[k]);
+    });
     if (!log_scale) return {g_x, g_lower, empty<T>({0}), empty<T>({0})};
     Tensor g_upper = empty<T>({n, n}), g_log_scale = empty<T>({n});
     kernels.multiply_backward(const_data<T>(lower), w.upper, g, n, data<T>(g_lower), data<T>(g_upper));

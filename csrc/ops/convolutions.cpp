@@ -30,10 +30,9 @@ Tensor weight_gradient(const Convolution& c, const Tensor& g_y, const Tensor& x,
   Tensor g_weight = empty<T>({weight.size(0), weight.size(1), weight.size(2)});
   const int64_t size = gradient_sums(c, kernels.tile), parts = gradient_parts(turns, size);
   T* sums = static_cast<T*>(scratch(parts * size * sizeof(T), 1));
-  parallel(parts, c.work(), [&](int64_t i) {
+  parallel_parts(turns, parts, c.work(), [&](int64_t part, int64_t begin, int64_t end) {
     T* memory = static_cast<T*>(scratch(gradient_scratch(c, kernels.tile) * sizeof(T)));
-    kernels.weight_gradient(c, const_data<T>(x), const_data<T>(g_y), turns * i / parts, turns * (i + 1) / parts,
-                            sums + i * size, memory);
+    kernels.weight_gradient(c, const_data<T>(x), const_data<T>(g_y), begin, end, sums + part * size, memory);
   });
   unpack_all(c, sums, parts, data<T>(g_weight));
   return g_weight;

@@ -15,9 +15,7 @@ void pack_all(const Convolution& c, const Tensor& weight, T* packed) {
 // Memory for what a convolution gives.
 template <class T>
 Tensor outputs_of(const Convolution& c) {
-  Tensor y = empty<T>({c.batch, c.groups * c.outputs, c.time});
-  prefer_huge_pages(y.mutable_data_ptr(), y.numel() * sizeof(T));
-  return y;
+  return large<T>({c.batch, c.groups * c.outputs, c.time});
 }
 
 // `add` is an addend like the result.
@@ -31,12 +29,6 @@ void convolve(const Convolution& c, const Tensor& x, const Tensor& weight, Tenso
     T* memory = static_cast<T*>(scratch(kTurnTiles * c.columns() * kernels.tile * sizeof(T)));
     kernels.causal_conv1d(c, const_data<T>(x), packed, bias, add, data<T>(y), c.turn(i, kernels.tile), memory);
   });
-}
-
-// Parts of the batch whose products are summed apart: their number does not depend on that of the threads.
-inline int64_t gradient_parts(int64_t turns, int64_t sums) {
-  constexpr int64_t kParts = 16, kElements = int64_t{1} << 22;
-  return std::clamp<int64_t>(std::min(turns, kElements / std::max<int64_t>(sums, 1)), 1, kParts);
 }
 
 template <class T>

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_mlp(Tensor x, std::optional<Tensor> co
     const Matrix<const T> conditions = context_matrix<T>(context, net.batch, v.context());
     const Tiles<T> tiles(net.batch, save);
     Tensor out = empty<T>({net.batch, outputs});
-    Tensor saved = empty_saved<T>(save ? tiles.count : 0, v.saved_rows() * k.tile_rows);
+    Tensor saved = large<T>({save ? tiles.count : 0, v.saved_rows() * k.tile_rows});
     T* kept = save && saved.numel() > 0 ? data<T>(saved) : nullptr;
     parallel(tiles.count, v.packed_size() * tiles.rows * tiles.count, [&](int64_t i) {
       k.masked_mlp[tiles.kind](net, matrix<T>(x), conditions, data<T>(out), kept, i,

@@ -113,11 +113,4 @@ struct Tiles {
   int64_t rows, count;
 };
 
-template <class T>
-Tensor empty_saved(int64_t tiles, int64_t elements) {
-  Tensor saved = empty<T>({tiles, elements});
-  prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
-  return saved;
-}
-
 }  // namespace flowkern

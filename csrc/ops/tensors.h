@@ -113,6 +113,19 @@ void parallel_ranges(int64_t n, int64_t step, int64_t work, const F& f) {
   parallel((n + step - 1) / step, work, [&](int64_t i) { f(i * step, std::min(n, (i + 1) * step)); });
 }
 
+// Calls f(part, begin, end) on so many parts of [0, n).
+template <class F>
+void parallel_parts(int64_t n, int64_t parts, int64_t work, const F& f) {
+  parallel(parts, work, [&](int64_t part) { f(part, n * part / parts, n * (part + 1) / parts); });
+}
+
+// Parts of n pieces of work whose products are summed apart, so many elements of each: their number does not depend on
+// that of the threads.
+inline int64_t gradient_parts(int64_t n, int64_t sums) {
+  constexpr int64_t kParts = 16, kElements = int64_t{1} << 22;
+  return std::clamp<int64_t>(std::min(n, kElements / std::max<int64_t>(sums, 1)), 1, kParts);
+}
+
 // Asks for pages of 2 MB: a training step has a third of the page faults then (docs/measured.md).
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
@@ -120,6 +133,14 @@ inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] si
   const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kHugePage * kHugePage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+// Memory for results that are large.
+template <class T>
+Tensor large(std::vector<int64_t> sizes) {
+  Tensor t = empty<T>(sizes);
+  prefer_huge_pages(t.mutable_data_ptr(), t.numel() * sizeof(T));
+  return t;
 }
 
 // Memory that a thread keeps from call to call: fresh pages would cost as much as a small network. Slot 0 serves the

@@ -138,8 +138,8 @@ Tensors wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, Tensor gate
       b.gate = place(n.gate, true), b.condition = place(n.condition, false);
       b.residual = place(n.residual, true), b.skip = place(n.skip, true);
     }
-    parallel(parts, 3 * n.work(), [&](int64_t part) {
-      kernels.wavenet_layer_backward(b, part, turns * part / parts, turns * (part + 1) / parts,
+    parallel_parts(turns, parts, 3 * n.work(), [&](int64_t part, int64_t begin, int64_t end) {
+      kernels.wavenet_layer_backward(b, part, begin, end,
                                      static_cast<T*>(scratch(layer_backward_scratch(n, tile) * sizeof(T))));
     });
 

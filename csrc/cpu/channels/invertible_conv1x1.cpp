@@ -9,18 +9,16 @@ namespace flowkern::FK_ISA {
 template <class T>
 constexpr int64_t kPixels = kTileRows<T>;
 
-FK_INLINE int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
-
 template <class T>
 int64_t sums_width(int64_t channels) {
-  return whole(channels, kPixels<T>);
+  return whole_tiles(channels, kPixels<T>);
 }
 
 // Two tiles of channels, one with the pixels first, which are whole vectors of channels, and sums of products.
 template <class T>
 int64_t scratch(int64_t channels) {
   const int64_t width = sums_width<T>(channels);
-  return (2 * whole(channels, kChunkRows) + width) * kPixels<T> + channels * width;
+  return (2 * whole_tiles(channels, kChunkRows) + width) * kPixels<T> + channels * width;
 }
 
 template <class T>
@@ -151,7 +149,7 @@ FK_INLINE void tiles_of(const ImageShape& shape, int64_t begin, int64_t end, F f
 template <class T>
 void mix(const ImageShape& shape, Images<T> x, const T* packed, const Factors<T>* factors, const int64_t* order,
          double value, T* z, T* log_det, T* memory, int64_t begin, int64_t end) {
-  T* const out = memory + whole(shape.channels, kChunkRows) * kPixels<T>;
+  T* const out = memory + whole_tiles(shape.channels, kChunkRows) * kPixels<T>;
   for (int64_t b = begin; b < end; ++b) log_det[b] = static_cast<T>(value);
   tiles_of<T>(shape, begin, end, [&](int64_t first, int64_t n) {
     gather(shape, x, first, n, factors ? order : nullptr, memory);
@@ -190,7 +188,8 @@ void mix_backward(const ImageShape& shape, Images<T> g_z, Images<T> a, const T* 
   constexpr int64_t R = kPixels<T>;
   constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
   const int64_t channels = shape.channels, width = sums_width<T>(channels);
-  T *const other = memory + whole(channels, kChunkRows) * R, *const inputs = other + whole(channels, kChunkRows) * R;
+  T *const other = memory + whole_tiles(channels, kChunkRows) * R, *const inputs =
+                                                                       other + whole_tiles(channels, kChunkRows) * R;
   if (channels % R)  // the lanes beyond the channels, whose sums nobody reads
     for (int64_t i = width / R - 1, r = 0; r < R * R; ++r) inputs[i * R * R + r] = 0;
   T* const sums = inputs + width * R;

@@ -10,8 +10,6 @@ namespace flowkern {
 
 constexpr int64_t kTurnTiles = 8;
 
-FK_ALWAYS_INLINE inline int64_t whole_tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile * tile; }
-
 // Tiles of a row, kTurnTiles or what is left of it, that a thread takes at a turn: a channel lies on pages of its own,
 // of which a turn takes a piece.
 struct Turn {

@@ -56,7 +56,7 @@ void gate_backward(int64_t half, const T* g_u, T* z, T* u) {
   }
 }
 
-// The sum over all times of what transpose_turn left, [channels / R][tiles R][R].
+// The sum over all times of what Cotangents::transpose left, [channels / R][tiles R][R].
 template <class T>
 void sum_times(const T* from, int64_t channels, int64_t tiles, T* sums) {
   constexpr int64_t W = kLanes<T>, R = kTileRows<T>;

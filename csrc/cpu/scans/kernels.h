@@ -81,10 +81,8 @@ struct ScanKernels {
   // All pixels of some images. Scratch: scan_scratch(...), scan_backward_scratch(...).
   void (*scan)(const ScanForward<T>&, int64_t first, int64_t images, T* scratch);
   void (*scan_backward)(const ScanBackward<T>&, int64_t first, int64_t images, T* scratch);
-  // Adds to sums [taps][hidden][gradient_width(...)], which are zero at first, what some images contribute.
+  // Adds to sums [taps][hidden][4 hidden in whole tiles], which are zero at first, what some images contribute.
   void (*weight_gradient)(const ScanBackward<T>&, int64_t first, int64_t images, T* sums);
-  // The gradient of the weights from the sums of several parts.
-  void (*unpack)(const Scan&, const T* sums, int64_t parts, T* g_weight);
 };
 
 constexpr int64_t kBackwardVectors = 4;
@@ -95,12 +93,6 @@ FK_ALWAYS_INLINE inline int64_t packed_size(const Scan& s, int64_t lanes) {
 }
 FK_ALWAYS_INLINE inline int64_t packed_backward_size(const Scan& s, int64_t lanes) {
   return blocks(s.hidden, kBackwardVectors * lanes) * s.taps * 4 * s.hidden * kBackwardVectors * lanes;
-}
-FK_ALWAYS_INLINE inline int64_t gradient_width(const Scan& s, int64_t lanes) {
-  return blocks(4 * s.hidden, 4 * lanes) * 4 * lanes;
-}
-FK_ALWAYS_INLINE inline int64_t gradient_sums(const Scan& s, int64_t lanes) {
-  return s.taps * s.hidden * gradient_width(s, lanes);
 }
 // Zeros for what is outside, and the cells of a group, or their cotangents, that are waiting.
 FK_ALWAYS_INLINE inline int64_t scan_scratch(const Scan& s) { return (4 + s.group() * s.lanes()) * s.hidden; }

@@ -220,11 +220,11 @@ void add_pairs(const Scan& s, const Pairs<T>& pairs, T* sums, int64_t width) {
   constexpr int W = kLanes<T>;
   const int64_t units = 4 * s.hidden;
   const auto tiles = [&](int64_t unit, auto vectors, auto part) {
-    const Pairs<T> here{pairs.g_x + unit, pairs.h, pairs.rows, pairs.columns};
     for (int64_t k = 0; k < s.hidden; k += kTilePixels)
       with_count<kTilePixels>(least(s.hidden - k, kTilePixels), [&](auto states) {
         gradient_tile<T, decltype(states)::value, decltype(vectors)::value, decltype(part)::value>(
-            s, {here.g_x, here.h + k, here.rows, here.columns}, sums + k * width + unit, width, units - unit);
+            s, {pairs.g_x + unit, pairs.h + k, pairs.rows, pairs.columns}, sums + k * width + unit, width,
+            units - unit);
       });
   };
   using One = std::integral_constant<int, 1>;
@@ -238,7 +238,7 @@ template <class T>
 void scan_weight_gradient(const ScanBackward<T>& b, int64_t first, int64_t images, T* sums) {
   constexpr int64_t kPixels = 2 * kSumRows;  // whose cotangents stay in the cache
   const Scan& s = b.scan;
-  const int64_t width = gradient_width(s, kLanes<T>), columns = least(s.width, kPixels),
+  const int64_t width = whole_tiles(4 * s.hidden, kTileRows<T>), columns = least(s.width, kPixels),
                 rows = most(kPixels / s.width, 1);
   for (int64_t image = first; image < first + images; ++image)
     for (int64_t j = 0; j < s.taps; ++j) {
@@ -254,25 +254,12 @@ void scan_weight_gradient(const ScanBackward<T>& b, int64_t first, int64_t image
     }
 }
 
-template <class T>
-void unpack_scan(const Scan& s, const T* sums, int64_t parts, T* g_weight) {
-  const int64_t width = gradient_width(s, kLanes<T>), size = gradient_sums(s, kLanes<T>);
-  for (int64_t unit = 0; unit < 4 * s.hidden; ++unit)
-    for (int64_t k = 0; k < s.hidden; ++k)
-      for (int64_t j = 0; j < s.taps; ++j) {
-        double total = 0;
-        for (int64_t part = 0; part < parts; ++part) total += sums[part * size + (j * s.hidden + k) * width + unit];
-        *g_weight++ = static_cast<T>(total);
-      }
-}
-
-#define FK_INSTANTIATE(T)                                                              \
-  template void pack_scan<T>(const Scan&, const T*, T*, int64_t);                      \
-  template void pack_scan_backward<T>(const Scan&, const T*, T*, int64_t);             \
-  template void scan<T>(const ScanForward<T>&, int64_t, int64_t, T*);                  \
-  template void scan_backward<T>(const ScanBackward<T>&, int64_t, int64_t, T*);        \
-  template void scan_weight_gradient<T>(const ScanBackward<T>&, int64_t, int64_t, T*); \
-  template void unpack_scan<T>(const Scan&, const T*, int64_t, T*);
+#define FK_INSTANTIATE(T)                                                       \
+  template void pack_scan<T>(const Scan&, const T*, T*, int64_t);               \
+  template void pack_scan_backward<T>(const Scan&, const T*, T*, int64_t);      \
+  template void scan<T>(const ScanForward<T>&, int64_t, int64_t, T*);           \
+  template void scan_backward<T>(const ScanBackward<T>&, int64_t, int64_t, T*); \
+  template void scan_weight_gradient<T>(const ScanBackward<T>&, int64_t, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

@@ -14,8 +14,6 @@ template <class T>
 void scan_backward(const ScanBackward<T>&, int64_t, int64_t, T*);
 template <class T>
 void scan_weight_gradient(const ScanBackward<T>&, int64_t, int64_t, T*);
-template <class T>
-void unpack_scan(const Scan&, const T*, int64_t, T*);
 
 template <class T>
 const ScanKernels<T>& scan_kernels() {
@@ -26,7 +24,6 @@ const ScanKernels<T>& scan_kernels() {
       .scan = &scan<T>,
       .scan_backward = &scan_backward<T>,
       .weight_gradient = &scan_weight_gradient<T>,
-      .unpack = &unpack_scan<T>,
   };
   return kTable;
 }

@@ -10,4 +10,6 @@ namespace flowkern {
 
 constexpr int64_t kChunkRows = 8;  // rows of one packed panel; a panel is [columns][kChunkRows]
 
+FK_ALWAYS_INLINE inline int64_t whole_tiles(int64_t n, int64_t tile) { return (n + tile - 1) / tile * tile; }
+
 }  // namespace flowkern
