@@ -6,8 +6,8 @@ as constexpr tuples:
 ``forward``            v and log|dv/du|; the latter is NaN where u is not finite
 ``inverse``            u and log|du/dv|; the same for v
 ``backward``           the cotangent of u from those of v and log|dv/du|, and a tuple of those of the parameters
-``backward_of_inverse`` the cotangent of v from that of its inverse u and one of log|dv/du|: minus what makes ``backward`` return
-                       minus the former; and what that gives the parameters
+``backward_of_inverse``  the cotangent of v from that of its inverse u and one of log|dv/du|: minus what makes ``backward``
+                       return minus the former; and what that gives the parameters
 """
 
 from __future__ import annotations
