@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import typing
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,24 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number is None or number < least or isinstance(value, bool):
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return number
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """One of some names."""
+    if value not in (choices := tuple(choices)):
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def choices_of(annotated: Any) -> dict[str, tuple[Any, ...]]:
+    """Of what is annotated as a Literal, a field or an argument, its values."""
+    hints = typing.get_type_hints(annotated)
+    return {name: typing.get_args(of) for name, of in hints.items() if typing.get_origin(of) is typing.Literal}
+
+
+def chunks(rows: int, chunk_size: int | None) -> list[int]:
+    """The sizes of parts of at most ``chunk_size`` rows, a part of none if there are none."""
+    size = max(rows, 1) if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
+    return [min(size, rows - first) for first in range(0, rows, size)] or [0]
 
 
 def meant(name: str, kind: str, known: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowkern._checks import one_of
 from flowkern._compiling import constant_while_compiling
 from flowkern._library import BUILD_ERROR, MAPS, REBUILD
 from flowkern.cuda import code
@@ -32,8 +33,7 @@ _TRITON_LEAST = 3, 6
 
 # What was forced, else "auto". A plain global: torch.compile traces it, and guards on it.
 _current = os.environ.get("FLOWKERN_BACKEND", "auto")
-if _current not in BACKENDS:
-    raise ValueError(f"FLOWKERN_BACKEND: expected one of {', '.join(BACKENDS)}, got {_current!r}")
+one_of("FLOWKERN_BACKEND", _current, BACKENDS)
 _warned = False
 
 
@@ -64,8 +64,7 @@ def backend(name: str) -> Iterator[None]:
         True
     """
     global _current
-    if name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    one_of("backend", name, BACKENDS)
     before, _current = _current, name
     try:
         yield

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from flowkern._checks import one_of
 from flowkern._compiling import constant_while_compiling
 from flowkern._plan_encoding import Encoder
 from flowkern._tensors import content, outside_modes
@@ -199,10 +200,8 @@ class AutoregressivePlan(MadeOnce):
                 )
         if self.skip and self.masks[-1].shape[1] not in (self.features, self.masks[0].shape[1]):
             raise ValueError(f"masks: the skip connection must have {self.features} columns, got shapes {shapes}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        one_of("activation", self.activation, ACTIVATIONS)
+        one_of("layout", self.layout, LAYOUTS)
         order = self.parameter_order
         if order is not None and sorted(order) != list(range(self.parameters)):
             raise ValueError(f"parameter_order: expected a permutation of 0 to {self.parameters - 1}, got {order}")

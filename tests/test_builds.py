@@ -18,7 +18,8 @@ TESTS = ROOT / "tests"
 KERNEL_TESTS = [str(TESTS / "ops")]
 # A selection that meets every kernel at every kind of size, for builds that are slow or many.
 SELECTION = (
-    "(variations and (uneven or residual or deep or wide or softplus or 63 or tile)) "
+    "(variations and (uneven or residual or deep or wide or softplus or 63 or tile or blocks or large)) "
+    "or (variations and parts and row_lstm) "
     "or (batches and (1- or 32- or 33- or 64-)) or no_rows or strides or beyond_the_batch or update "
     "or turns or wavenet_generate"
 )

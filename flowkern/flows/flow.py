@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import check_float, check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_float, check_generator, check_tensor, one_of, sizes, whole_number
 from flowkern.config import configured
 from flowkern.flows.base import INDEPENDENT, Base, StandardNormal, call_base, check_base, has_rsample, takes_context
 from flowkern.flows.distribution import FlowDistribution
@@ -78,8 +78,7 @@ class Flow(Model):
 
     @memory.setter
     def memory(self, memory: Memory) -> None:
-        if memory not in MEMORY:
-            raise ValueError(f"memory: expected one of {', '.join(MEMORY)}, got {memory!r}")
+        one_of("memory", memory, MEMORY)
         self._memory = memory
         for module in self.transform.modules():
             if isinstance(module, Compose):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkern._checks import whole_number
+from flowkern._checks import one_of, whole_number
 from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
@@ -27,8 +27,7 @@ def build_stack(
     options: dict,
 ) -> list[Transform]:
     """Autoregressive layers in alternating orders, each followed by batch normalisation where asked."""
-    if order not in ORDERS:
-        raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
+    one_of("order", order, ORDERS)
     transforms = whole_number("transforms", transforms, 1)
     stack = start_stack(standardize)
     for i in range(transforms):

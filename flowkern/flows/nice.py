@@ -53,6 +53,7 @@ class NICE(Flow):
         standardize: Standardize | None = None,
         memory: Memory = "full",
     ) -> None:
+        features = whole_number("features", features, 2)
         stack: list[Transform] = start_stack(standardize)
         for i in range(whole_number("couplings", couplings, 1)):
             stack.append(AdditiveCoupling(features, hidden, context, "alternating", bool(i % 2), activation))

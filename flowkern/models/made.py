@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_context, check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes
 from flowkern.config import configured
 from flowkern.model import Model
 from flowkern.nn.checks import check_event
@@ -147,13 +147,8 @@ class MADE(Model):
         if context is not None:
             weights, biases, addends = outside(plan, weights, biases, [], context)
             plan = plan.outside
-        if chunk_size is None:
-            return self._sample(plan, weights, biases, addends, size + batch, generator)
-        n, chunk_size = size.numel(), whole_number("chunk_size", chunk_size, 1)
-        chunks = [min(chunk_size, n - i) for i in range(0, n, chunk_size)] or [0]
-        drawn = torch.cat(
-            [self._sample(plan, weights, biases, addends, torch.Size((rows, *batch)), generator) for rows in chunks]
-        )
+        shapes = [torch.Size((rows, *batch)) for rows in chunks(size.numel(), chunk_size)]
+        drawn = torch.cat([self._sample(plan, weights, biases, addends, part, generator) for part in shapes])
         return drawn.reshape(*size, *batch, self.features)
 
     def _sample(

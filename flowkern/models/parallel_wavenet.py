@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern import nn as fnn
-from flowkern._checks import check_generator, sizes, widths
+from flowkern._checks import check_generator, one_of, sizes, widths
 from flowkern.config import configured
 from flowkern.models.audio import AudioModel, Given, Player
+from flowkern.nn.heads import normal_terms
 
 CYCLE = 10
 AUDIBLE = -3.0  # log-scale of a new model's samples, which without it would be as loud as the noise
@@ -31,13 +32,9 @@ def _logistic(z: Tensor) -> Tensor:
     return F.logsigmoid(z) + F.logsigmoid(-z)
 
 
-def _normal(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2 * math.pi))
-
-
 NOISES = {
     "logistic": Noise(torch.logit, _logistic, 2.0),
-    "gaussian": Noise(torch.special.ndtri, _normal, 0.5 * math.log(2 * math.pi * math.e)),
+    "gaussian": Noise(torch.special.ndtri, normal_terms, 0.5 * math.log(2 * math.pi * math.e)),
 }
 
 
@@ -101,8 +98,7 @@ class ParallelWaveNet(AudioModel):
         rate: int = 16000,
     ) -> None:
         super().__init__(features, context, mels, upsample, rate)
-        if noise not in NOISES:
-            raise ValueError(f"noise: expected one of {', '.join(NOISES)}, got {noise!r}")
+        one_of("noise", noise, NOISES)
         self.noise = noise
         depths = widths("layers", layers)
         if not depths:

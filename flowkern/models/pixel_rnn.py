@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from flowkern._checks import whole_number
+from flowkern._checks import one_of, whole_number
 from flowkern.config import configured
 from flowkern.models.pixels import PixelModel, check_hidden
 from flowkern.nn.pixels import LSTMLayer, PixelNetwork
 
-SCANS = ("diagonal", "row")
+Scan = Literal["diagonal", "row"]
+SCANS = get_args(Scan)
 
 
 class PixelRNN(PixelModel):
@@ -50,13 +52,12 @@ class PixelRNN(PixelModel):
         *,
         hidden: int = 24,
         layers: int = 7,
-        scan: str = "diagonal",
+        scan: Scan = "diagonal",
     ) -> None:
         super().__init__(features, levels)
         channels = self.image[0]
         hidden, layers = check_hidden(hidden, channels), whole_number("layers", layers, 0)
-        if scan not in SCANS:
-            raise ValueError(f"scan: expected one of {', '.join(SCANS)}, got {scan!r}")
+        one_of("scan", scan, SCANS)
         self.network = PixelNetwork(
             channels, self.head.outputs, 2 * hidden, layers, lambda: LSTMLayer(2 * hidden, channels, scan == "diagonal")
         )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_context, check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes, whole_number
 from flowkern.model import Model
-from flowkern.nn.checks import check_event, event_of
+from flowkern.nn.checks import check_event, check_support, event_of
 
 
 class PixelModel(Model):
@@ -57,11 +57,7 @@ class PixelModel(Model):
         check_tensor(name, x)
         check_event(name, x, self.event_shape)
         check_context("model", context, 0, x, name)
-        if not torch.compiler.is_compiling() and x.device.type == "cpu":  # a GPU would have to be waited for
-            values = x.to(self.network.last.weight.dtype)
-            bad = values[~((values >= 0) & (values <= self.levels - 1) & (values == values.floor()))]
-            if len(bad):
-                raise ValueError(f"{name}: expected whole numbers from 0 to {self.levels - 1}, got {bad[0].item():g}")
+        check_support(name, x, self.head)
 
     @torch.no_grad()
     def sample(
@@ -85,12 +81,11 @@ class PixelModel(Model):
         """
         size = sizes("shape", shape)
         check_context("model", context, 0, self.network.last.weight, "the weights")
-        n = size.numel()
-        chunk_size = max(n, 1) if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
-        empty = self.network.last.weight.new_zeros(n, *self.image)
-        given = torch.zeros(self.image, dtype=torch.bool, device=empty.device)
-        chunks = [self._drawn(part, given, temperature, generator) for part in empty.split(chunk_size)]
-        return torch.cat(chunks).reshape(*size, *self.event_shape)
+        weight = self.network.last.weight
+        given = torch.zeros(self.image, dtype=torch.bool, device=weight.device)
+        parts = [weight.new_zeros(rows, *self.image) for rows in chunks(size.numel(), chunk_size)]
+        drawn = torch.cat([self._drawn(part, given, temperature, generator) for part in parts])
+        return drawn.reshape(*size, *self.event_shape)
 
     @torch.no_grad()
     def complete(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from flowkern import ops
 from flowkern._checks import check_features, check_float, sizes, whole_number, widths
 from flowkern.nn import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.distribution_transform import real
-from flowkern.nn.heads import randn
+from flowkern.nn.heads import normal_terms, randn
 from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import Affine
 
@@ -126,11 +125,6 @@ def through(
         x, log_slope = layer.map.oracle(x, *layer.network(x, context).unbind(-1))
         total = total + log_slope
     return x, total
-
-
-def normal_terms(eps: Tensor) -> Tensor:
-    """log N(eps_i; 0, 1) for each number."""
-    return -0.5 * (eps.square() + math.log(2 * math.pi))
 
 
 class PosteriorDistribution(Distribution):

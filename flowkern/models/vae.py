@@ -10,25 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import nn as fnn
-from flowkern._checks import check_generator, check_like, check_tensor, numbers, sizes, whole_number
+from flowkern._checks import (
+    check_context,
+    check_generator,
+    check_like,
+    check_tensor,
+    choices_of,
+    chunks,
+    numbers,
+    one_of,
+    sizes,
+    whole_number,
+)
 from flowkern.config import configured
 from flowkern.flows import MAF, StandardNormal
 from flowkern.flows.flow import Flow
 from flowkern.model import Model, parts_of
 from flowkern.models import vae_networks
-from flowkern.models.posterior import Posterior, PosteriorDistribution, normal_terms, through
-from flowkern.nn.checks import check_event, event_of
-from flowkern.nn.heads import randn
+from flowkern.models.posterior import Posterior, PosteriorDistribution, through
+from flowkern.nn.checks import check_event, check_support, event_of
+from flowkern.nn.heads import normal_terms, randn
 
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
-VARIANCES = ("learned", "fixed", "pixel")
-CHOICES = {
-    "posterior": ("iaf", "diag"),
-    "prior": ("normal", "maf"),
-    "variance": VARIANCES,
-    "kl": ("analytic", "sampled"),
-    "gradient": ("pathwise", "dreg"),
-}
 AT_ONCE = 8192  # rows that go through the decoder at once, where many samples of z are drawn for each x
 
 
@@ -132,10 +135,16 @@ class VAE(Model):
     ) -> None:
         super().__init__()
         self.register_buffer("_like", torch.empty(0), persistent=False)  # follows the model's device and dtype
-        given = {"posterior": posterior, "prior": prior, "variance": variance, "kl": kl, "gradient": gradient}
+        given = {
+            "posterior": posterior,
+            "network": network,
+            "prior": prior,
+            "variance": variance,
+            "kl": kl,
+            "gradient": gradient,
+        }
         for name, choices in CHOICES.items():
-            if given[name] not in choices:
-                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {given[name]!r}")
+            one_of(name, given[name], choices)
         self.event_shape = event_of(features)
         self.features, self.latent = self.event_shape.numel(), whole_number("latent", latent, 1)
         self.head = _head(likelihood, variance, std, levels)
@@ -289,10 +298,8 @@ class VAE(Model):
         """Samples (*shape, *event_shape) of p(x | z) with z of the prior, see :meth:`flowkern.model.Model.sample`."""
         size = sizes("shape", shape)
         check_generator(generator)
-        _no_context(context)
-        n = size.numel()
-        chunk = max(n, 1) if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
-        drawn = [self._sample(min(chunk, n - first), generator) for first in range(0, n, chunk)] or [self._sample(0, generator)]
+        check_context("model", context, 0, self._like, "the weights")
+        drawn = [self._sample(rows, generator) for rows in chunks(size.numel(), chunk_size)]
         return torch.cat(drawn).reshape(*size, *self.event_shape)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -302,7 +309,7 @@ class VAE(Model):
     def posterior(self, x: Tensor) -> PosteriorDistribution:
         """q(z | x) of x (..., *event_shape) as a torch.distributions.Distribution."""
         rows, batch = self._rows(x)
-        return PosteriorDistribution(self._posterior, self._encode(rows).reshape(*batch, -1))
+        return PosteriorDistribution(self._posterior, self._encode(rows).reshape(*batch, self._posterior.outputs))
 
     def encode(self, x: Tensor) -> Tensor:
         """A centre of q(z | x), (..., latent): where the posterior takes the noise 0, the mean of a diagonal one."""
@@ -344,11 +351,10 @@ class VAE(Model):
     def _rows(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, torch.Size]:
         """x as (rows, *event_shape), and the shape of its batch."""
         check_tensor("x", x)
-        _no_context(context)
+        check_context("model", context, 0, self._like, "the weights")
         check_event("x", x, self.event_shape)
         check_like("x", x, self._like, "the weights")
-        if self.levels is not None and x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_values(x, self.levels, self.head)
+        check_support("x", x, self.head, between=isinstance(self.head, fnn.Bernoulli))  # of which probabilities will do, too
         batch = x.shape[: x.dim() - len(self.event_shape)]
         return x.reshape(-1, *self.event_shape), batch
 
@@ -419,17 +425,4 @@ def _module(name: str, given: nn.Module | None) -> Any:
     return given
 
 
-def _no_context(context: Tensor | None) -> None:
-    if context is not None:
-        raise ValueError(f"context: this model takes none, got shape {tuple(context.shape)}")
-
-
-def _check_values(x: Tensor, levels: int, head: fnn.Head) -> None:
-    """Raises for values outside of the support of a likelihood of whole numbers; Bernoulli's takes what lies between, too."""
-    low, high = x.aminmax()
-    between = isinstance(head, fnn.Bernoulli)
-    if not (low >= 0 and high <= levels - 1 and (between or bool((x == x.round()).all()))):
-        what = "numbers" if between else "whole numbers"
-        raise ValueError(
-            f"x: expected {what} from 0 to {levels - 1}, the support of {type(head).__name__}, got {low:g} to {high:g}"
-        )
+CHOICES = choices_of(VAE.__init__)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkern._checks import widths
-from flowkern.nn.activations import activation_layer
-
-NETWORKS = ("mlp", "resnet")
+from flowkern.nn.activations import activation_layer, mlp
 
 
 def encoder(
@@ -21,10 +19,10 @@ def encoder(
     """From events (rows, *event_shape) to numbers (rows, outputs), which are zero at first."""
     stages, sizes = _stages(network, event_shape, channels)
     down = [_Down(a, b, activation) for a, b in itertools.pairwise(stages)]
-    mlp = _mlp([math.prod((stages[-1], *sizes[-1])), *widths("hidden", hidden), outputs], activation)
-    for parameter in mlp[-1].parameters():
+    end = mlp([math.prod((stages[-1], *sizes[-1])), *widths("hidden", hidden), outputs], activation)
+    for parameter in end[-1].parameters():
         nn.init.zeros_(parameter)  # the posterior begins near the prior, whatever the units of x
-    return nn.Sequential(*down, nn.Flatten(), *mlp)
+    return nn.Sequential(*down, nn.Flatten(), *end)
 
 
 def decoder(
@@ -42,20 +40,18 @@ def decoder(
     """
     stages, sizes = _stages(network, event_shape, channels)
     last = stages[-1] * (outputs if len(stages) == 1 else 1)
-    mlp = _mlp([latent, *widths("hidden", hidden)[::-1], math.prod((last, *sizes[-1]))], activation)
+    start = mlp([latent, *widths("hidden", hidden)[::-1], math.prod((last, *sizes[-1]))], activation)
     if len(stages) == 1:
-        return mlp
+        return start
     turned = list(zip(stages, sizes, strict=True))[::-1]
     up = [_Up(a, b, before, after, activation) for (a, before), (b, after) in itertools.pairwise(turned[:-1])]
     final = _Up(turned[-2][0], event_shape[0] * outputs, turned[-2][1], turned[-1][1], activation)
-    return nn.Sequential(*mlp, nn.Unflatten(1, (last, *sizes[-1])), *up, final)
+    return nn.Sequential(*start, nn.Unflatten(1, (last, *sizes[-1])), *up, final)
 
 
 def _stages(network: str, event_shape: torch.Size, channels: Sequence[int]) -> tuple[list[int], list[torch.Size]]:
     """Channels and sizes of the picture before each stage and after the last; of an MLP there are none but the event's."""
     stages, sizes = [event_shape[0]], [event_shape[1:]]
-    if network not in NETWORKS:
-        raise ValueError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
     if network == "mlp":
         return stages, sizes
     if len(event_shape) != 3:
@@ -66,13 +62,6 @@ def _stages(network: str, event_shape: torch.Size, channels: Sequence[int]) -> t
     for _ in stages[1:]:
         sizes.append(torch.Size((n + 1) // 2 for n in sizes[-1]))
     return stages, sizes
-
-
-def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), activation_layer(activation)]
-    return nn.Sequential(*layers[:-1])
 
 
 class _Residual(nn.Module):

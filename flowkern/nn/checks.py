@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkern._checks import broadcast_batch, check_context, check_like, sizes, whole_number
+
+if TYPE_CHECKING:
+    from flowkern.nn.heads import Head
 
 
 def event_size(name: str, given: Any) -> torch.Size:
@@ -33,6 +36,21 @@ def check_event(name: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
     """Events of a shape, in a batch of any shape."""
     if x.shape[-len(event_shape) :] != event_shape:
         raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+
+
+def check_support(name: str, x: Tensor, head: Head, between: bool = False) -> None:
+    """Values that a conditional of whole numbers gives, or also what lies between them; any value for one of others.
+
+    Not on a GPU, which would have to be waited for.
+    """
+    if head.levels is None or x.numel() == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    values = x if x.is_floating_point() else x.float()
+    low, high = values.aminmax()
+    if not (low >= 0 and high <= head.levels - 1 and (between or bool((values == values.round()).all()))):
+        what = "numbers" if between else "whole numbers"
+        support = f"from 0 to {head.levels - 1}, the support of {type(head).__name__}"
+        raise ValueError(f"{name}: expected {what} {support}, got {low:g} to {high:g}")
 
 
 def flat(z: Tensor, event_shape: torch.Size) -> Tensor:

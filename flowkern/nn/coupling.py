@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from flowkern._checks import HALF, autocasts, broadcast_batch, check_context, ch
 from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn import coupling_step
-from flowkern.nn.activations import activation_layer
+from flowkern.nn.activations import mlp
 from flowkern.nn.checks import blame, event_of, flat
 from flowkern.nn.convolutional import ConvNet
 from flowkern.nn.log_det import show_context
@@ -104,7 +103,9 @@ class Coupling(Transform):
         inputs, outputs = self._channels()
         if network is None and len(event) > 1:
             network = ConvNet(inputs + context, outputs, hidden, activation)
-        self.network = _mlp(inputs + context, hidden, outputs, activation) if network is None else network
+        if network is None:
+            network = mlp([inputs + context, *widths("hidden", hidden), outputs], activation)
+        self.network = network
 
     def _channels(self) -> tuple[int, int]:
         """Channels, or features, that the network sees without the context, and those of its result."""
@@ -354,12 +355,3 @@ def _as_slice(chosen: Tensor) -> slice | None:
     step = places[1] - places[0] if len(places) > 1 else 1
     found = slice(places[0], places[-1] + 1, step)
     return found if list(range(len(chosen)))[found] == places else None
-
-
-def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
-    """Linear layers with an activation between each two."""
-    sizes, between = [inputs, *widths("hidden", hidden), outputs], activation_layer(activation)
-    layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        layers += [*([between] if i else []), nn.Linear(a, b)]
-    return nn.Sequential(*layers)

@@ -21,6 +21,11 @@ def randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | Non
     return torch.randn(shape, dtype=like.dtype, device=like.device, **source)
 
 
+def normal_terms(z: Tensor) -> Tensor:
+    """log N(z; 0, 1) of each number."""
+    return -0.5 * (z.square() + math.log(2 * math.pi))
+
+
 def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform numbers between 0 and 1 that are neither, with the dtype and on the device of a tensor."""
     source: Any = {} if generator is None else {"generator": generator}

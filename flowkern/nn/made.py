@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
-from flowkern._checks import check_generator, check_tensor, permutation, whole_number, widths
+from flowkern._checks import check_generator, check_tensor, one_of, permutation, whole_number, widths
 from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn.checks import blame, has_hooks
@@ -105,8 +105,7 @@ class MADE(nn.Module):
         check_generator(generator)
         if residual and (not hidden or len(set(hidden)) > 1):
             raise ValueError(f"hidden: residual blocks need one or more equal widths, got {hidden}")
-        if degrees not in DEGREES:
-            raise ValueError(f"degrees: expected one of {', '.join(DEGREES)}, got {degrees!r}")
+        one_of("degrees", degrees, DEGREES)
         self.features, self.outputs, self.context = features, outputs, context
         self.activation, self.residual, self.skip, self.masks = activation, residual, skip, masks
         # A residual block is two layers of the block's width.

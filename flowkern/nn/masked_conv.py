@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkern._checks import whole_number
+from flowkern._checks import one_of, whole_number
 from flowkern.config import configured
 
 KINDS = ("A", "B", "rows")
@@ -63,8 +63,7 @@ class MaskedConv2d(nn.Module):
         channels, parts = whole_number("channels", channels, 1), whole_number("parts", parts, 1)
         if rows % 2 == 0 or columns % 2 == 0:
             raise ValueError(f"kernel: expected odd numbers of rows and columns, got {rows} and {columns}")
-        if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        one_of("kind", kind, KINDS)
         if inputs % channels or outputs % (channels * parts):
             raise ValueError(f"channels: expected a divisor of {inputs} inputs and {outputs // parts} outputs, got {channels}")
         self.above, self.side = rows // 2, columns // 2

@@ -73,7 +73,7 @@ class LSTMPlayer:
         self.output = MaskedConvPlayer(layer.output, batch, width)
         hidden = self.weight.shape[1]
         self.states, self.cells = (self.weight.new_zeros(batch, width, hidden) for _ in range(2))
-        self.above, self.seen = torch.zeros_like(self.states), torch.zeros_like(self.states)
+        self.above = torch.zeros_like(self.states)  # what the mirrored scan made of the row above, if there is one
         self.nothing = self.states[:, 0].clone()
 
     def begin_row(self, before: Tensor | None) -> None:
@@ -90,7 +90,7 @@ class LSTMPlayer:
     def _see_from_the_right(self, mirrored: StateToState, row: Tensor) -> None:
         """The mirrored scan of the row that has ended: it is an image of its own, to which the one above has added."""
         z = mirrored.input(row[:, None]) + (self.above @ mirrored.weight[..., 0].t())[:, None]
-        self.above = self.seen = ops.diagonal_lstm(z, mirrored.weight, mirrored=True)[:, 0]
+        self.above = ops.diagonal_lstm(z, mirrored.weight, mirrored=True)[:, 0]
 
     def pixel(self, column: int, x: Tensor) -> Tensor:
         z = self.input.pixel(column, x) + self.sums[:, column]
@@ -101,7 +101,7 @@ class LSTMPlayer:
             cell = self.cells_above[:, column]
         h, c = lstm_cell(z, cell)
         self.states[:, column], self.cells[:, column] = h, c
-        return x + self.output.pixel(column, h + self.seen[:, column])
+        return x + self.output.pixel(column, h + self.above[:, column])
 
 
 class ConvLayer(nn.Module):
@@ -149,7 +149,34 @@ class ConvPlayer:
         return x + h
 
 
-class PixelNetwork(nn.Module):
+class _Ended(nn.Module):
+    """The two convolutions with which a network ends: parameters of every channel from the sum of what its layers skip."""
+
+    def __init__(self, features: int, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.hidden = MaskedConv2d(features, features, channels=channels)
+        self.last = MaskedConv2d(features, channels * outputs, channels=channels)
+
+    def end(self, skipped: Tensor) -> Tensor:
+        return self.last(F.relu(self.hidden(F.relu(skipped)))).unflatten(-1, (self.channels, -1))
+
+
+class _EndedPlayer:
+    """They pixel by pixel."""
+
+    def __init__(self, network: _Ended, batch: int, width: int) -> None:
+        self.channels = network.channels
+        self.ends = [MaskedConvPlayer(end, batch, width) for end in (network.hidden, network.last)]
+        self.row: Tensor | None = None  # of the image
+
+    def end(self, column: int, skipped: Tensor) -> Tensor:
+        for end in self.ends:
+            skipped = end.pixel(column, F.relu(skipped))
+        return skipped.unflatten(-1, (self.channels, -1))
+
+
+class PixelNetwork(_Ended):
     """Parameters of every channel of every pixel from all that come before: mask A, residual layers, two more convolutions.
 
     The last two read the sum of what all layers skip to it.
@@ -165,13 +192,10 @@ class PixelNetwork(nn.Module):
     """
 
     def __init__(self, channels: int, outputs: int, features: int, layers: int, layer: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.channels = channels
+        super().__init__(features, channels, outputs)
         self.first = MaskedConv2d(channels, features, (7, 7), "A", channels)
         self.layers: Any = nn.ModuleList(layer() for _ in range(layers))
         self.skips: Any = nn.ModuleList(MaskedConv2d(features, features, channels=channels) for _ in range(layers + 1))
-        self.hidden = MaskedConv2d(features, features, channels=channels)
-        self.last = MaskedConv2d(features, channels * outputs, channels=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -179,22 +203,20 @@ class PixelNetwork(nn.Module):
         for layer, skip in zip(self.layers, self.skips[1:], strict=True):
             h = layer(h, x)
             skipped = skipped + skip(h)
-        return self.last(F.relu(self.hidden(F.relu(skipped)))).unflatten(-1, (self.channels, -1))
+        return self.end(skipped)
 
     def player(self, batch: int, width: int) -> PixelPlayer:
         return PixelPlayer(self, batch, width)
 
 
-class PixelPlayer:
+class PixelPlayer(_EndedPlayer):
     """A :class:`PixelNetwork` pixel by pixel."""
 
     def __init__(self, network: PixelNetwork, batch: int, width: int) -> None:
-        self.channels = network.channels
+        super().__init__(network, batch, width)
         self.first = MaskedConvPlayer(network.first, batch, width)
         self.layers = [layer.player(batch, width) for layer in network.layers]
         self.skips = [MaskedConvPlayer(skip, batch, width) for skip in network.skips]
-        self.ends = [MaskedConvPlayer(end, batch, width) for end in (network.hidden, network.last)]
-        self.row: Tensor | None = None  # of the image
 
     def begin_row(self) -> None:
         for layer in self.layers:
@@ -206,13 +228,11 @@ class PixelPlayer:
     def pixel(self, column: int, x: Tensor) -> Tensor:
         """The parameters (batch, channels, outputs) of a pixel, of which x (batch, channels) is as yet known."""
         h = self.first.pixel(column, x)
-        h_skipped = self.skips[0].pixel(column, h)
+        skipped = self.skips[0].pixel(column, h)
         for layer, skip in zip(self.layers, self.skips[1:], strict=True):
             h = layer.pixel(column, h)
-            h_skipped = h_skipped + skip.pixel(column, h)
-        for end in self.ends:
-            h_skipped = end.pixel(column, F.relu(h_skipped))
-        return h_skipped.unflatten(-1, (self.channels, -1))
+            skipped = skipped + skip.pixel(column, h)
+        return self.end(column, skipped)
 
 
 class GatedLayer(nn.Module):
@@ -269,37 +289,32 @@ class GatedPlayer:
         return h, self.skip.pixel(column, u)
 
 
-class GatedPixelNetwork(nn.Module):
+class GatedPixelNetwork(_Ended):
     """As :class:`PixelNetwork`, of gated layers with two stacks: no pixel is in a blind spot."""
 
     def __init__(self, channels: int, outputs: int, features: int, layers: int, kernel: int) -> None:
-        super().__init__()
-        self.channels = channels
+        super().__init__(features, channels, outputs)
         first = GatedLayer(channels, features, channels, 7, "A", last=layers == 0)
         others = [GatedLayer(features, features, channels, kernel, "B", last=i == layers - 1) for i in range(layers)]
         self.layers: Any = nn.ModuleList([first, *others])
-        self.hidden = MaskedConv2d(features, features, channels=channels)
-        self.last = MaskedConv2d(features, channels * outputs, channels=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         v, h, skips = x, x, []
         for layer in self.layers:
             v, h, skip = layer(v, h)
             skips.append(skip)
-        return self.last(F.relu(self.hidden(F.relu(sum(skips))))).unflatten(-1, (self.channels, -1))
+        return self.end(sum(skips))
 
     def player(self, batch: int, width: int) -> GatedPixelPlayer:
         return GatedPixelPlayer(self, batch, width)
 
 
-class GatedPixelPlayer:
+class GatedPixelPlayer(_EndedPlayer):
     """A :class:`GatedPixelNetwork` pixel by pixel."""
 
     def __init__(self, network: GatedPixelNetwork, batch: int, width: int) -> None:
-        self.channels = network.channels
+        super().__init__(network, batch, width)
         self.layers = [GatedPlayer(layer, batch, width) for layer in network.layers]
-        self.ends = [MaskedConvPlayer(end, batch, width) for end in (network.hidden, network.last)]
-        self.row: Tensor | None = None  # of the image
 
     def begin_row(self) -> None:
         if self.row is not None:
@@ -318,7 +333,4 @@ class GatedPixelPlayer:
         for layer in self.layers:
             h, skip = layer.pixel(column, h)
             skips.append(skip)
-        y: Any = sum(skips)
-        for end in self.ends:
-            y = end.pixel(column, F.relu(y))
-        return y.unflatten(-1, (self.channels, -1))
+        return self.end(column, sum(skips))  # type: ignore[arg-type]

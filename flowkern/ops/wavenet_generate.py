@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowkern import backends, reference
-from flowkern._checks import HALF, check_device, check_float, check_like, check_shapes, check_tensor, whole_number
+from flowkern._checks import HALF, check_device, check_float, check_like, check_shapes, check_tensor, one_of, whole_number
 from flowkern.backends import kernels_for
 from flowkern.ops._mixtures import check_log_scale_min
 from flowkern.reference import WaveNetState
@@ -136,8 +136,7 @@ def _checked_dilations(dilations: Sequence[int]) -> list[int]:
 
 
 def _check_sampler(output: str, levels: int | None, log_scale_min: float, bound: float) -> None:
-    if output not in OUTPUTS:
-        raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {output!r}")
+    one_of("output", output, OUTPUTS)
     if levels is not None:
         whole_number("levels", levels, 2)
         if output != "logistics":

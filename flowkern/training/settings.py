@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from flowkern._checks import whole_number
+from flowkern._checks import choices_of, one_of, whole_number
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Settings:
         ):
             _check_number(name, getattr(self, name), most)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+            one_of(name, getattr(self, name), choices)
         for name, power in (("seed", 64), ("epochs", 31), ("batch_size", 31), ("accumulate", 31)):
             if getattr(self, name) >= 2**power:
                 raise ValueError(f"{name}: expected a whole number below 2^{power}, got {getattr(self, name)}")
@@ -86,7 +85,7 @@ class Settings:
         return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else rate
 
 
-CHOICES = {name: get_args(of) for name, of in get_type_hints(Settings).items() if get_origin(of) is Literal}
+CHOICES = choices_of(Settings)
 
 
 def _check_number(name: str, value: object, most: float) -> None:

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
+from flowkern._checks import one_of
 from flowkern._compiling import constant_while_compiling
 from flowkern.univariate.map import Reads, UnivariateMap, check_map
 
@@ -61,8 +62,7 @@ def default_constants(scale: str) -> tuple[float, ...]:
     >>> default_constants("clamped_exp")
     (-5.0, 3.0)
     """
-    if scale not in SCALES:
-        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
+    one_of("scale", scale, SCALES)
     return _DEFAULTS[scale]
 
 
@@ -88,8 +88,7 @@ class Affine(UnivariateMap):
 
     def __post_init__(self) -> None:
         default = default_constants(self.scale)
-        if self.placement not in PLACEMENTS:
-            raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
+        one_of("placement", self.placement, PLACEMENTS)
         try:
             values = tuple(map(float, default if self.constants is None else self.constants))
         except (TypeError, ValueError):

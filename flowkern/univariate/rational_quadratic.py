@@ -43,7 +43,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import whole_number
+from flowkern._checks import one_of, whole_number
 from flowkern.univariate.map import UnivariateMap
 
 TAILS = ("linear", "circular", "unconstrained")
@@ -92,10 +92,8 @@ class RationalQuadratic(UnivariateMap):
         bins = whole_number("bins", self.bins, 2)
         if bins > MOST_BINS:
             raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
-        if self.tails not in TAILS:
-            raise ValueError(f"tails: expected one of {', '.join(TAILS)}, got {self.tails!r}")
-        if self.parametrization not in PARAMETRIZATIONS:
-            raise ValueError(f"parametrization: expected one of {', '.join(PARAMETRIZATIONS)}, got {self.parametrization!r}")
+        one_of("tails", self.tails, TAILS)
+        one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
         self.bins, self.interval = bins, _interval(self.interval)
         self.settings = _settings(self.parametrization, self.settings, bins)
         self.derivatives = bins - 1 + TAILS.index(self.tails)

@@ -141,9 +141,9 @@ def test_vectors_are_images_of_one_row(kind: str) -> None:
     ("change", "message"),
     [
         (lambda x: x[..., 1:], r"x: expected shape \(\.\.\., 3, 4, 5\), got \(2, 3, 4, 4\)"),
-        (lambda x: x + 1, "x: expected whole numbers from 0 to 3, got 4"),
-        (lambda x: x - 0.5, r"x: expected whole numbers from 0 to 3, got 2\.5"),
-        (lambda x: x * math.nan, "x: expected whole numbers from 0 to 3, got nan"),
+        (lambda x: x + 1, "x: expected whole numbers from 0 to 3, the support of Categorical, got 4 to 4"),
+        (lambda x: x - 0.5, r"x: expected whole numbers from 0 to 3, the support of Categorical, got 2\.5 to 2\.5"),
+        (lambda x: x * math.nan, "x: expected whole numbers from 0 to 3, the support of Categorical, got nan to nan"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(change: Any, message: str) -> None:

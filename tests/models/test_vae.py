@@ -92,6 +92,7 @@ def test_torch_conventions(name: Any) -> None:
     assert torch.equal(model.log_prob(x), model.log_prob(x))
     assert model.log_prob(x).shape == (4, 1)
     assert model.log_prob(x[:0]).shape == (0, 1)
+    assert model.posterior(x[:0]).sample((3,)).shape == (3, 0, 1, 2)
 
 
 # -- a model whose density is known ---------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_bad_arguments() -> None:
     for name, value, message in (
-        ("posterior", "full", r"^posterior: expected iaf or diag, got 'full'$"),
+        ("posterior", "full", r"^posterior: expected one of iaf, diag, got 'full'$"),
         ("likelihood", "poisson", r"^likelihood: expected one of bernoulli, gaussian, logistic or a Head, got 'poisson'$"),
         ("network", "unet", r"^network: expected one of mlp, resnet, got 'unet'$"),
         ("network", "resnet", r"^network: a resnet takes images \(channels, height, width\), got features \(4,\)$"),
@@ -360,7 +361,7 @@ def test_bad_input_comes_to_nothing() -> None:
             given = (wrong,) if call == model.loss else wrong
             with pytest.raises(error, match=message):
                 call(given)  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"^context: this model takes none, got shape \(3, 2\)$"):
+    with pytest.raises(ValueError, match=r"^context: this model takes no context, got shape \(3, 2\)$"):
         model.log_prob(x, torch.zeros(3, 2))
     assert not worked
     logistic = VAE((1, 4, 4), 2, likelihood="logistic", levels=17, hidden=(8,), flow_hidden=(8,))

@@ -275,7 +275,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, monkey
         ({"learning_rate": -1}, "learning_rate: expected a number of at least 0, got -1"),
         ({"learning_rate": math.nan}, "learning_rate: expected a number of at least 0, got nan"),
         ({"average": 1}, "average: expected a number of at least 0 and below 1, got 1"),
-        ({"schedule": "linear"}, "schedule: expected cosine or constant, got 'linear'"),
+        ({"schedule": "linear"}, "schedule: expected one of cosine, constant, got 'linear'"),
         ({"average": 0.9, "strategy": "fsdp"}, "average: an average of the weights needs strategy ddp, got fsdp"),
         ({"seed": 2**64}, "seed: expected a whole number below 2^64"),
         ({"batch_size": 10**30}, "batch_size: expected a whole number below 2^31"),
