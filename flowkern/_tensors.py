@@ -9,15 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextmanager
 def outside_modes() -> Iterator[None]:
     """For what is made once and kept: ordinary tensors, though the call that makes it is traced with tensors without values,
-    recorded, or in inference mode, whose tensors no gradient may meet later.
+    recorded, under a transform of torch.func, which wraps all that is made, or in inference mode, whose tensors no gradient
+    may meet later.
     """
-    with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+    with (
+        torch._C.DisableTorchFunction(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _disable_current_modes(),
+        temporarily_clear_interpreter_stack(),
+    ):
         of_jit: Any = torch._C
         state = of_jit._get_tracing_state()  # of torch.jit.trace
         if state is None:

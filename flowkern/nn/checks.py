@@ -41,9 +41,10 @@ def check_event(name: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
 def check_support(name: str, x: Tensor, head: Head, between: bool = False) -> None:
     """Values that a conditional of whole numbers gives, or also what lies between them; any value for one of others.
 
-    Not on a GPU, which would have to be waited for.
+    Not on a GPU, which would have to be waited for, nor where a graph is made or a transform of torch.func is at work.
     """
-    if head.levels is None or x.numel() == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if head.levels is None or x.numel() == 0 or x.device.type != "cpu" or traced:
         return
     values = x if x.is_floating_point() else x.float()
     low, high = values.aminmax()

@@ -131,6 +131,17 @@ def test_density_and_samples(name: str) -> None:
 
 
 @NAMES
+def test_the_first_call_under_a_transform_of_torch_func(name: str) -> None:
+    """What it makes and keeps is ordinary, so that other calls may use it."""
+    model = models()[name].eval()
+    x, *context = (part.double() for part in batch(name, model, 2))
+    x, model = x.requires_grad_(), model.double()
+    found = torch.func.grad(lambda x: model.log_prob(x, *context).sum())(x.detach())
+    (expected,) = torch.autograd.grad(model.log_prob(x, *context).sum(), x, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(found, expected)
+
+
+@NAMES
 def test_loss(name: str) -> None:
     model = models()[name]
     given = batch(name, model)
