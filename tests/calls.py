@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accuracy import device_of, using
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowkern.univariate import UnivariateMap
 
@@ -135,3 +136,16 @@ def _join(name: str, parts: list[Tensor], example: Example) -> Tensor:
         return parts[0]
     of_parameters = name.removeprefix("gradient of ") in example.parameters
     return torch.stack([p.double() for p in parts]).sum(0) if of_parameters else torch.cat(parts)
+
+
+class Calls(TorchDispatchMode):
+    """The names of flowkern's operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("flowkern"):
+            self.names.append(func.name().split("::")[1])
+        return func(*args, **(kwargs or {}))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import Calls
 from models import MODELS, Model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,19 +74,6 @@ def outcome(model: Model, use: str, made: Any, grads: bool = True) -> dict[str, 
 
 def assert_same(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the calls of flowkern's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace.startswith("flowkern"):
-            self.names.append(func.name().split("::")[1])
-        return func(*args, **(kwargs or {}))
 
 
 @EACH_USE

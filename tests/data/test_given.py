@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pictures import idx
 
 from flowkern.data import DataError, Dataset, OneHot, Standardised, context_encoding, load, tables
 
@@ -94,10 +94,6 @@ def test_names_have_labels(name: str) -> None:
     encoding = context_encoding(data)
     assert isinstance(encoding, OneHot)
     assert encoding.features == len(found.target_names)
-
-
-def idx(values: np.ndarray) -> bytes:
-    return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.astype(np.uint8).tobytes()
 
 
 def of_idx(folder: Path, labels: np.ndarray) -> None:

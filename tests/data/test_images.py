@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import idx
 
 from flowkern.data import DataError, Dataset, Rows, encoding, load, names
 
@@ -69,11 +70,6 @@ def test_a_name_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # -- IDX --------------------------------------------------------------------------------------------------------------
-
-
-def idx(images: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([images.ndim]) + struct.pack(f">{images.ndim}I", *images.shape) + images.tobytes()
-
 
 TRAIN, TEST = (DRAW.integers(0, 256, (rows, 5, 4), dtype=np.uint8) for rows in (40, 9))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from calls import Calls
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowkern as fk
 from flowkern import nn as fnn
@@ -105,19 +105,6 @@ def test_nice_keeps_volumes() -> None:
     assert torch.equal(log_det, torch.zeros(7))
     assert not torch.equal(z, x)
     assert torch.equal(flow.transform(x)[1], flow.transform.transforms[-1].log_scale.sum().expand(7))
-
-
-class Calls(TorchDispatchMode):
-    """The names of flowkern's operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace.startswith("flowkern"):
-            self.names.append(func.name().split("::")[1])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("context", [0, 2])
