@@ -54,7 +54,7 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> d
         sounds = {"data": list(rows), "samples": list(samples[:HEARD])}
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
-        real = dataset.test[torch.arange(min(len(dataset.test), len(samples)))]
+        real = spread(dataset.test, len(samples))
         grids = {"samples.png": {"real images": real, "samples": samples}}
         if isinstance(model.model, VAE):
             grids["latents.png"] = latents(model.cpu(), model.model, real)
@@ -62,7 +62,7 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> d
             grids |= between_and_around(model, model.model, real, seed)
         return {name: pictures.image_grids(of, dataset.levels or 256) for name, of in grids.items()}
     columns = column_names(dataset)
-    real = dataset.train[torch.arange(min(len(dataset.train), SHOWN))]
+    real = spread(dataset.train, SHOWN)
     found = {"samples.png": pictures.corner(real, samples, columns)}
     if len(columns) == 2 and model.model.levels is None and not model.conditional:
         with torch.no_grad():
@@ -92,7 +92,7 @@ def latents(model: Encoded, vae: VAE, images: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def between_and_around(model: Encoded, flow: Flow, images: Tensor, seed: int) -> dict[str, dict[str, Tensor]]:
     """Grids of images by their pictures and titles: a flow's samples at temperatures, and ways between real images."""
-    z, _ = model.encode(images[: 2 * SIDE])
+    z, _ = model.encode(spread(images, 2 * SIDE))
     noise, _ = flow.transform(z)
     drawn = {}
     for t in TEMPERATURES:
@@ -116,8 +116,8 @@ def round_trip(model: Encoded, dataset: Dataset) -> dict[str, float]:
     return {"round_trip_error": float((flow.transform.inverse(flow.transform(z)[0])[0] - z).abs().max())}
 
 
-def spread(rows: Rows, most: int) -> Tensor:
-    """Some rows from the first to the last."""
+def spread(rows: Rows | Tensor, most: int) -> Tensor:
+    """Some rows from the first to the last: those of a file may be sorted by class."""
     return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
 
 
