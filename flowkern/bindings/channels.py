@@ -48,8 +48,12 @@ def _images_like(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[0])
 
 
-def _actnorm_gradients_like(g_z: Tensor, g_log_det: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(shape) for shape in (x.shape, x.shape[1], x.shape[1]))
+def _normed_like(x: Tensor, bias: Tensor, log_scale: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:dim])
+
+
+def _actnorm_gradients_like(g_z: Tensor, g_log_det: Tensor, x: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(shape) for shape in (x.shape, bias.shape, bias.shape))
 
 
 def _conv_gradients_like(  # type: ignore[no-untyped-def]
@@ -69,5 +73,6 @@ _SHAPES = {
 for _name, _like in _SHAPES.items():
     TRITON.fake(_name)(_like)
 if BUILD_ERROR is None:
+    _SHAPES["actnorm"] = _normed_like  # the CPU's takes images of any shape
     for _name, _like in _SHAPES.items():
         torch.library.register_fake(f"flowkern::{_name}")(_like)

@@ -66,15 +66,20 @@ class Norm(NamedTuple):
     inverse: bool
 
     def __call__(self, x: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kernels.on_cpu:  # which finds the images itself: views take longer than a small one
+            return torch.ops.flowkern.actnorm(x, bias, log_scale, self.dim, self.inverse)
         op = namespace(self.kernels).actnorm
         return as_given(op(as_images(x, self.dim), bias, log_scale, self.inverse), x, self.dim)
 
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
         """Cotangents of x, the bias and log_scale."""
-        op, (g_z, g_log_det) = namespace(self.kernels).actnorm_backward, grads
-        images = as_images(g_z, self.dim), g_log_det.reshape(-1), as_images(x, self.dim)
-        g_x, g_bias, g_log_scale = op(*images, bias, log_scale, self.inverse)
-        return g_x.view_as(x), g_bias, g_log_scale
+        g_z, g_log_det = grads
+        g_log_det = g_log_det if g_log_det.dim() == 1 else g_log_det.reshape(-1)
+        if self.kernels.on_cpu:
+            return torch.ops.flowkern.actnorm_backward(g_z, g_log_det, x, bias, log_scale, self.dim, self.inverse)
+        g_z, images, op = as_images(g_z, self.dim), as_images(x, self.dim), namespace(self.kernels).actnorm_backward
+        g_x, *found = op(g_z, g_log_det, images, bias, log_scale, self.inverse)
+        return g_x.view_as(x), *found
 
 
 class ActNormFunction(Function):
