@@ -6,6 +6,7 @@ implementations of a group gave the same numbers. ``flowkern bench --suite gpu``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -406,3 +407,25 @@ def test_bandwidth(benchmark: Any, operator: str, direction: str) -> None:
         bytes_moved += {"affine": 7, "iaf_step": 7, "coupling": 5}.get(operator, 3) * size
         work = lambda: torch.autograd.grad(call(), (x, t, a), grad)  # noqa: E731
     record(benchmark, work, f"bandwidth, {direction}", operator, bytes=bytes_moved)
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "oracle"])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("shape", [(12, 16, 16), (48, 4, 4)], ids=str)
+def test_invertible_conv1x1(benchmark: Any, shape: tuple[int, ...], direction: str, implementation: str) -> None:
+    """A direction and its gradients: three reads and two writes of x are the least."""
+    torch.manual_seed(0)
+    layer, rows = fk.nn.InvertibleConv1x1(shape).cuda(), COPY_BYTES // 4 // 3 // math.prod(shape)
+    x, g = (torch.randn(rows, *shape, device="cuda", requires_grad=needs) for needs in (True, False))
+    g_log_det, leaves = torch.randn(rows, device="cuda"), [x, *layer.parameters()]
+
+    def work() -> Any:
+        with fk.backend("reference" if implementation == "oracle" else "auto"):
+            outputs = (layer.inverse if direction == "inverse" else layer)(x)
+            return outputs[0], *torch.autograd.grad(outputs, leaves, (g, g_log_det))
+
+    with fk.backend("reference"):
+        expected = (layer.inverse if direction == "inverse" else layer)(x)[0]
+    torch.testing.assert_close(work()[0], expected, rtol=1e-2, atol=1e-2)
+    group = f"invertible_conv1x1, {direction} + backward: {rows} x {' x '.join(map(str, shape))}"
+    record(benchmark, work, group, implementation, bytes=5 * x.numel() * 4)

@@ -219,7 +219,7 @@ def test_a_training_step_is_captured_in_a_cuda_graph(work: str) -> None:
 def test_nothing_waits_for_the_gpu() -> None:
     model, x = flow(features=16, hidden=(64, 64)), torch.randn(256, 16, device=DEVICE)
     iaf, noise = flow(fk.flows.IAF, 16, (64, 64)), torch.randn(256, 16, device=DEVICE)
-    coupling, norm = fk.nn.AffineCoupling(16).to(DEVICE), fk.nn.ActNorm(16).to(DEVICE)
+    layers = [layer.to(DEVICE) for layer in (fk.nn.AffineCoupling(16), fk.nn.ActNorm(16), fk.nn.InvertibleConv1x1(16))]
     loop = cast(call(3, 20), torch.float32, device=DEVICE)
 
     def work() -> None:
@@ -227,8 +227,8 @@ def test_nothing_waits_for_the_gpu() -> None:
         step(model, lambda m: m.log_prob(x).mean())
         step(model, lambda m: m.transform.inverse(x)[0].mean())
         step(iaf, lambda m: m.transform.inverse(noise)[0].mean())
-        for layer in (coupling, norm):
-            step(layer, lambda m: m(x)[0].sum() + m(x)[1].sum())
+        for layer in layers:
+            step(layer, lambda m: m(x)[0].sum() + m.inverse(x)[1].sum())
 
     work()
     torch.cuda.set_sync_debug_mode("error")
@@ -362,14 +362,15 @@ flow.rsample((300,)).sum().backward()
 flow.sample((5000,))
 fk.ops.coupling(x, x[:, :4], x[:, :4], transformed=slice(5, None))[0].sum().backward()
 fk.nn.ActNorm(9).cuda()(x)[0].sum().backward()
+fk.nn.InvertibleConv1x1(9).cuda().inverse(x)[0].sum().backward()
 torch.cuda.synchronize()
 """
 
 
-@pytest.mark.parametrize("kernels", ["ward", "inverse"])
+@pytest.mark.parametrize("kernels", ["ward", "inverse", "solve"])
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 def test_compute_sanitizer(tool: str, kernels: str) -> None:
-    """On the kernels whose names hold a text: `*_forward` and `*_backward`, or the sweeps."""
+    """On the kernels whose names hold a text: `*_forward` and `*_backward`, the sweeps, triangular systems."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
