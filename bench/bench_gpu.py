@@ -6,6 +6,7 @@ implementations of a group gave the same numbers. ``flowkern bench --suite gpu``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -367,21 +368,29 @@ def test_nflows_training_step(benchmark: Any, implementation: str) -> None:
 
 # -- memory-bound operators against a copy ----------------------------------------------------------------------------
 
+IMAGES = {"actnorm 12x16x16": (12, 256), "actnorm 48x4x4": (48, 16), "actnorm of vectors": (64, 1)}  # channels, pixels
+
 
 @pytest.mark.parametrize("direction", ["forward", "forward + backward"])
-@pytest.mark.parametrize("operator", ["copy", "affine", "iaf_step", "coupling"])
+@pytest.mark.parametrize("operator", ["copy", "affine", "iaf_step", "coupling", *IMAGES])
 def test_bandwidth(benchmark: Any, operator: str, direction: str) -> None:
     """256 MB of inputs; the bytes that must move are counted, and their rate compared with that of a copy."""
-    rows, columns = COPY_BYTES // 4 // 3 // 64, 64
+    channels, pixels = IMAGES.get(operator, (64, 1))
+    columns = channels * pixels
+    rows = COPY_BYTES // 4 // 3 // columns
     part = columns // 2 if operator == "coupling" else columns
-    x, t, a = (torch.randn(rows, n, device="cuda", requires_grad=direction != "forward") for n in (columns, part, part))
+    shapes = [(rows, columns), (rows, part), (rows, part)]
+    if operator in IMAGES:
+        shapes = [(rows, channels, pixels), (channels,), (channels,)]
+    x, t, a = (torch.randn(shape, device="cuda", requires_grad=direction != "forward") for shape in shapes)
     out = torch.empty_like(x)
     size = x.numel() * 4
-    bytes_moved = {"copy": 2 * size, "affine": 4 * size, "iaf_step": 4 * size, "coupling": 3 * size}[operator]
+    bytes_moved = {"affine": 4 * size, "iaf_step": 4 * size, "coupling": 3 * size}.get(operator, 2 * size)
     functions: dict[str, Callable[[], Any]] = {
         "affine": lambda: fk.ops.affine(x, t, a),
         "iaf_step": lambda: fk.ops.iaf_step(x, t, a, bias=2.0),
         "coupling": lambda: fk.ops.coupling(x, t, a, transformed=slice(32, None)),
+        **dict.fromkeys(IMAGES, lambda: fk.ops.actnorm(x, t, a)),
     }
     if operator == "copy":
         record(benchmark, lambda: out.copy_(x.detach()), f"bandwidth, {direction}", operator, bytes=bytes_moved)
@@ -394,7 +403,29 @@ def test_bandwidth(benchmark: Any, operator: str, direction: str) -> None:
     grad = torch.randn_like(found), torch.randn(rows, device="cuda")
     work: Work = call
     if direction != "forward":
-        # Backward reads the inputs and the cotangent and writes as many gradients as there are inputs.
-        bytes_moved += {"affine": 7, "iaf_step": 7, "coupling": 5}[operator] * size
+        # Backward reads the inputs and the cotangent and writes as many gradients as there are inputs (a channel's are few).
+        bytes_moved += {"affine": 7, "iaf_step": 7, "coupling": 5}.get(operator, 3) * size
         work = lambda: torch.autograd.grad(call(), (x, t, a), grad)  # noqa: E731
     record(benchmark, work, f"bandwidth, {direction}", operator, bytes=bytes_moved)
+
+
+@pytest.mark.parametrize("implementation", ["flowkern", "oracle"])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("shape", [(12, 16, 16), (48, 4, 4)], ids=str)
+def test_invertible_conv1x1(benchmark: Any, shape: tuple[int, ...], direction: str, implementation: str) -> None:
+    """A direction and its gradients: three reads and two writes of x are the least."""
+    torch.manual_seed(0)
+    layer, rows = fk.nn.InvertibleConv1x1(shape).cuda(), COPY_BYTES // 4 // 3 // math.prod(shape)
+    x, g = (torch.randn(rows, *shape, device="cuda", requires_grad=needs) for needs in (True, False))
+    g_log_det, leaves = torch.randn(rows, device="cuda"), [x, *layer.parameters()]
+
+    def work() -> Any:
+        with fk.backend("reference" if implementation == "oracle" else "auto"):
+            outputs = (layer.inverse if direction == "inverse" else layer)(x)
+            return outputs[0], *torch.autograd.grad(outputs, leaves, (g, g_log_det))
+
+    with fk.backend("reference"):
+        expected = (layer.inverse if direction == "inverse" else layer)(x)[0]
+    torch.testing.assert_close(work()[0], expected, rtol=1e-2, atol=1e-2)
+    group = f"invertible_conv1x1, {direction} + backward: {rows} x {' x '.join(map(str, shape))}"
+    record(benchmark, work, group, implementation, bytes=5 * x.numel() * 4)

@@ -13,6 +13,7 @@ import triton.language as tl
 INTERPRETED = triton.knobs.runtime.interpret
 GPU = "hip" if torch.version.hip else "cuda"
 _LONGEST_PART = 16384  # columns that one program walks over
+MOST_PARTS = 65535  # programs on the second or third axis of a grid: CUDA's limit
 _WARPS = 4
 _ELEMENTS = 8  # of a block per thread: 16 to 32 bytes of each matrix
 
@@ -34,6 +35,8 @@ class Rows:
 def rows(count: int, columns: int, dtype: torch.dtype, parameters: int = 2) -> Rows:
     """Blocks of eight elements per thread, as wide as a row up to 1,024 columns; rows beyond 16,384 columns are split.
 
+    A row of more than 2^30 columns has longer parts, since their number has a limit.
+
     An element that brings many ``parameters`` along, all of which a thread holds, has a thread for itself.
     """
     double, columns = dtype == torch.float64, max(columns, 1)
@@ -41,7 +44,7 @@ def rows(count: int, columns: int, dtype: torch.dtype, parameters: int = 2) -> R
     elements = _WARPS * (32 if GPU == "cuda" else 64) * each
     block_c = min(triton.next_power_of_2(columns), elements)
     block_r = elements // block_c
-    part = min(-(-columns // block_c) * block_c, _LONGEST_PART)
+    part = min(-(-columns // block_c) * block_c, max(_LONGEST_PART, -(-columns // (block_c * MOST_PARTS)) * block_c))
     parts = -(-columns // part)
     acc = (tl.float64, torch.float64) if double else (tl.float32, torch.float32)
     options = {"num_warps": _WARPS, **(registers(128) if double else {})}

@@ -15,6 +15,46 @@ Images<T> images(const Tensor& t) {
   return {const_data<T>(t), t.stride(0), t.stride(1), t.stride(2)};
 }
 
+// The stride of dimensions [begin, end) of a tensor as one dimension, or -1 where they have none.
+int64_t joined_stride(const Tensor& t, int64_t begin, int64_t end) {
+  int64_t found = 0, next = -1;
+  for (int64_t i = end - 1; i >= begin; --i) {
+    const int64_t size = t.size(i), stride = t.stride(i);
+    if (size == 1) continue;
+    if (next < 0)
+      found = stride;
+    else if (stride != next)
+      return -1;
+    next = stride * size;
+  }
+  return found;
+}
+
+// A tensor whose channels are in some dimension as images: what is before it counts them, what is after it are pixels.
+// It is copied where these have no common stride.
+template <class T>
+struct ImagesOf {
+  ImagesOf(Tensor t, int64_t dim) : sizes(t.dim()), batch(t.dim() + dim), shape{1, t.size(batch), 1}, kept(t) {
+    for (int64_t i = 0; i < t.dim(); ++i) {
+      sizes[i] = t.size(i);
+      if (i != batch) (i < batch ? shape.images : shape.pixels) *= sizes[i];
+    }
+    int64_t image = joined_stride(t, 0, batch), pixel = joined_stride(t, batch + 1, t.dim());
+    if (image < 0 || pixel < 0) {
+      kept = torch::stable::contiguous(t);
+      image = shape.channels * shape.pixels;
+      pixel = 1;
+    }
+    images = {const_data<T>(kept), image, kept.stride(batch), pixel};
+  }
+
+  std::vector<int64_t> sizes;
+  int64_t batch;  // the number of dimensions that count images
+  ImageShape shape;
+  Tensor kept;
+  Images<T> images;
+};
+
 // Images are shared among threads in parts of so many numbers or more; the sums of parts are added in their order.
 constexpr int64_t kPart = 16384, kMostParts = 64;
 
@@ -44,15 +84,16 @@ std::vector<T> scales(const Tensor& log_scale, bool inverse) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> actnorm(Tensor x, Tensor bias, Tensor log_scale, bool inverse) {
+std::tuple<Tensor, Tensor> actnorm(Tensor x, Tensor bias, Tensor log_scale, int64_t dim, bool inverse) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
-    const ImageShape s = image_shape(x);
-    Tensor z = empty<T>({s.images, s.channels, s.pixels}), log_det = empty<T>({s.images});
+    const ImagesOf<T> given(x, dim);
+    const ImageShape& s = given.shape;
+    Tensor z = empty<T>(given.sizes), log_det = empty<T>({given.sizes.begin(), given.sizes.begin() + given.batch});
     const std::vector<T> scale = scales<T>(log_scale, inverse);
     const double value = (inverse ? -1 : 1) * s.pixels * sum_of<T>(log_scale);
     parallel_images(s, x.numel(), [&](int64_t, int64_t begin, int64_t end) {
-      channel_kernels<T>().actnorm(s, images<T>(x), const_data<T>(bias), scale.data(), inverse, value, data<T>(z),
+      channel_kernels<T>().actnorm(s, given.images, const_data<T>(bias), scale.data(), inverse, value, data<T>(z),
                                    data<T>(log_det), begin, end);
     });
     return {z, log_det};
@@ -60,19 +101,19 @@ std::tuple<Tensor, Tensor> actnorm(Tensor x, Tensor bias, Tensor log_scale, bool
 }
 
 std::tuple<Tensor, Tensor, Tensor> actnorm_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor bias,
-                                                    Tensor log_scale, bool inverse) {
+                                                    Tensor log_scale, int64_t dim, bool inverse) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
-    const ImageShape s = image_shape(x);
-    Tensor g_x = empty<T>({s.images, s.channels, s.pixels}), g_bias = empty<T>({s.channels}),
-           g_log_scale = empty<T>({s.channels});
+    const ImagesOf<T> given(x, dim), cotangents(g_z, dim);
+    const ImageShape& s = given.shape;
+    Tensor g_x = empty<T>(given.sizes), g_bias = empty<T>({s.channels}), g_log_scale = empty<T>({s.channels});
     const std::vector<T> scale = scales<T>(log_scale, inverse);
     const int64_t lanes = channel_kernels<T>().actnorm_lanes(s.pixels);
     const int64_t parts = part_count(s), size = 2 * s.channels * lanes;
     std::vector<double> sums(parts * size);
     parallel_images(s, x.numel(), [&](int64_t part, int64_t begin, int64_t end) {
-      channel_kernels<T>().actnorm_backward(s, images<T>(g_z), images<T>(x), const_data<T>(bias), scale.data(), inverse,
-                                            data<T>(g_x), sums.data() + part * size, begin, end);
+      channel_kernels<T>().actnorm_backward(s, cotangents.images, given.images, const_data<T>(bias), scale.data(),
+                                            inverse, data<T>(g_x), sums.data() + part * size, begin, end);
     });
     const auto total = [&](int64_t row) {
       double sum = 0;
@@ -217,10 +258,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> invertible_conv1x1_backward(Tensor g_
 #define FK_MATRIX "Tensor lower, Tensor? upper, Tensor? log_scale, Tensor? order, Tensor? sign"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
-  m.def("actnorm(Tensor x, Tensor bias, Tensor log_scale, bool inverse) -> (Tensor, Tensor)");
+  m.def("actnorm(Tensor x, Tensor bias, Tensor log_scale, int dim, bool inverse) -> (Tensor, Tensor)");
   m.def(
-      "actnorm_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor bias, Tensor log_scale, bool inverse) -> "
-      "(Tensor, Tensor, Tensor)");
+      "actnorm_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor bias, Tensor log_scale, int dim, bool inverse) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("invertible_conv1x1(Tensor x, " FK_MATRIX ", bool inverse) -> (Tensor, Tensor)");
   m.def("invertible_conv1x1_backward(Tensor g_z, Tensor g_log_det, Tensor x, " FK_MATRIX
         ", bool inverse) -> (Tensor, Tensor, Tensor, Tensor)");

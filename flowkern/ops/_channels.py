@@ -27,21 +27,24 @@ def check_of_channels(name: str, t: Tensor, shape: tuple[int, ...], x: Tensor) -
 def check_vector(name: str, t: Tensor) -> int:
     """Number of channels of a parameter that has one number for each."""
     check_float(name, t)
-    if t.dim() != 1 or len(t) == 0:
-        raise ValueError(f"{name}: expected shape (channels,) with at least one channel, got {tuple(t.shape)}")
-    return len(t)
+    shape = t.shape
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"{name}: expected shape (channels,) with at least one channel, got {tuple(shape)}")
+    return shape[0]
 
 
 def as_images(x: Tensor, dim: int) -> Tensor:
-    """A batch of images (images, channels, pixels), of any strides."""
-    batch, pixels = x.shape[:dim], x.shape[dim:][1:]
-    return x.reshape(batch.numel(), x.shape[dim], pixels.numel())
+    """A batch of images (images, channels, pixels), of any strides. Each step that x does not need is a microsecond."""
+    if dim != -2:
+        x = x.unsqueeze(-1) if dim == -1 else x.flatten(dim + 1)
+    return x if x.dim() == 3 else x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
 
 
 def as_given(found: tuple[Tensor, Tensor], x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Results in the shapes that belong to x."""
     z, log_det = found
-    return z.view(x.shape), log_det.view(x.shape[:dim])
+    one = x.dim() + dim == 1  # dimension of the batch
+    return z if one and dim == -2 else z.view_as(x), log_det if one else log_det.view(x.shape[:dim])
 
 
 def needs_graph(*tensors: Tensor) -> bool:

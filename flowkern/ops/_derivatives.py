@@ -8,10 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
-def wants_plain(grads: Sequence[Tensor | None]) -> bool:
+class Function(torch.autograd.Function):
+    """Kernels of an operator and their gradients."""
+
+    @classmethod
+    def record(cls, *args: Any) -> Any:
+        """``apply`` without what it does for torch.func, whose transforms never come here: a microsecond for each argument."""
+        if torch.compiler.is_compiling():
+            return cls.apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+def wants_plain() -> bool:
     """Whether a backward pass must run in plain PyTorch.
 
     Under create_graph it will be differentiated; under vmap, torch.func's or that of ``is_grads_batched``, its cotangents
@@ -22,7 +33,7 @@ def wants_plain(grads: Sequence[Tensor | None]) -> bool:
     return (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
-        or any(torch._C._dispatch_keys(g).has(_BATCHED) for g in grads if g is not None)
+        or torch._C._dispatch_tls_is_dispatch_key_included(_VMAP)
     )
 
 

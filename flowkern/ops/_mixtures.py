@@ -117,7 +117,7 @@ class MixtureFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         tensors, kept = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
-        if wants_plain((g,)):
+        if wants_plain():
             return None, None, *plain_backward(ctx.oracle, tensors, ctx.needs_input_grad[2:], (g,))
         found = [g.unsqueeze(-1) * derivative for derivative in kept]
         g_x = -found[1].sum(-1) if ctx.needs_input_grad[2] else None  # x and the means are only seen as a difference

@@ -13,20 +13,13 @@ from torch import Tensor, nn
 
 from flowkern._tensors import version
 from flowkern.backends import Kernels
-from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._derivatives import Function, plain_backward, wants_plain
 
 Inputs = list[Tensor | None]  # x, context, weights and biases, addends
 
 
-class NetworkFunction(torch.autograd.Function):
+class NetworkFunction(Function):
     """Forward and backward kernels of one call, of one network or a chain; second derivatives through plain PyTorch."""
-
-    @classmethod
-    def record(cls, *args: Any) -> Any:
-        """``apply`` without what it does for torch.func, whose transforms never come here: a microsecond for each argument."""
-        if torch.compiler.is_compiling():
-            return cls.apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def forward(
@@ -57,7 +50,7 @@ class NetworkFunction(torch.autograd.Function):
         saved, state = iter(state[: ctx.saved_inputs]), state[ctx.saved_inputs :]
         x, context, *tensors = [next(saved) if t is None else t for t in ctx.aside]
         call, needs = ctx.call, ctx.needs_input_grad[3:]
-        if wants_plain(grads):
+        if wants_plain():
             if _versions(ctx.aside) != ctx.versions:
                 raise RuntimeError(
                     f"{call.name}: second derivatives and batched gradients need the weights and inputs of the forward pass, "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkern._checks import HALF
 from flowkern.backends import Kernels
-from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._derivatives import Function, plain_backward, wants_plain
 from flowkern.univariate import UnivariateMap
 
 
@@ -63,7 +63,7 @@ def apply_row_map(
     shape = torch.Size((*batch, columns))
     parameters = [as_rows(map.kernels, p, shape) for p in parameters]
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
-        z, log_det = RowMapFunction.apply(map, x, *parameters)
+        z, log_det = RowMapFunction.record(map, x, *parameters)
     else:
         z, log_det = map(x, parameters)
     if len(batch) != 1:
@@ -71,7 +71,7 @@ def apply_row_map(
     return (z, log_det) if z.dtype is dtype else (z.to(dtype), log_det.to(dtype))
 
 
-class RowMapFunction(torch.autograd.Function):
+class RowMapFunction(Function):
     """Forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
@@ -91,7 +91,7 @@ class RowMapFunction(torch.autograd.Function):
         # Where a parameter was not kept, the gradients are those of the map where it is zero.
         zero = x.new_zeros(1, 1).expand(ctx.shape)
         parameters = [kept[read.index(i)] if i in read else zero for i in range(map.map.count)]
-        if wants_plain(grads):
+        if wants_plain():
             with torch.enable_grad():
                 if output:
                     x, _ = map.oracle(x, *parameters, inverse=not map.inverse)

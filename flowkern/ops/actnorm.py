@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import HALF, check_float
-from flowkern.backends import kernels_for
-from flowkern.ops._channels import as_given, as_images, check_channels, check_of_channels, check_vector, needs_graph
-from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.backends import Kernels, kernels_for
+from flowkern.ops._channels import as_given, as_images, check_channels, check_of_channels, check_vector
+from flowkern.ops._derivatives import Function, plain_backward, wants_plain
+from flowkern.ops._rows import namespace
 
 
 def actnorm(x: Tensor, bias: Tensor, log_scale: Tensor, *, dim: int = -2, inverse: bool = False) -> tuple[Tensor, Tensor]:
@@ -45,34 +46,55 @@ def actnorm(x: Tensor, bias: Tensor, log_scale: Tensor, *, dim: int = -2, invers
     check_of_channels("bias", bias, (channels,), x)
     check_of_channels("log_scale", log_scale, (channels,), x)
     dim = check_channels(x, channels, dim)
-    if kernels_for(x, "actnorm").plain:
+    kernels = kernels_for(x, "actnorm")
+    if kernels.plain:
         return reference.actnorm(x, bias, log_scale, dim=dim, inverse=inverse)
-    if x.dtype in HALF:
+    if kernels.on_cpu and x.dtype in HALF:
         z, log_det = actnorm(x.float(), bias.float(), log_scale.float(), dim=dim, inverse=inverse)
         return z.to(x.dtype), log_det.to(x.dtype)
-    run = ActNormFunction.apply if needs_graph(x, bias, log_scale) else _run
-    return run(x, bias.contiguous(), log_scale.contiguous(), dim, inverse)
+    norm, bias, log_scale = Norm(kernels, dim, inverse), bias.contiguous(), log_scale.contiguous()
+    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad or log_scale.requires_grad):
+        return ActNormFunction.record(norm, x, bias, log_scale)
+    return norm(x, bias, log_scale)
 
 
-def _run(x: Tensor, bias: Tensor, log_scale: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
-    return as_given(torch.ops.flowkern.actnorm(as_images(x, dim), bias, log_scale, inverse), x, dim)
+class Norm(NamedTuple):
+    """The constants of a call."""
+
+    kernels: Kernels
+    dim: int
+    inverse: bool
+
+    def __call__(self, x: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kernels.on_cpu:  # which finds the images itself: views take longer than a small one
+            return torch.ops.flowkern.actnorm(x, bias, log_scale, self.dim, self.inverse)
+        op = namespace(self.kernels).actnorm
+        return as_given(op(as_images(x, self.dim), bias, log_scale, self.inverse), x, self.dim)
+
+    def gradients(self, grads: tuple[Tensor, ...], x: Tensor, bias: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
+        """Cotangents of x, the bias and log_scale."""
+        g_z, g_log_det = grads
+        g_log_det = g_log_det if g_log_det.dim() == 1 else g_log_det.reshape(-1)
+        if self.kernels.on_cpu:
+            return torch.ops.flowkern.actnorm_backward(g_z, g_log_det, x, bias, log_scale, self.dim, self.inverse)
+        g_z, images, op = as_images(g_z, self.dim), as_images(x, self.dim), namespace(self.kernels).actnorm_backward
+        g_x, *found = op(g_z, g_log_det, images, bias, log_scale, self.inverse)
+        return g_x.view_as(x), *found
 
 
-class ActNormFunction(torch.autograd.Function):
+class ActNormFunction(Function):
     """Forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, log_scale: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
-        ctx.dim, ctx.inverse = dim, inverse
-        ctx.save_for_backward(x, bias, log_scale)
-        return _run(x, bias, log_scale, dim, inverse)
+    def forward(ctx: Any, norm: Norm, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.norm = norm
+        ctx.save_for_backward(*tensors)
+        return norm(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, bias, log_scale = ctx.saved_tensors
-        if wants_plain(grads):
-            oracle = partial(reference.actnorm, dim=ctx.dim, inverse=ctx.inverse)
-            return *plain_backward(oracle, (x, bias, log_scale), ctx.needs_input_grad[:3], grads), None, None
-        g_z, g_log_det = as_images(grads[0], ctx.dim), grads[1].reshape(-1)
-        g_x, *found = torch.ops.flowkern.actnorm_backward(g_z, g_log_det, as_images(x, ctx.dim), bias, log_scale, ctx.inverse)
-        return g_x.view(x.shape), *found, None, None
+        norm, tensors = ctx.norm, ctx.saved_tensors
+        if wants_plain():
+            oracle = partial(reference.actnorm, dim=norm.dim, inverse=norm.inverse)
+            return None, *plain_backward(oracle, tensors, ctx.needs_input_grad[1:], grads)
+        return None, *norm.gradients(grads, *tensors)

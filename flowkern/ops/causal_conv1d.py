@@ -86,7 +86,7 @@ class CausalConv1dFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[3:]
-        if wants_plain(grads):
+        if wants_plain():
             oracle = partial(reference.causal_conv1d, **ctx.options)
             return None, None, None, *plain_backward(oracle, (x, weight, bias), needs, grads)
         tensors = (t.contiguous() for t in (grads[0], x, weight))

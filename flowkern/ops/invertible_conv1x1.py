@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import HALF, autocasts, check_device, check_float, check_tensor
-from flowkern.backends import kernels_for
+from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._channels import as_given, as_images, check_channels, check_of_channels, check_vector, needs_graph
-from flowkern.ops._derivatives import plain_backward, wants_plain
+from flowkern.ops._derivatives import Function, plain_backward, wants_plain
+from flowkern.ops._rows import namespace
 
 _PARTS = ("lower", "upper", "log_scale", "order", "sign")
 
@@ -53,8 +54,9 @@ def invertible_conv1x1(x: Tensor, *matrix: Tensor, dim: int = -2, inverse: bool 
     """
     check_float("x", x)
     dim = check_channels(x, _check_matrix(x, matrix), dim)
-    with torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext():
-        if kernels_for(x, "invertible_conv1x1").plain:
+    with _exact(x):
+        kernels = kernels_for(x, "invertible_conv1x1")
+        if kernels.plain:
             try:
                 return reference.invertible_conv1x1(x, *matrix, dim=dim, inverse=inverse)
             except torch.linalg.LinAlgError:
@@ -65,9 +67,9 @@ def invertible_conv1x1(x: Tensor, *matrix: Tensor, dim: int = -2, inverse: bool 
             return z.to(x.dtype), log_det.to(x.dtype)
         given = [t.contiguous() for t in matrix]
         if len(given) == 1:
-            return _plain(x, given[0], dim, inverse)
-        run = InvertibleConv1x1Function.apply if needs_graph(x, *matrix) else _run
-        return run(dim, inverse, x, *given)
+            return _plain(kernels, x, given[0], dim, inverse)
+        run = InvertibleConv1x1Function.record if needs_graph(x, *matrix) else _run
+        return run(kernels, dim, inverse, x, *given)
 
 
 def _check_matrix(x: Tensor, matrix: tuple[Tensor, ...]) -> int:
@@ -97,27 +99,33 @@ def _check_matrix(x: Tensor, matrix: tuple[Tensor, ...]) -> int:
     return n
 
 
-def _run(dim: int, inverse: bool, x: Tensor, *matrix: Tensor | None) -> tuple[Tensor, Tensor]:
-    return as_given(torch.ops.flowkern.invertible_conv1x1(as_images(x, dim), *matrix, inverse), x, dim)
+def _exact(x: Tensor) -> AbstractContextManager[Any]:
+    """Products keep their precision."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
+
+
+def _run(kernels: Kernels, dim: int, inverse: bool, x: Tensor, *matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+    return as_given(namespace(kernels).invertible_conv1x1(as_images(x, dim), *matrix, inverse), x, dim)
 
 
 def _gradients(
-    dim: int, inverse: bool, g_z: Tensor, g_log_det: Tensor, x: Tensor, *matrix: Tensor | None
+    kernels: Kernels, dim: int, inverse: bool, g_z: Tensor, g_log_det: Tensor, x: Tensor, *matrix: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Cotangents of x and of the matrices."""
     images = (as_images(g_z, dim), g_log_det.reshape(-1), as_images(x, dim))
-    g_x, *found = torch.ops.flowkern.invertible_conv1x1_backward(*images, *matrix, inverse)
+    with _exact(x):
+        g_x, *found = namespace(kernels).invertible_conv1x1_backward(*images, *matrix, inverse)
     return g_x.view(x.shape), *found
 
 
-def _plain(x: Tensor, weight: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
+def _plain(kernels: Kernels, x: Tensor, weight: Tensor, dim: int, inverse: bool) -> tuple[Tensor, Tensor]:
     """A determinant by torch, whose gradient torch knows, and the factors of the inverse; the rest by the kernels."""
     of_a_pixel = torch.linalg.slogdet(weight).logabsdet
     factors = _factors(weight.detach()) if inverse else None
     if needs_graph(x, weight):
-        z, finite = PlainFunction.apply(x, weight, dim, factors)
+        z, finite = PlainFunction.record(kernels, x, weight, dim, factors)
     else:
-        z, finite = _mixed(x, weight, dim, factors)
+        z, finite = _mixed(kernels, x, weight, dim, factors)
     pixels = x.shape[dim:][1:].numel()
     return z, (-pixels if inverse else pixels) * of_a_pixel + finite
 
@@ -134,23 +142,25 @@ def _singular(weight: Tensor) -> RuntimeError:
     return RuntimeError(f"weight: expected an invertible matrix, got {weight.tolist()}")
 
 
-def _mixed(x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _mixed(
+    kernels: Kernels, x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """The product, or the inverse where there are factors; and for each image zero, or NaN."""
     if factors is None:
-        return _run(dim, False, x, weight, None, None, None, None)
+        return _run(kernels, dim, False, x, weight, None, None, None, None)
     lower, upper, order = factors
-    return _run(dim, True, x, lower, upper, None, order, None)
+    return _run(kernels, dim, True, x, lower, upper, None, order, None)
 
 
-class PlainFunction(torch.autograd.Function):
+class PlainFunction(Function):
     """z alone of a plain W: what the determinant gives is torch's. Second derivatives through the oracle."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None
+        ctx: Any, kernels: Kernels, x: Tensor, weight: Tensor, dim: int, factors: tuple[Tensor, Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        z, finite = _mixed(x, weight, dim, factors)
-        ctx.dim, ctx.inverse = dim, factors is not None
+        z, finite = _mixed(kernels, x, weight, dim, factors)
+        ctx.kernels, ctx.dim, ctx.inverse = kernels, dim, factors is not None
         ctx.save_for_backward(z if ctx.inverse else x, weight, *(factors or ()))
         ctx.mark_non_differentiable(finite)
         return z, finite
@@ -158,37 +168,38 @@ class PlainFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_z: Tensor, _: Any) -> Any:
         x, weight, *factors = ctx.saved_tensors
-        if wants_plain((g_z,)):
+        if wants_plain():
             with torch.enable_grad():
                 x = _product(x, weight, ctx.dim, False) if ctx.inverse else x
             oracle = partial(_product, dim=ctx.dim, inverse=ctx.inverse)
-            return *plain_backward(oracle, (x, weight), ctx.needs_input_grad[:2], (g_z,)), None, None
+            return None, *plain_backward(oracle, (x, weight), ctx.needs_input_grad[1:3], (g_z,)), None, None
         lower, upper, order = factors or (weight, None, None)
         none = g_z.new_zeros(1)  # of a log-determinant that is not the kernels'
-        g_x, g_weight, *_ = _gradients(ctx.dim, ctx.inverse, g_z, none, x, lower, upper, None, order, None)
-        return g_x, g_weight, None, None
+        matrix = lower, upper, None, order, None
+        g_x, g_weight, *_ = _gradients(ctx.kernels, ctx.dim, ctx.inverse, g_z, none, x, *matrix)
+        return None, g_x, g_weight, None, None
 
 
 def _product(x: Tensor, weight: Tensor, dim: int, inverse: bool) -> Tensor:
     return reference.invertible_conv1x1(x, weight, dim=dim, inverse=inverse)[0]
 
 
-class InvertibleConv1x1Function(torch.autograd.Function):
+class InvertibleConv1x1Function(Function):
     """The LU form: forward and backward kernels; second derivatives through the oracle."""
 
     @staticmethod
-    def forward(ctx: Any, dim: int, inverse: bool, x: Tensor, *matrix: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = _run(dim, inverse, x, *matrix)
-        ctx.dim, ctx.inverse = dim, inverse
+    def forward(ctx: Any, kernels: Kernels, dim: int, inverse: bool, x: Tensor, *matrix: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = _run(kernels, dim, inverse, x, *matrix)
+        ctx.kernels, ctx.dim, ctx.inverse = kernels, dim, inverse
         ctx.save_for_backward(z if inverse else x, *matrix)
         return z, log_det
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, *matrix = ctx.saved_tensors
-        if wants_plain(grads):
+        if wants_plain():
             with torch.enable_grad():
                 x = reference.invertible_conv1x1(x, *matrix, dim=ctx.dim)[0] if ctx.inverse else x
             oracle = partial(reference.invertible_conv1x1, dim=ctx.dim, inverse=ctx.inverse)
-            return None, None, *plain_backward(oracle, (x, *matrix), ctx.needs_input_grad[2:], grads)
-        return None, None, *_gradients(ctx.dim, ctx.inverse, *grads, x, *matrix), None, None
+            return None, None, None, *plain_backward(oracle, (x, *matrix), ctx.needs_input_grad[3:], grads)
+        return None, None, None, *_gradients(ctx.kernels, ctx.dim, ctx.inverse, *grads, x, *matrix), None, None

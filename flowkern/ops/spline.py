@@ -114,7 +114,7 @@ class SplineFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         call, (x, *parameters) = ctx.call, ctx.saved_tensors
-        if wants_plain(grads):
+        if wants_plain():
             oracle = partial(reference.spline, **call.map.spline_options, inverse=call.inverse)
             return None, *plain_backward(oracle, (x, *parameters), ctx.needs_input_grad[1:], grads)
         return None, *call.gradients(grads, x, parameters)

@@ -219,7 +219,7 @@ def test_a_training_step_is_captured_in_a_cuda_graph(work: str) -> None:
 def test_nothing_waits_for_the_gpu() -> None:
     model, x = flow(features=16, hidden=(64, 64)), torch.randn(256, 16, device=DEVICE)
     iaf, noise = flow(fk.flows.IAF, 16, (64, 64)), torch.randn(256, 16, device=DEVICE)
-    coupling = fk.nn.AffineCoupling(16).to(DEVICE)
+    layers = [layer.to(DEVICE) for layer in (fk.nn.AffineCoupling(16), fk.nn.ActNorm(16), fk.nn.InvertibleConv1x1(16))]
     loop = cast(call(3, 20), torch.float32, device=DEVICE)
 
     def work() -> None:
@@ -227,7 +227,8 @@ def test_nothing_waits_for_the_gpu() -> None:
         step(model, lambda m: m.log_prob(x).mean())
         step(model, lambda m: m.transform.inverse(x)[0].mean())
         step(iaf, lambda m: m.transform.inverse(noise)[0].mean())
-        step(coupling, lambda m: m(x)[0].sum() + m(x)[1].sum())
+        for layer in layers:
+            step(layer, lambda m: m(x)[0].sum() + m.inverse(x)[1].sum())
 
     work()
     torch.cuda.set_sync_debug_mode("error")
@@ -281,6 +282,20 @@ def test_more_elements_than_32_bits_count() -> None:
     z, log_det = fk.ops.affine(x, t, t, placement="scale_shift")
     torch.testing.assert_close(z[-1].float(), x[-1].float() * math.exp(0.5) + 0.5, rtol=0.01, atol=0.01)
     torch.testing.assert_close(log_det.float(), torch.full((rows,), columns * 0.5, device=DEVICE), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(600, 3, 1025 * 1201), (40_000_000, 55, 1), (1, 1, 2**31 + 5)])
+def test_activation_normalisation_of_more_elements_than_32_bits_count(shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape, dtype=torch.bfloat16, device=DEVICE)
+    bias, log_scale = (torch.full(shape[1:2], v, device=DEVICE, dtype=x.dtype, requires_grad=True) for v in (1.0, 0.0))
+    z, log_det = fk.ops.actnorm(x, bias, log_scale)
+    assert bool((z.view(-1)[:: 2**20] == 2).all())
+    assert bool((z[-1, -1, -100:] == 2).all())
+    assert bool((log_det == 0).all())
+    grads = torch.autograd.grad(z, (bias, log_scale), torch.ones_like(z))
+    count = float(x.numel() // shape[1])
+    for g, expected in zip(grads, (count, 2 * count), strict=True):
+        torch.testing.assert_close(g.double(), torch.full_like(g, expected, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
 def test_memory_of_a_training_step_is_at_most_half_of_zukos() -> None:
@@ -346,14 +361,16 @@ flow.rsample((70,)).sum().backward()
 flow.rsample((300,)).sum().backward()
 flow.sample((5000,))
 fk.ops.coupling(x, x[:, :4], x[:, :4], transformed=slice(5, None))[0].sum().backward()
+fk.nn.ActNorm(9).cuda()(x)[0].sum().backward()
+fk.nn.InvertibleConv1x1(9).cuda().inverse(x)[0].sum().backward()
 torch.cuda.synchronize()
 """
 
 
-@pytest.mark.parametrize("kernels", ["ward", "inverse"])
+@pytest.mark.parametrize("kernels", ["ward", "inverse", "solve"])
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 def test_compute_sanitizer(tool: str, kernels: str) -> None:
-    """On the kernels whose names hold a text: `*_forward` and `*_backward`, or the sweeps."""
+    """On the kernels whose names hold a text: `*_forward` and `*_backward`, the sweeps, triangular systems."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")

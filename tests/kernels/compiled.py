@@ -40,10 +40,12 @@ from networks import network
 from flowkern.chain import ChainPlan, Elementwise, Network, Permute
 from flowkern.kernels import _launch
 from flowkern.kernels._network import network_of
+from flowkern.kernels.actnorm import actnorm, actnorm_gradients
 from flowkern.kernels.affine import affine, affine_gradients
 from flowkern.kernels.autoregressive import autoregressive, autoregressive_gradients
 from flowkern.kernels.autoregressive_chain import autoregressive_chain, autoregressive_chain_gradients, launches_of
 from flowkern.kernels.causal_conv1d import causal_conv1d, causal_conv1d_gradients
+from flowkern.kernels.invertible_conv1x1 import invertible_conv1x1, invertible_conv1x1_gradients
 from flowkern.kernels.log_det import log_det
 from flowkern.kernels.logistic_mixture import logistic_mixture
 from flowkern.kernels.logistic_mixture_sample import logistic_mixture_sample
@@ -115,8 +117,8 @@ def record(run: Callable[[], Any], label: str, **facts: str) -> list[Launch]:
         launch = Launch(self, {}, {}, {}, options, label, {"kernel": self.__name__, **facts})
         for i, parameter in enumerate(self.params):
             launch.signature[parameter.name] = describe(launch, (i,), bound[parameter.name], parameter.is_constexpr)
-        columns = self.arg_names.index("columns") if "columns" in self.arg_names else None
-        launch.facts["aligned"] = "yes" if (columns,) in launch.attributes else "no"
+        columns = [i for i, name in enumerate(self.arg_names) if name in ("columns", "pixels")]
+        launch.facts["aligned"] = "yes" if any((i,) in launch.attributes for i in columns) else "no"
         found.append(launch)
 
     original = JITFunction.run
@@ -254,6 +256,31 @@ def reduction_launches(dtype: str, width: int) -> list[Launch]:
     return record(run, f"{dtype}, {width} features", dtype=dtype, family="rows", gathered="no")
 
 
+def norm_launches(dtype: str, channels: int, pixels: int, inverse: bool) -> list[Launch]:
+    """Forward and backward of the activation normalisation of images."""
+    x = torch.empty(64, channels, pixels, dtype=DTYPES[dtype], device="meta")
+
+    def run() -> None:
+        z, found = actnorm(x, x[0, :, 0], x[0, :, 0], inverse)
+        actnorm_gradients(z, found, x, x[0, :, 0], x[0, :, 0], inverse)
+
+    label = f"{dtype}, {channels} channels of {pixels} pixels{', inverse' if inverse else ''}"
+    return record(run, label, dtype=dtype, family="rows", gathered="no")
+
+
+def system_launches(dtype: str, channels: int, pixels: int) -> list[Launch]:
+    """The triangular systems of an inverse 1x1 convolution, and those of its gradient."""
+    x = torch.empty(64, channels, pixels, dtype=DTYPES[dtype], device="meta")
+    matrix = x.new_empty(channels, channels)
+    given = matrix, matrix, matrix[0], torch.empty(channels, dtype=torch.int64, device="meta"), matrix[0], True
+
+    def run() -> None:
+        z, found = invertible_conv1x1(x, *given)
+        invertible_conv1x1_gradients(z, found, z, *given)
+
+    return record(run, f"{dtype}, {channels} channels of {pixels} pixels", dtype=dtype, family="systems")
+
+
 def mixture_launches(
     dtype: str, components: int, levels: int, log_scale_min: float, keep: bool, gaussian: bool = False
 ) -> list[Launch]:
@@ -347,6 +374,8 @@ CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
 SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, PARAMETRIZATIONS, (False, True)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
+SYSTEMS = [("float32", "float64"), (1, 3, 48), (1, 16, 49, 4096)]
+NORMS = [ROW_DTYPES, (1, 3, 48), (1, 16, 49, 4096), (False, True)]
 
 
 Job = tuple[Launch, Architecture]
@@ -363,6 +392,8 @@ def cover(strength: int) -> Iterator[Job]:
         (chain_launches, CHAIN_NETWORKS),
         (row_launches, ROWS),
         (reduction_launches, ROWS[:2]),
+        (norm_launches, NORMS),
+        (system_launches, SYSTEMS),
         (mixture_launches, MIXTURES),
         (spline_launches, SPLINES),
         (layer_launches, LAYERS),
@@ -405,6 +436,9 @@ def listed() -> Iterator[Job]:
     cases.append((row_launches, "float32", 64, "sigmoid", "gate", False, "all"))
     cases += [(row_launches, "float32", 64, "exp", "scale_shift", False, f) for f in ("half", "alternating", "table")]
     cases += [(row_launches, "float32", 65536, "exp", "standardize", False, "all"), (reduction_launches, "float32", 64)]
+    cases += [(norm_launches, dtype, 48, 16, False) for dtype in ROW_DTYPES]
+    cases += [(norm_launches, "float32", *size, False) for size in ((3, 1024), (64, 1))]
+    cases += [(system_launches, dtype, 48, 16) for dtype in SYSTEMS[0]]
     cases += [(mixture_launches, dtype, 10, 65536, -14.0, True) for dtype in ROW_DTYPES]
     cases += [(mixture_launches, "float32", 10, 65536, -14.0, False), (mixture_launches, "float32", 10, 0, -math.inf, True)]
     cases += [(mixture_launches, "float32", 10, 0, -math.inf, True, True)]
@@ -517,7 +551,8 @@ def faults(finding: Finding) -> list[str]:
     if low and product_kernel and not finding.matrix:
         found.append("no matrix instructions")
     facts = finding.facts
-    if facts["family"] == "rows" and facts["aligned"] == "yes" and facts["gathered"] == "no" and not finding.wide:
+    moves_rows = facts["family"] == "rows" and facts["kernel"] != "actnorm_sums"  # which reads a little
+    if moves_rows and facts["aligned"] == "yes" and facts["gathered"] == "no" and not finding.wide:
         found.append("no 16-byte loads and stores")
     return [f"{finding.facts['kernel']} on {finding.architecture} ({finding.label}): {fault}" for fault in found]
 
@@ -591,6 +626,8 @@ def counted() -> Iterator[tuple[str, str, float, float, str]]:
     for operator, forward, backward in (("affine, iaf_step", 4, 7), ("coupling of one half", 3, 5)):
         yield f"{operator}, 256 MB of inputs", "forward", forward * matrix, 0, "tf32"
         yield f"{operator}, 256 MB of inputs", "backward", backward * matrix, 0, "tf32"
+    yield "actnorm, 256 MB of images", "forward", 2 * (256 << 20), 0, "tf32"
+    yield "actnorm, 256 MB of images", "backward", 3 * (256 << 20), 0, "tf32"
     yield "log_det, normal_log_prob, 256 MB", "forward", 256 << 20, 0, "tf32"
     element = (256 << 20) / 30  # 10 components in float32, 256 MB of parameters
     for work, numbers in (("forward, nothing kept", 32), ("forward", 62), ("backward", 61)):

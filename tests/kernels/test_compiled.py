@@ -25,6 +25,7 @@ def test_every_kernel_compiles_with_every_choice_without_a_fault(tmp_path: Path)
     kernels = {kernel for kernel, _ in seen}
     assert kernels == {
         "affine_forward", "affine_backward", "row_sum", "pack_kernel", "weight_gradient_kernel", "unpack_kernel",
+        "actnorm_forward", "actnorm_backward", "actnorm_sums", "triangular_solve",
         "masked_mlp_forward", "masked_mlp_backward", "autoregressive_forward", "autoregressive_backward",
         "autoregressive_chain_forward", "autoregressive_chain_backward",
         "logistic_mixture_kernel", "logistic_mixture_sample_kernel", "spline_forward", "spline_backward",

@@ -47,6 +47,7 @@ CASE = Case(
     any=any_variation,
     layouts={name: BOTH[name] for name in ("images", "vectors inverse")},
     large={"pixels": 64},
+    stand_in_rows=12,
     bad={
         "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
         "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected 40 channels in dimension -2, got shape \(2,\)"),

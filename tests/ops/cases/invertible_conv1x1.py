@@ -85,6 +85,7 @@ CASE = Case(
     layouts={name: VARIATIONS[name] for name in ("lu", "lu inverse", "vectors, lu")},
     compiled={name: FORMS[name] for name in ("lu", "plain inverse")},
     large={"pixels": 64},
+    stand_in_rows=6,
     bad={
         "integers": (lambda a: {"x": a["x"].long()}, TypeError, "x: expected a floating"),
         "no images": (lambda a: {"x": a["x"][0, 0]}, ValueError, r"x: expected 24 channels in dimension -2, got shape \(2,\)"),
