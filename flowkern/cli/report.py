@@ -50,7 +50,7 @@ def check_finite(samples: Tensor, left: str) -> None:
 def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
     if dataset.rate is not None:
-        rows = spread(dataset.test, len(samples))[:HEARD]  # a vocoder's samples are made of these
+        rows = dataset.test[spread(dataset.test, len(samples))[:HEARD]]  # what samples are given is of these
         sounds = {"data": list(rows), "samples": list(samples[:HEARD])}
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
@@ -117,8 +117,8 @@ def round_trip(model: Encoded, dataset: Dataset) -> dict[str, float]:
 
 
 def spread(rows: Rows, most: int) -> Tensor:
-    """Some rows from the first to the last."""
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+    """The numbers of some rows from the first to the last."""
+    return torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()
 
 
 def column_names(dataset: Dataset) -> list[str]:
