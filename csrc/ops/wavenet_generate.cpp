@@ -85,7 +85,10 @@ class Generator {
 
   void run(const Team& team) const {
     const int64_t stages = team.stages(net_.depth);
-    run_phases(net_.time * stages, team.parts, [&](int64_t phase, int64_t part) {
+    const auto needs = [&](int64_t phase, int64_t part, int64_t other) {
+      return phase - phase % stages + team.needs(net_.depth, phase % stages, part, other);
+    };
+    run_phases(net_.time * stages, team.parts, needs, [&](int64_t phase, int64_t part) {
       kernels_.wavenet_stage(net_, team, phase / stages, phase % stages, part);
     });
   }
@@ -93,28 +96,48 @@ class Generator {
   // Multiply-adds of a matrix at a time.
   int64_t work(const PanelMatrix<S>& m) const { return net_.batch * m.rows * m.columns; }
 
-  Team alone(int64_t begin, int64_t end) const { return {begin, end, 1, false, skips_[0].count(kernels_.tile)}; }
-
-  // What takes least for a run of layers, in multiply-adds, as many of which a meeting is worth (docs/measured.md).
-  Team team() const {
-    constexpr int64_t kMeeting = 16384;
-    const GeneratorLayer<S>& l = layers_.back();
-    const int64_t residuals = kRun * work(l.residual), layers = kRun * work(l.gate) + residuals;
-    const int64_t skips = work(skips_[0]), aside = kRun * work(l.past) + skips, all = layers + aside;
-    const int64_t helpers = net_.depth > kRun ? (aside + layers - 1) / layers : 0;
-    const int64_t parts = std::min(threads_, 1 + helpers), sharers = std::min(threads_, l.gate.count(kernels_.tile));
-    const int64_t apart = std::max(layers, all / parts) + kMeeting;
-    const int64_t together = residuals + (all - residuals) / sharers + kRun * kMeeting;
-    if (all <= std::min(apart, together)) return alone(0, net_.batch);
-    if (together < apart) return {0, net_.batch, sharers, true, 0};
-    const int64_t panels = skips_[0].count(kernels_.tile), idle = all / parts - layers;
-    return {0, net_.batch, parts, false, std::clamp<int64_t>(idle * panels / skips, 0, panels)};
+  Team alone(int64_t begin, int64_t end) const {
+    const int64_t tile = kernels_.tile;
+    return {begin, end, 1, false, skips_[0].count(tile), layers_[0].past.count(tile)};
   }
 
-  // Calls f with every matrix.
+  // What takes least for a sample, in multiply-adds, as many of which a meeting is worth (docs/measured.md).
+  Team team() const {
+    constexpr int64_t kMeeting = 16384;
+    int64_t residuals = 0, gates = 0, pasts = 0, skips = 0;
+    for (const GeneratorLayer<S>& l : layers_)
+      residuals += work(l.residual), gates += work(l.gate), pasts += work(l.past);
+    for (const PanelMatrix<S>& m : skips_) skips += work(m);
+    const int64_t layers = (residuals + gates) * 5 / 4;  // which wait for each other, and evaluate functions
+    const int64_t last = work(net_.last[0]) + work(net_.last[1]), all = layers + pasts + skips + last;
+    Team apart = alone(0, net_.batch), shared = apart;
+    apart.parts = std::min(threads_, 1 + (all - 1) / layers);
+    shared.parts = std::min(threads_, layers_[0].gate.count(kernels_.tile));
+    shared.shares_layers = true;
+    if (threads_ == 1) return apart;
+    // Of the rest the first part takes what makes all as long; the others begin a run of layers later.
+    const int64_t helpers = apart.helpers(), late = layers / skips_.size();
+    const int64_t equal = (all + helpers * late) / apart.parts;
+    int64_t idle = equal - layers;
+    const auto share = [&](int64_t& panels, int64_t of_all) {
+      const int64_t count = panels;
+      if (of_all > 0) panels = std::clamp<int64_t>((2 * idle * count + of_all) / (2 * of_all), 0, count);
+      idle -= of_all * panels / count;
+    };
+    share(apart.first_pasts, pasts), share(apart.first_skips, skips);
+    const int64_t first = equal - idle, others = late + (all - first) / helpers;
+    const int64_t way = layers + (work(skips_.back()) + last) / helpers;  // from a sample to the next
+    const int64_t takes_apart = std::max({first, others, way}) + 4 * kMeeting;
+    const int64_t takes_shared = residuals + (all - residuals) / shared.parts + (net_.depth + 4) * kMeeting;
+    if (all <= std::min(takes_apart, takes_shared)) return alone(0, net_.batch);
+    return takes_shared < takes_apart ? shared : apart;
+  }
+
+  // Calls f with every matrix, in the order in which they are read: who asks ahead for memory follows.
   template <class F>
   void each_matrix(const F& f) {
-    for (GeneratorLayer<S>& l : layers_) f(l.past), f(l.gate), f(l.residual);
+    for (GeneratorLayer<S>& l : layers_) f(l.residual), f(l.gate);
+    for (GeneratorLayer<S>& l : layers_) f(l.past);
     for (PanelMatrix<S>& m : skips_) f(m);
     f(net_.last[0]), f(net_.last[1]);
   }

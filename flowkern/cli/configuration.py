@@ -32,8 +32,8 @@ class DataOptions:
         features: of audio, samples of a row, the stretch that a model sees at once in training; none: 8192, for a student its
             teacher's.
         rate: of audio, samples a second, to which recordings are resampled; none: their own, for a student its teacher's.
-        given: what each row is given, for a model of the rows given it: columns of a table, which are then no part of the rows,
-            or label, the class of an image.
+        given: what each row is given, for a model of the rows given it: columns of a table, which are then no part of the rows;
+            label, the class of an image; or speaker, of recordings in a folder for each.
     """
 
     margin: float | None = None

@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from flowkern.cli.processes import first_does, joined, say
     from flowkern.cli.report import distance, verdict
     from flowkern.cli.trained import model_from, run_of
+    from flowkern.data import conditioned
     from flowkern.training import evaluate, mean_terms
 
     if options.output:
@@ -49,8 +50,10 @@ def run(options: argparse.Namespace) -> int:
         for note in notes:
             say(here, note)
         if made is not None and made.teacher:
-            teaching = _teaching(made, model)
-            say(here, f"{name}: {distance(mean_terms(teaching, rows, model.encoding, here, options.seed))}")
+            terms = mean_terms(
+                _teaching(made, model), conditioned(rows, model.context_encoding), model.encoding, here, options.seed
+            )
+            say(here, f"{name}: {distance(terms)}")
             return 0
         score, nats = evaluate(model, rows, here, options.seed)
         say(here, f"{name}: {verdict(score, model)}")
@@ -72,7 +75,7 @@ def _teaching(made: Configuration, student: Encoded) -> Model:
 
 def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | None) -> tuple[str, Rows, Sequence[str]]:
     """What to call the rows, the rows, and what is to be said of how they were read."""
-    from flowkern.cli.trained import check_classes, check_columns, check_levels, dataset_of, digest, rows_of
+    from flowkern.cli.trained import check_columns, check_levels, dataset_of, digest, rows_of, with_classes_of
 
     if options.data:
         if options.part:
@@ -83,8 +86,7 @@ def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | Non
             if made is None:
                 raise CommandError(f"FOLDER: {options.folder} has no run.json, which names the columns that the rows are given")
             loading["given"] = made.data_options["given"]
-        dataset = dataset_of(options.data, None, loading)
-        name, rows = Path(options.data).name, rows_of(dataset)
+        name, part, dataset = Path(options.data).name, None, dataset_of(options.data, None, loading)
     else:
         if made is None:
             raise CommandError(f"--data: expected some, since {options.folder} is of no run that has its own")
@@ -92,11 +94,12 @@ def _rows(options: argparse.Namespace, model: Encoded, made: Configuration | Non
         dataset = dataset_of(made.data, made.training["seed"], made.loading())
         if made.digest not in (None, digest(dataset)):
             raise CommandError(f"FOLDER: {made.data} does not hold the run's data any more; name some by --data")
-        name, rows = f"{dataset.name}, {part} part", getattr(dataset, part)
+        name = f"{dataset.name}, {part} part"
+    dataset = with_classes_of(model, made, name, dataset)
+    rows = rows_of(dataset) if part is None else getattr(dataset, part)
     if rows.event_shape != model.event_shape:
         shapes = " x ".join(map(str, model.event_shape)), " x ".join(map(str, rows.event_shape))
         raise CommandError(f"--data: {name}: the model takes rows of {shapes[0]}, got rows of {shapes[1]}")
     check_columns(name, dataset, made)
-    check_classes(name, dataset, model, made)
     check_levels(name, rows, model.encoding.data_levels)
     return name, rows, dataset.notes

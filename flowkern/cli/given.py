@@ -12,6 +12,7 @@ from flowkern.cli.configuration import Configuration
 from flowkern.cli.errors import CommandError
 from flowkern.data import DataError, Encoding, OneHot, files
 from flowkern.data.dataset import reading
+from flowkern.data.labels import SPEAKER
 from flowkern.data.tables import given_columns
 
 
@@ -46,10 +47,22 @@ def context_of(text: str | None, encoding: Encoding | None, made: Configuration 
 def _wanted(encoding: Encoding, made: Configuration | None) -> str:
     """What a context consists of, in words."""
     if isinstance(encoding, OneHot):
-        names = (made and made.class_names) or ()
-        return f"a class from 0 to {encoding.features - 1}" + (f", or its name ({', '.join(names)})" if names else "")
+        known = ", ".join((made and made.class_names) or ())
+        if not _numbers_count(made):
+            return f"{'a speaker' if _is_of_speakers(made) else 'the name of a class'} ({known})"
+        return f"a class from 0 to {encoding.features - 1}" + (f", or its name ({known})" if known else "")
     names = made.data_options["given"] if made else ()
     return f"{encoding.features} numbers" + (f" ({', '.join(names)})" if names else "") + ", or a table of them"
+
+
+def _is_of_speakers(made: Configuration | None) -> bool:
+    return made is not None and SPEAKER in made.data_options["given"] and made.class_names is not None
+
+
+def _numbers_count(made: Configuration | None) -> bool:
+    """Whether a class can be given by its number: no speaker can, nor one of some whose names are numbers themselves."""
+    names = (made and made.class_names) or ()
+    return not _is_of_speakers(made) and not any(name.isdecimal() for name in names)
 
 
 def _values(text: str, made: Configuration | None) -> Tensor | None:
@@ -57,6 +70,8 @@ def _values(text: str, made: Configuration | None) -> Tensor | None:
     names = (made and made.class_names) or ()
     if text in names:
         return torch.tensor([[names.index(text)]], dtype=torch.float64)
+    if not _numbers_count(made):
+        return None
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:

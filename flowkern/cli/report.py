@@ -50,11 +50,11 @@ def check_finite(samples: Tensor, left: str) -> None:
 def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> dict[str, bytes]:
     """Pictures of samples beside the data by the names of their files, and of the density where there are two columns."""
     if dataset.rate is not None:
-        rows = spread(dataset.test, len(samples))[:HEARD]  # a vocoder's samples are made of these
+        rows = dataset.test[spread(dataset.test, len(samples))[:HEARD]]  # what samples are given is of these
         sounds = {"data": list(rows), "samples": list(samples[:HEARD])}
         return {"samples.png": pictures.recordings(sounds, dataset.rate)}
     if dataset.images:
-        real = spread(dataset.test, len(samples))
+        real = dataset.test[spread(dataset.test, len(samples))]
         grids = {"samples.png": {"real images": real, "samples": samples}}
         if isinstance(model.model, VAE):
             grids["latents.png"] = latents(model.cpu(), model.model, real)
@@ -62,7 +62,7 @@ def portraits(model: Encoded, dataset: Dataset, samples: Tensor, seed: int) -> d
             grids |= between_and_around(model, model.model, real, seed)
         return {name: pictures.image_grids(of, dataset.levels or 256) for name, of in grids.items()}
     columns = column_names(dataset)
-    real = spread(dataset.train, SHOWN)
+    real = dataset.train[spread(dataset.train, SHOWN)]
     found = {"samples.png": pictures.corner(real, samples, columns)}
     if len(columns) == 2 and model.model.levels is None and not model.conditional:
         with torch.no_grad():
@@ -92,7 +92,7 @@ def latents(model: Encoded, vae: VAE, images: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def between_and_around(model: Encoded, flow: Flow, images: Tensor, seed: int) -> dict[str, dict[str, Tensor]]:
     """Grids of images by their pictures and titles: a flow's samples at temperatures, and ways between real images."""
-    z, _ = model.encode(spread(images, 2 * SIDE))
+    z, _ = model.encode(images[spread(images, 2 * SIDE)])
     noise, _ = flow.transform(z)
     drawn = {}
     for t in TEMPERATURES:
@@ -117,8 +117,8 @@ def round_trip(model: Encoded, dataset: Dataset) -> dict[str, float]:
 
 
 def spread(rows: Rows | Tensor, most: int) -> Tensor:
-    """Some rows from the first to the last: those of a file may be sorted by class."""
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+    """The numbers of some rows from the first to the last: those of a file may be sorted by class."""
+    return torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()
 
 
 def column_names(dataset: Dataset) -> list[str]:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--given",
         metavar="VALUES",
-        help="what the samples are given, where the model was trained so: numbers like 0.5,2 or a class; or a table of them",
+        help="what they are given, where the model was trained so: numbers like 0.5,2, a class or speaker; or a table of them",
     )
     parser.add_argument(
         "--seconds", type=float, metavar="S", help=f"of audio: how long, written while it is drawn ({SECONDS:g})"
@@ -129,17 +129,23 @@ def _sound(options: argparse.Namespace, model: Encoded, here: Processes) -> None
     require(("matplotlib", "rich"), "train")
     import torch
 
+    from flowkern.cli.given import context_of
+    from flowkern.cli.trained import run_of
     from flowkern.cli.waves import Meter, WaveFile
 
     rate = model.encoding.rate
     assert rate is not None
+    given = context_of(options.given, model.context_encoding, run_of(options.folder), options.folder)
+    if given is not None and len(given) > 1:
+        raise CommandError(f"--given: one sound is drawn, without -n: expected one row, got {len(given)} in {options.given}")
     recording = None if options.like is None else _recording(options.like, rate)
     total, temperature, path = _asked(options, rate, recording)
     picture = path.with_suffix(".png")
     generator = torch.Generator(here.device).manual_seed(options.seed)
     streaming: Any = model.model.to(here.device)
     spectrogram = None if recording is None else streaming.log_mel(recording.to(here.device))
-    stretches = streaming.stream(total, local=spectrogram, temperature=temperature, generator=generator)
+    conditions = {"context": model.encode_context(given), "local": spectrogram}
+    stretches = streaming.stream(total, **conditions, temperature=temperature, generator=generator)
     file, meter = WaveFile(path, rate), Meter(total, rate)
     try:
         with torch.no_grad(), file, meter:

@@ -261,11 +261,13 @@ class Run:
         The density of a student would take a pass for each sample: it is worth what its teacher thinks of it.
         """
         from flowkern.cli import report
+        from flowkern.data import conditioned
         from flowkern.models import VAE
         from flowkern.training import evaluate, mean_terms
 
         if self.made.teacher:
-            terms = mean_terms(self.model, self.dataset.test, self.encoding, self.here)
+            test = conditioned(self.dataset.test, self.context_encoding)
+            terms = mean_terms(self.model, test, self.encoding, self.here)
             return terms["loss"], terms, report.distance(terms)
         score, _ = evaluate(model, self.dataset.test, self.here)
         numbers, words = asdict(score), report.verdict(score, model)
@@ -276,23 +278,22 @@ class Run:
         return score.nats, numbers, words
 
     def _samples(self, model: Encoded) -> Tensor:
-        """Rows that the model draws; a vocoder, which speaks from spectrograms, those of test rows."""
+        """Rows that the model draws, given what test rows are given; a vocoder's from the spectrograms of these."""
         import torch
 
         from flowkern.cli import report
         from flowkern.training import sample
 
-        seed = self.made.training["seed"]
-        if model.context_encoding is not None:  # given what test rows are given
-            test = self.dataset.test
-            assert test.context is not None
-            return sample(model, SAMPLES, self.here, seed, test.context[torch.arange(SAMPLES) % len(test)])
-        if self.dataset.rate is None or not getattr(model.model, "mels", 0):
-            return sample(model, SAMPLES if self.dataset.rate is None else SOUNDS, self.here, seed)
-        rows = report.spread(self.dataset.test, SOUNDS).to(self.here.device)
-        vocoder: Any = model.model.to(self.here.device)
-        generator = torch.Generator(self.here.device).manual_seed(seed)
-        return vocoder.sample((), local=vocoder.log_mel(rows), generator=generator).cpu()
+        seed, test, audio = self.made.training["seed"], self.dataset.test, self.dataset.rate is not None
+        chosen = report.spread(test, SOUNDS) if audio else torch.arange(SAMPLES) % len(test)
+        context = None if test.context is None else test.context[chosen]
+        if audio and bool(getattr(model.model, "mels", 0)):
+            vocoder: Any = model.model.to(self.here.device)
+            generator = torch.Generator(self.here.device).manual_seed(seed)
+            local = vocoder.log_mel(test[chosen].to(self.here.device))
+            return vocoder.sample((), model.encode_context(context), local=local, generator=generator).cpu()
+        n = len(chosen) if context is not None or not audio else SOUNDS
+        return sample(model, n, self.here, seed, context)
 
     def _keep(self, samples: Tensor) -> None:
         """Writes them."""
@@ -320,12 +321,16 @@ class Run:
 def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | None]:
     """Data, model, encoding and that of what rows are given, of a configuration, which takes the data's names and digest."""
     from flowkern import data
-    from flowkern.cli.trained import digest
+    from flowkern.cli.trained import digest, with_classes_of
 
-    teacher = _teacher(made) if made.teacher else None
+    teacher, taught = _teacher(made) if made.teacher else (None, None)
     try:
         dataset = data.load(made.data, made.training["seed"], **made.loading())
-        context = data.context_encoding(dataset)
+        found = digest(dataset)
+        if teacher is None:
+            context = data.context_encoding(dataset)
+        else:
+            dataset, context = with_classes_of(teacher, taught, dataset.name, dataset), teacher.context_encoding
         model = _built(made, dataset, teacher, context)
         encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
     except data.DataError as error:
@@ -334,7 +339,6 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
         raise CommandError(
             "--set context: the rows are given nothing; leave it at 0, or name what they are given by --set given"
         )
-    found = digest(dataset)
     if made.digest not in (None, found):
         raise CommandError(f"--resume: {made.data} does not hold the data that the run began with")
     made.columns, made.digest = None if dataset.columns is None else list(dataset.columns), found
@@ -354,9 +358,9 @@ def _built(made: Configuration, dataset: Dataset, teacher: Encoded | None, conte
         raise CommandError(f"cannot build {made.model}: {str(error).splitlines()[0]}", status=1) from None
 
 
-def _teacher(made: Configuration) -> Encoded:
-    """The teacher of a student, which is of audio; what follows from it becomes the configuration's."""
-    from flowkern.cli.trained import model_from
+def _teacher(made: Configuration) -> tuple[Encoded, Configuration | None]:
+    """The teacher of a student, which is of audio, and its run; what follows from it becomes the configuration's."""
+    from flowkern.cli.trained import model_from, run_of
 
     assert made.teacher is not None
     teacher = model_from(made.teacher, "TEACHER")
@@ -367,9 +371,17 @@ def _teacher(made: Configuration) -> Encoded:
         raise CommandError(f"--set rate: expected {teacher.encoding.rate} like the teacher, got {options['rate']}")
     options["rate"] = teacher.encoding.rate
     options["features"] = options["features"] or teacher.event_shape.numel()
+    run = run_of(made.teacher, "TEACHER") if teacher.conditional else None
+    if teacher.conditional and run is None:
+        raise CommandError(f"TEACHER: {made.teacher} has no run.json, which names what it is given")
+    given = () if run is None else tuple(run.data_options["given"])
+    if options["given"] not in ((), given):
+        its = f"{', '.join(given) or 'nothing'} like the teacher"
+        raise CommandError(f"--set given: expected {its}, got {', '.join(options['given'])}")
+    options["given"] = given
     if made.training["strategy"] != "ddp":
         raise CommandError(f"--set strategy: expected ddp, which copies a student, got {made.training['strategy']}")
-    return teacher
+    return teacher, run
 
 
 def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None, context: Encoding | None) -> Model:
@@ -391,14 +403,14 @@ def _model(made: Configuration, dataset: Dataset, teacher: Encoded | None, conte
     given = dict(made.model_options)
     if dataset.rate is not None and "rate" in inspect.signature(cls).parameters:
         given["rate"] = dataset.rate
-    if context is not None:
+    if teacher is not None:
+        given |= {name: teacher.model.config[name] for name in CONDITIONS}
+    elif context is not None:
         if "context" not in given:
             raise CommandError(f"--set given: {made.model} takes no context; leave it out")
         if given["context"] not in (0, context.features):
             raise CommandError(f"--set given: {context.features} numbers are given; leave context out")
         given["context"] = context.features
-    if teacher is not None:
-        given |= {name: teacher.model.config[name] for name in CONDITIONS}
     torch.manual_seed(made.training["seed"])
     model = for_data(cls, dataset, given)
     return model if teacher is None else distillation_class()(model, teacher.model, **made.distillation)

@@ -14,6 +14,8 @@ from torch import Tensor
 from flowkern.cli import configuration as conf
 from flowkern.cli.errors import CommandError
 from flowkern.data import DataError, Dataset, Identity, Rows, Waveform, load
+from flowkern.data.dataset import PARTS
+from flowkern.data.labels import SPEAKER
 from flowkern.model import Model
 from flowkern.models import Encoded
 
@@ -35,10 +37,10 @@ def model_from(folder: str, name: str = "FOLDER") -> Encoded:
     return Encoded(model.float(), encoding)  # encoded rows are float32
 
 
-def run_of(folder: str) -> conf.Configuration | None:
-    """The configuration of the run that made the model, where it is one."""
+def run_of(folder: str, name: str = "FOLDER") -> conf.Configuration | None:
+    """The configuration of the run that made the model, where it is one; ``name`` is of the argument."""
     path = Path(folder) / "run.json"
-    return conf.read(path, "FOLDER") if path.exists() else None
+    return conf.read(path, name) if path.exists() else None
 
 
 def rows_of(found: Dataset) -> Rows:
@@ -46,9 +48,10 @@ def rows_of(found: Dataset) -> Rows:
     parts = [part for part in (found.train, found.validation, found.test) if len(part)]
     if len(parts) == 1:
         return parts[0]
-    if found.rate is not None:  # rows are windows of one source
-        return Rows(found.train.source, torch.cat([part.index for part in parts if part.index is not None]))
     context = None if found.train.context is None else torch.cat([context_of(part) for part in parts])
+    if found.rate is not None:  # rows are windows of one source
+        index = torch.cat([part.index for part in parts if part.index is not None])
+        return Rows(found.train.source, index, context=context)
     return replace(found.train, source=torch.cat([part.source for part in parts]), context=context)
 
 
@@ -73,14 +76,26 @@ def check_columns(name: str, dataset: Dataset, made: conf.Configuration | None) 
         raise CommandError(f"--data: {name}: the model takes columns {', '.join(want)}, got {', '.join(have)}")
 
 
-def check_classes(name: str, dataset: Dataset, model: Encoded, made: conf.Configuration | None) -> None:
-    """Raises if the labels that rows are given are not those that the model knows."""
+def with_classes_of(model: Encoded, made: conf.Configuration | None, name: str, dataset: Dataset) -> Dataset:
+    """The data set with the labels that a model knows for what its rows are given: by their names, where these have some.
+
+    Raises:
+        CommandError: for a label that the model does not know.
+    """
     known = None if model.context_encoding is None else model.context_encoding.data_levels
-    if dataset.classes is not None and known is not None and dataset.classes > known:
-        raise CommandError(f"--data: {name}: the model is given labels from 0 to {known - 1}, got {dataset.classes - 1}")
     want, have = None if made is None else made.class_names, dataset.class_names
-    if have is not None and want is not None and want != list(have):
-        raise CommandError(f"--data: {name}: the model is given the classes {', '.join(want)}, got {', '.join(have)}")
+    if have is None or want is None:
+        if dataset.classes is not None and known is not None and dataset.classes > known:
+            raise CommandError(f"--data: {name}: the model is given labels from 0 to {known - 1}, got {dataset.classes - 1}")
+        return dataset
+    unknown = [one for one in have if one not in want]
+    if unknown:
+        kind = "speakers" if SPEAKER in dataset.given else "classes"
+        raise CommandError(f"--data: {name}: the model is given the {kind} {', '.join(want)}, got {', '.join(unknown)}")
+    labels = torch.tensor([want.index(one) for one in have])
+    parts = {part: getattr(dataset, part) for part in PARTS}
+    renamed = {part: replace(rows, context=labels[context_of(rows)]) for part, rows in parts.items()}
+    return replace(dataset, **renamed, classes=len(want), class_names=want)
 
 
 def check_levels(name: str, rows: Rows, levels: int | None) -> None:

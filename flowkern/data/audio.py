@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from flowkern._checks import whole_number
 from flowkern._optional import optional
 from flowkern.data import folders
+from flowkern.data import labels as labels_of
 from flowkern.data.dataset import PARTS, DataError, Dataset, Rows, printable, row_order
+from flowkern.data.labels import SPEAKER
 
 SUFFIXES = (".wav", ".flac")
 WANTED_FILE = "a recording (.wav, .flac)"
@@ -42,6 +45,7 @@ class Recording:
         rate: of the file, in Hz.
         channels: of the file; they were mixed.
         clipped: samples at full scale, among so many.
+        speaker: the number of who is heard, where that is known.
     """
 
     path: Path
@@ -50,6 +54,7 @@ class Recording:
     rate: int = 0
     channels: int = 1
     clipped: tuple[int, int] = (0, 0)
+    speaker: int | None = None
 
     @property
     def length(self) -> int:
@@ -63,7 +68,7 @@ class Recording:
 
     def cut(self, start: float, stop: float) -> Recording:
         """The stretch of it between two fractions of its length."""
-        return Recording(self.path, self.start + int(start * self.length), self.start + int(stop * self.length))
+        return replace(self, start=self.start + int(start * self.length), stop=self.start + int(stop * self.length))
 
 
 def found(path: Path) -> bool:
@@ -71,7 +76,7 @@ def found(path: Path) -> bool:
     return bool(next(folders.files(path, SUFFIXES), None)) if path.is_dir() else path.suffix.lower() in SUFFIXES
 
 
-def load(path: Path, seed: int | None, features: int | None, rate: int | None) -> Dataset:
+def load(path: Path, seed: int | None, features: int | None, rate: int | None, given: Sequence[str] = ()) -> Dataset:
     """The recordings of a file, or of a folder and those in it; folders named like the parts of a data set are its parts.
 
     They are decoded once, into a temporary file that is mapped into memory: four bytes for each sample.
@@ -81,27 +86,35 @@ def load(path: Path, seed: int | None, features: int | None, rate: int | None) -
         seed: draws the files that are held out, see :func:`audio_dataset`.
         features: samples of a row; ``None`` for 8,192.
         rate: in Hz, to which files are resampled; ``None`` for their own, which must then be one.
+        given: ``speaker`` where each row is given who is heard: the folder directly below this one, or below the part's, in
+            which its file lies, at any depth.
 
     Raises:
         DataError: for a file that is empty, truncated, damaged or of another format, holds numbers that are not finite, or is
-            of another rate than the others where none is given; if all are silent or shorter than a row.
+            of another rate than the others where none is given; if all are silent or shorter than a row; where speakers are
+            asked for and a file lies in the folder of none, or, for training, all in that of one.
     """
     features = FEATURES if features is None else whole_number("features", features, 1)
     rate = None if rate is None else whole_number("rate", rate, 1)
-    files = _parts(path)
+    parts = folders.parts(path) if path.is_dir() else {"train": path}
+    files = {part: _files(folder) for part, folder in parts.items()}
+    labels, speakers = _speakers(path, parts, files, seed) if labels_of.wanted(path, given, SPEAKER) else (None, None)
     decoded: dict[str, list[Recording]] = {part: [] for part in files}
     first: Recording | None = None
     with tempfile.TemporaryFile() as file:
         store = _Store(file)
         for part, paths in files.items():
-            for each in paths:
+            for i, each in enumerate(paths):
                 decoded[part].append(_decode(each, rate, first, store))
+                decoded[part][i].speaker = None if labels is None else labels[part][i]
                 first = first or decoded[part][0]
         samples = store.mapped()
     assert first is not None
-    made = audio_dataset(path, samples, decoded, seed, features, rate or first.rate)
-    made.notes = list(_notes([r for those in decoded.values() for r in those], made.rate, features))
-    return made
+    made = audio_dataset(path, samples, decoded, seed, features, rate or first.rate, speakers)
+    notes = list(_notes([r for those in decoded.values() for r in those], made.rate, features))
+    if made.class_names is not None:
+        notes.append(f"{len(made.class_names):,} speakers, from {made.class_names[0]} to {made.class_names[-1]}")
+    return replace(made, notes=notes)
 
 
 def recording(path: Path, rate: int) -> Tensor:
@@ -116,23 +129,38 @@ def recording(path: Path, rate: int) -> Tensor:
         return store.mapped()
 
 
-def _parts(path: Path) -> dict[str, list[Path]]:
-    """The files of each part that is given; there are some for training."""
+def _speakers(
+    path: Path, parts: Mapping[str, Path], files: Mapping[str, Sequence[Path]], seed: int | None
+) -> tuple[dict[str, list[int]], list[str]]:
+    """The numbers of the speakers of each part's files, and their names: two at least, where a model is to tell them apart."""
     if not path.is_dir():
-        return {"train": [path]}
-    parts = folders.parts(path)
-    files = {part: _files(folder) for part, folder in parts.items()}
-    for part, folder in parts.items():
-        if not files[part]:
-            raise DataError(f"{folder}: expected recordings (.wav, .flac), got none")
+        raise DataError(f"{path}: given: {SPEAKER}: expected a folder with one for each speaker, got a file")
+    single = next((folder for folder in parts.values() if _is_ljspeech(folder)), None)
+    if single is not None:
+        raise DataError(f"{single}: given: {SPEAKER}: LJSpeech's layout (wavs, metadata.csv) is of one speaker")
+    labels, names = labels_of.of_folders(SPEAKER, parts, files)
+    if seed is not None and len(names) < 2:
+        raise DataError(f"{path}: given: {SPEAKER}: expected folders of two speakers or more, got {names[0]} alone")
+    return labels, names
+
+
+def _is_ljspeech(folder: Path) -> bool:
+    return (folder / "metadata.csv").is_file() and (folder / "wavs").is_dir()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself; of a folder those that LJSpeech's table names, where there is one, or all, by their names."""
+    if not path.is_dir():
+        return [path]
+    files = _named_files(path) if _is_ljspeech(path) else sorted(folders.files(path, SUFFIXES))
+    if not files:
+        raise DataError(f"{path}: expected recordings (.wav, .flac), got none")
     return files
 
 
-def _files(folder: Path) -> list[Path]:
-    """The recordings that LJSpeech's table names, where there is one, or else all, in the order of their names."""
+def _named_files(folder: Path) -> list[Path]:
+    """The recordings that LJSpeech's table names, in its order."""
     table = folder / "metadata.csv"
-    if not (table.is_file() and (folder / "wavs").is_dir()):
-        return sorted(folders.files(folder, SUFFIXES))
     try:
         names = [line.partition("|")[0].strip() for line in table.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -262,7 +290,13 @@ def _notes(recordings: Sequence[Recording], rate: int | None, features: int) -> 
 
 
 def audio_dataset(
-    source: str | Path, samples: Tensor, given: Mapping[str, Sequence[Recording]], seed: int | None, features: int, rate: int
+    source: str | Path,
+    samples: Tensor,
+    given: Mapping[str, Sequence[Recording]],
+    seed: int | None,
+    features: int,
+    rate: int,
+    speakers: Sequence[str] | None = None,
 ) -> Dataset:
     """The data set of recordings, whose rows are stretches of them. Parts that are not given are drawn file by file.
 
@@ -272,13 +306,16 @@ def audio_dataset(
         source: a name, or where they are from.
         samples: of all recordings, (n,), float32 in [-1, 1].
         given: ``train`` and perhaps ``validation`` and ``test``.
-        seed: draws 10 % of the files for training for each other part that is not given. Where one or two files are all that
-            there is, each is cut: 80 % of it, then 10 and 10 %. ``None``: nothing is held out.
+        seed: draws 10 % of the files for training for each other part that is not given, but of each speaker one stays.
+            Where one or two files, or one of each speaker, are all that there is, those that are long enough are cut: 80 % of
+            each, then 10 and 10 %. ``None``: nothing is held out.
         features: samples of a row.
         rate: in Hz.
+        speakers: the names of those whose numbers the recordings have, which the rows are then given; of those without a row
+            for training nothing is left.
 
     Raises:
-        DataError: if a part holds no row.
+        DataError: if a part holds no row, or one of a speaker who has none for training.
     """
     usable = {part: [r for r in those if r.length >= features] for part, those in given.items()}
     for part, those in usable.items():
@@ -292,33 +329,64 @@ def audio_dataset(
             )
     parts = usable if seed is None else _divided(usable, seed, features)
     windows = samples.unfold(0, features, 1)  # a view: all rows that there could be
-    rows = {part: Rows(windows, _beginnings(parts.get(part, ()), features)) for part in PARTS}
-    return Dataset(printable(source), rows["train"], rows["validation"], rows["test"], rate=rate)
+    rows = {part: _rows(windows, parts.get(part, ()), features) for part in PARTS}
+    made = Dataset(printable(source), rows["train"], rows["validation"], rows["test"], rate=rate)
+    return made if speakers is None else _given_speakers(made, parts, speakers, features)
 
 
-def _beginnings(recordings: Sequence[Recording], features: int) -> Tensor:
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *(r.rows(features) for r in recordings)])
+def _rows(windows: Tensor, recordings: Sequence[Recording], features: int) -> Rows:
+    return Rows(windows, torch.cat([torch.zeros(0, dtype=torch.int64), *(r.rows(features) for r in recordings)]))
+
+
+def _given_speakers(dataset: Dataset, parts: Mapping[str, Sequence[Recording]], names: Sequence[str], features: int) -> Dataset:
+    """The data set whose rows are given who is heard in them, of the speakers of the rows for training."""
+    heard = sorted({r.speaker for r in parts["train"] if r.speaker is not None})
+    number = {speaker: label for label, speaker in enumerate(heard)}
+    given = {}
+    for part in PARTS:
+        labels = [torch.zeros(0, dtype=torch.int64)]
+        for r in parts.get(part, ()):
+            assert r.speaker is not None
+            if r.speaker not in number:
+                raise DataError(f"{r.path}: given: {SPEAKER}: {names[r.speaker]} has no row for training")
+            labels.append(torch.full((len(r.rows(features)),), number[r.speaker]))
+        given[part] = replace(getattr(dataset, part), context=torch.cat(labels).reshape(-1, 1))
+    found = [names[speaker] for speaker in heard]
+    return replace(dataset, **given, given=(SPEAKER,), classes=len(found), class_names=found)
 
 
 def _divided(given: Mapping[str, list[Recording]], seed: int, features: int) -> dict[str, list[Recording]]:
     """All three parts."""
     parts, train = dict(given), given["train"]
     wanted = [part for part in ("test", "validation") if part not in given]
-    if len(train) > 2:
+    left = Counter(r.speaker for r in train)  # files of each; where none is known, of one
+    spare = len(train) - len(left)
+    if len(train) > 2 and spare >= len(wanted):
         drawn, held = row_order(len(train), seed)
         order = drawn.tolist()
         for part in wanted:
-            parts[part], order = [train[i] for i in sorted(order[:held])], order[held:]
+            taken = _spared(train, order, left, min(held, spare // len(wanted)))
+            parts[part], order = [train[i] for i in sorted(taken)], [i for i in order if i not in taken]
         parts["train"] = [train[i] for i in sorted(order)]
         return parts
-    stop = 1.0
+    stop, least = 1.0, 10 * features  # samples of a file that is cut
     for part in wanted:
-        parts[part] = [r.cut(stop - 0.1, stop) for r in train]
+        parts[part] = [r.cut(stop - 0.1, stop) for r in train if r.length >= least]
         stop -= 0.1
-    parts["train"] = [r.cut(0, stop) for r in train]
+    parts["train"] = [r.cut(0, stop) if r.length >= least else r for r in train]
     if any(not sum(len(r.rows(features)) for r in those) for those in parts.values()):
         raise DataError(
             f"{train[0].path}: expected at least {10 * features:,} samples without silence at its ends, a tenth of which is a "
             f"row of {features:,} (--set features), or more files; got {train[0].length:,}"
         )
     return parts
+
+
+def _spared(train: Sequence[Recording], order: Sequence[int], left: Counter[int | None], count: int) -> set[int]:
+    """The first files in an order that are not the last ones left of their speakers, so many of them."""
+    taken: set[int] = set()
+    for i in order:
+        if len(taken) < count and left[train[i].speaker] > 1:
+            left[train[i].speaker] -= 1
+            taken.add(i)
+    return taken

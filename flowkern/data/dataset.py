@@ -106,8 +106,8 @@ class Dataset:
         levels: every value is a whole number from 0 to levels - 1; ``None`` for real numbers.
         columns: the names of a table's columns, where it has some.
         rate: of audio, in Hz; ``None`` of other data.
-        given: what its rows are given, in their ``context``: names of columns, or ``("label",)``.
-        classes: of labels, which are whole numbers from 0 to classes - 1; ``None`` where real numbers are given, or nothing.
+        given: what its rows are given, in their ``context``: names of columns, ``("label",)`` or ``("speaker",)``.
+        classes: of labels or speakers, whole numbers from 0 to classes - 1; ``None`` where real numbers are given, or nothing.
         class_names: what the classes are called, where they have names.
         notes: what a user should know of how the data were read, a line each.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from flowkern._optional import optional
 from flowkern.data import folders
 from flowkern.data.dataset import DataError, Dataset
 from flowkern.data.images import image_dataset
-from flowkern.data.labels import wanted
+from flowkern.data.labels import LABEL, of_folders, wanted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 WANTED_FOLDER = f"pictures ({', '.join(SUFFIXES)}), in folders train, validation and test or any others"
@@ -32,22 +32,10 @@ def load(path: Path, seed: int | None, given: Sequence[str]) -> Dataset:
     """
     parts = folders.parts(path)
     files = {part: sorted(folders.files(folder, SUFFIXES)) for part, folder in parts.items()}
-    labels, names = _labels(parts, files) if wanted(path, given) else (None, None)
+    found, names = of_folders(LABEL, parts, files) if wanted(path, given) else ({}, None)
+    labels = {part: torch.tensor(of_part) for part, of_part in found.items()} or None
     images = {part: read(of_part) for part, of_part in files.items()}
     return image_dataset(path, images, seed, labels=labels, class_names=names)
-
-
-def _labels(parts: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) -> tuple[dict[str, Tensor], list[str]]:
-    """The labels of each part's pictures, in the order in which they are read, and their names."""
-    names = {part: [file.relative_to(parts[part]).parts[0] for file in of_part] for part, of_part in files.items()}
-    classes = sorted({name for name in names["train"] if (parts["train"] / name).is_dir()})
-    for part, of_part in files.items():
-        for file, name in zip(of_part, names[part], strict=True):
-            if name not in classes:
-                found = f", {', '.join(classes)}" if classes else "; there are none"
-                raise DataError(f"{file}: given: label: expected it in one of the folders of a class{found}")
-    labels = {part: torch.tensor([classes.index(name) for name in of_part]) for part, of_part in names.items()}
-    return labels, classes
 
 
 def read(files: Sequence[Path]) -> Tensor:

@@ -59,7 +59,7 @@ def load(
         given: what each row is given, its context, for a model of the rows given it: names of a table's columns, or their
             numbers from 1 on, which are then no part of the rows; or ``label``, the class of each image, or of each row of the
             data sets that have a name: of IDX files, those beside them (train-labels-idx1-ubyte), of CIFAR its own, of pictures
-            the folders that they lie in.
+            the folders that they lie in; or ``speaker``, who is heard in each recording, by the folders that these lie in.
 
     Returns:
         The parts, whose rows have shape (columns,), (channels, height, width) or (samples,). A table whose values are all
@@ -96,9 +96,11 @@ def _found(
     named_one = isinstance(source, str) and source in named.DESCRIPTIONS
     kind = named if named_one else tones if source == tones.NAME else _kind(path)
     if kind in (tones, audio):
+        if kind is audio:
+            return audio.load(path, seed, features, rate, given)
         if given:
-            raise DataError(f"{source}: given: audio is given nothing, got {', '.join(given)}")
-        return tones.load(seed, features, rate) if kind is tones else audio.load(path, seed, features, rate)
+            raise DataError(f"{source}: given: its sounds are synthesised, and given nothing, got {', '.join(given)}")
+        return tones.load(seed, features, rate)
     if (features, rate) != (None, None):
         raise DataError(f"{source}: expected audio, of which alone features and rate are options")
     return named.load(str(source), seed, given) if kind is named else kind.load(path, seed, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,110 @@ def test_samples_beside_data(figures: list[Any]) -> None:
 def test_silence_and_shreds_can_be_drawn(length: int) -> None:
     for sound in (torch.zeros(length), torch.ones(length, dtype=torch.int16)):
         assert pictures.recordings({"it": [sound]}, rate=16_000).startswith(b"\x89PNG")
+
+
+# -- speakers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def choir(sounds: Path) -> Path:
+    """A model of two speakers, of whom one is loud. No test writes into its folder."""
+    data = sounds.parent / "choir"
+    for i, (speaker, loudness) in enumerate(4 * [("p1", 0.5), ("p2", 0.05)]):
+        (data / speaker / "chapter").mkdir(parents=True, exist_ok=True)
+        sound = loudness * np.random.default_rng(i).uniform(-1, 1, 1000)
+        soundfile.write(data / speaker / "chapter" / f"{i}.wav", sound, RATE, subtype="PCM_16")
+    output = sounds.parent / "choir run"
+    options = ["output=gaussian", "layers=1", "residual=8", "skip=8", f"features={FEATURES}", "given=speaker"]
+    learning = ["epochs=60", "learning_rate=0.03", "batch_size=8"]
+    assert main(["train", "wavenet", "--data", str(data), "--output", str(output), "--set", *options, *learning]) == 0
+    return output
+
+
+def drawn_by(folder: Path, speaker: str, output: Path) -> np.ndarray:
+    assert main(["sample", str(folder), "--given", speaker, "--seconds", "0.2", "--output", str(output)]) == 0
+    return soundfile.read(output)[0]
+
+
+def test_voices_by_the_names_of_their_speakers(choir: Path, tmp_path: Path) -> None:
+    made = json.loads((choir / "run.json").read_text())
+    assert (made["data_options"]["given"], made["class_names"]) == (["speaker"], ["p1", "p2"])
+    model = fk.Model.from_pretrained(choir)
+    assert model.model.context == 2
+    assert soundfile.info(choir / "samples.wav").frames == 5 * (FEATURES + 0.1 * RATE)  # a voice for each test row
+    loud, quiet = (drawn_by(choir, speaker, tmp_path / "a.wav") for speaker in ("p1", "p2"))
+    assert loud.std() > 3 * quiet.std()
+    generator, second = torch.Generator().manual_seed(0), model.encode_context(torch.tensor([[1]]))
+    expected = model.model.generate(800, second, generator=generator)[0].numpy()
+    assert np.abs(quiet - expected).max() < 1e-4
+    assert main(["sample", str(choir), "--given", "p2", "-n", "3", "--output", str(tmp_path / "rows.npy")]) == 0
+    rows = np.load(tmp_path / "rows.npy")
+    assert rows.shape == (3, FEATURES)
+    assert rows.std() < loud.std() / 3
+
+
+def test_speakers_of_other_data_are_found_by_their_names(
+    choir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them alone has another number there."""
+    shutil.copytree(choir.parent / "choir" / "p2", tmp_path / "p2")
+    model, rows = fk.Model.from_pretrained(choir), load(tmp_path, None, features=FEATURES, rate=RATE).train
+    with torch.no_grad():
+        nats = model.log_prob(rows[torch.arange(len(rows))], torch.ones(len(rows), 1)).mean().item()
+    capsys.readouterr()
+    assert main(["evaluate", str(choir), "--data", str(tmp_path)]) == 0
+    assert f": log-likelihood of {len(rows)} rows: {nats:.3f} +- " in capsys.readouterr().out
+    shutil.copytree(tmp_path / "p2", tmp_path / "p3")
+    text = refused(capsys, "evaluate", str(choir), "--data", str(tmp_path))
+    assert text == f"--data: {tmp_path.name}: the model is given the speakers p1, p2, got p3"
+
+
+def test_a_student_of_speakers(choir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the voices of its teacher, whatever --data says."""
+    data, student = str(choir.parent / "choir"), tmp_path / "student"
+    options = ["layers=1", "residual=8", "skip=8", "epochs=1", "contrastive=0.1", "noise=gaussian"]
+    assert main(["distill", str(choir), "--data", data, "--output", str(student), "--set", *options]) == 0
+    made = json.loads((student / "run.json").read_text())
+    assert (made["data_options"]["given"], made["class_names"]) == (["speaker"], ["p1", "p2"])
+    model = fk.Model.from_pretrained(student)
+    assert model.model.context == 2
+    results = json.loads((student / "results.json").read_text())["test"]
+    capsys.readouterr()
+    assert main(["evaluate", str(student)]) == 0
+    assert f"KL divergence from the teacher {results['kl']:.4g} nats" in capsys.readouterr().out
+    heard = drawn_by(student, "p2", tmp_path / "a.wav")
+    generator, second = torch.Generator().manual_seed(0), model.encode_context(torch.tensor([[1]]))
+    assert np.abs(heard - model.model.generate(800, second, generator=generator)[0].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "{run}"], "--given: expected a speaker (p1, p2), which the model in {run} is given"),
+        (["sample", "{run}", "--given", "p3"], "--given: expected a speaker (p1, p2), got 'p3'"),
+        (["sample", "{run}", "--given", "1", "-n", "2"], "--given: expected a speaker (p1, p2), got '1'"),
+        (["evaluate", "{run}", "--data", "{flat}"], "--data: {flat}/0.wav: given: speaker: expected it in one of the folders"),
+        (["distill", "{run}", "--data", "{flat}"], "--data: {flat}/0.wav: given: speaker: expected it in one of the folders"),
+        (
+            ["distill", "{run}", "--data", "{data}", "--set", "given=label"],
+            "--set given: expected speaker like the teacher, got label",
+        ),
+        (
+            ["distill", "{plain}", "--data", "{data}", "--set", "given=speaker"],
+            "--set given: expected nothing like the teacher, got speaker",
+        ),
+        (["distill", "{bare}", "--data", "{data}"], "TEACHER: {bare} has no run.json, which names what it is given"),
+    ],
+)
+def test_mistakes_with_speakers(
+    arguments: list[str], message: str, choir: Path, run: Path, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    fk.Model.from_pretrained(choir).save_pretrained(bare)
+    places = {"run": choir, "flat": sounds, "data": choir.parent / "choir", "plain": run, "bare": bare}
+    output = ["--output", str(tmp_path / "out")] if arguments[0] == "distill" else []
+    text = refused(capsys, *(argument.format(**places) for argument in arguments), *output)
+    assert text.startswith(message.format(**places))
 
 
 # -- students ---------------------------------------------------------------------------------------------------------

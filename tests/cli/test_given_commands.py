@@ -94,7 +94,10 @@ def test_classes_are_given_by_number_or_name(tmp_path: Path, capsys: pytest.Capt
     )
     (tmp_path / "data" / "light").rename(tmp_path / "data" / "bright")  # which would take the number of dark
     message = refused(capsys, "evaluate", str(run), "--data", str(tmp_path / "data"))
-    assert "the model is given the classes dark, light, got bright, dark" in message
+    assert "the model is given the classes dark, light, got bright" in message
+    for other in (tmp_path / "data" / "bright").iterdir():
+        other.unlink()
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "data")]) == 0  # of some of the classes
 
 
 def test_models_that_take_nothing_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

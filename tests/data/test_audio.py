@@ -196,6 +196,89 @@ def test_a_folder_like_that_of_asterisk(tmp_path: Path) -> None:
     ]
 
 
+# -- who is heard -----------------------------------------------------------------------------------------------------
+
+
+def voices(folder: Path, **files: int) -> Path:
+    """So many files of each speaker, at several depths, each of one loudness of its own; ``told`` counts them in this order."""
+    count = 0
+    for speaker, n in files.items():
+        for i in range(n):
+            depth = folder / speaker / ("chapter" if i % 2 else "")
+            write(depth / f"{i}.wav", np.tile([1, -1], 32) * (count + 1) / 128)
+            count += 1
+    return folder
+
+
+def speakers_of(rows: Rows) -> list[int]:
+    assert rows.context is not None
+    return rows.context[torch.arange(len(rows))][:, 0].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_given_their_speaker_and_each_is_in_training(seed: int, tmp_path: Path) -> None:
+    """The files are held out that would be without speakers, but for the last ones of theirs."""
+    data = load(voices(tmp_path, p9=1, p10=14, p11=14, p12=1), seed, features=16, given=("speaker",))
+    assert (data.given, data.classes, data.class_names) == (("speaker",), 4, ["p10", "p11", "p12", "p9"])
+    owner = [3, *14 * [0], *14 * [1], 2]
+    for part, files in ((data.train, 24), (data.validation, 3), (data.test, 3)):
+        assert speakers_of(part) == [owner[file] for file in told(part)]
+        assert len(set(told(part))) == files
+    assert {0, 29} <= set(told(data.train))
+    assert data.notes == ["4 speakers, from p10 to p9"]
+    free = load(tmp_path, seed, features=16)
+    assert set(told(free.test)) - {0, 29} <= set(told(data.test))
+
+
+def test_speakers_with_few_files(tmp_path: Path) -> None:
+    data = load(voices(tmp_path / "a", **{f"s{i:02}": 1 + (i < 2) for i in range(28)}), features=16, given=("speaker",))
+    assert sizes(data) == [28 * 4, 4, 4]  # two files of thirty can be spared
+    assert set(speakers_of(data.train)) == set(range(28))
+    for i, length in enumerate((1000, 400, 60, 30)):
+        write(tmp_path / "b" / str(i) / "it.wav", noise(length, i))
+    data = load(tmp_path / "b", features=40, given=("speaker",))
+    assert sizes(data) == [20 + 8 + 2, 3 + 1, 3 + 1]  # one file of each: those of ten rows are cut
+    assert set(speakers_of(data.train)) == {0, 1, 2}
+    assert set(speakers_of(data.test)) == {0, 1}
+    assert data.class_names == ["0", "1", "2"]  # the last has no row
+
+
+def test_speakers_of_folders_that_are_parts(tmp_path: Path) -> None:
+    voices(tmp_path / "train", a=2, b=2)
+    voices(tmp_path / "test", b=1)
+    assert speakers_of(load(tmp_path, features=16, given=("speaker",)).test) == 4 * [1]
+    voices(tmp_path / "test", c=1)
+    with pytest.raises(DataError, match=r"c/0\.wav: given: speaker: expected it in one of the folders of a speaker, a, b$"):
+        load(tmp_path, features=16, given=("speaker",))
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "message"),
+    [
+        ("flat", "speaker", "flat/000.wav: given: speaker: expected it in one of the folders of a speaker; there are none"),
+        ("flat/000.wav", "speaker", "flat/000.wav: given: speaker: expected a folder with one for each speaker, got a file"),
+        ("beside", "speaker", "beside/000.wav: given: speaker: expected it in one of the folders of a speaker, a, b"),
+        ("ljspeech", "speaker", r"ljspeech: given: speaker: LJSpeech's layout \(wavs, metadata.csv\) is of one speaker"),
+        ("single", "speaker", "single: given: speaker: expected folders of two speakers or more, got a alone"),
+        ("beside", "label", "beside: given: expected speaker, who is heard in each recording, got label"),
+        ("tones", "speaker", "tones: given: its sounds are synthesised, and given nothing, got speaker"),
+    ],
+)
+def test_recordings_without_speakers(
+    source: str, given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before anything is decoded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(audio, "_decode", lambda *_: pytest.fail("was decoded"))
+    for folder in ("flat", "beside", "ljspeech/wavs"):
+        amplitudes(Path(folder), 3)
+    voices(Path("beside"), a=1, b=1)
+    voices(Path("single"), a=5)
+    Path("ljspeech/metadata.csv").write_text("000|a|a\n")
+    with pytest.raises(DataError, match=f"^{message}$"):
+        load(source, features=16, given=(given,))
+
+
 # -- what is told or refused ------------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ class Case:
 
 SMALL = Case((5, 3, 2, 4, 6), (1, 2), 2)
 SEVERAL_THREADS = Case((256, 64, 64, 64, 64), (1, 2, 4, 8, 16, 32, 64), 1)
+WIDE_SKIPS = Case((32, 32, 32, 512, 32), (1, 2, 4, 8, 16, 1, 2, 4, 8), 1)
 MIXTURE = {"levels": 256, "log_scale_min": -4.0, "bound": 0.9}
 CASES = {
     "small": SMALL,
@@ -289,11 +290,14 @@ def on_threads(threads: int, call: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 6, 19])
-def test_any_number_of_threads_draws_the_same(stored: torch.dtype, rows: int) -> None:
-    """More threads than processors, too. Of few rows one thread computes the layers, of six all, of many each has its own."""
+@pytest.mark.parametrize(("case", "rows"), [*((SEVERAL_THREADS, rows) for rows in (1, 2, 6, 19)), (WIDE_SKIPS, 1)])
+def test_any_number_of_threads_draws_the_same(stored: torch.dtype, case: Case, rows: int) -> None:
+    """More threads than processors, too. Of few rows one thread computes the layers, of six all, of many each has its own.
+
+    What else the one computes are products with the past, and of wide skips a part.
+    """
     dtype = torch.float64 if stored is torch.float64 else torch.float32
-    given = arguments(replace(SEVERAL_THREADS, rows=rows, channels=3), 300 // rows, dtype, stored)
+    given = arguments(replace(case, rows=rows, channels=3), 300 // rows, dtype, stored)
     found = [on_threads(n, lambda: fk.ops.wavenet_generate(**given)) for n in (1, 2, 4, 2)]
     for drawn, after in found[1:]:
         assert torch.equal(drawn, found[0][0])

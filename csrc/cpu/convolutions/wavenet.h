@@ -84,21 +84,28 @@ struct WaveNet {
   T* sampled = nullptr;             // [batch]
 };
 
-constexpr int64_t kRun = 4;  // layers that a thread computes between two meetings
+constexpr int64_t kRun = 2;  // layers whose skips are one product, and for which others wait
 
 // Who draws some rows. A layer needs the one before, but not so its product with the past, nor do the skips. Either all
-// parts share every layer and meet after it; or the first part computes a run of layers at a stage, while the others
-// compute the products with the past of the next run, and all of them the skips of the run before.
+// parts share every layer and meet after it; or the first part computes all layers without waiting for anybody, while
+// the others follow it with the skips and end with the samples, for which alone it waits.
 struct Team {
   int64_t begin, end;  // the rows
   int64_t parts;
   bool shares_layers;
-  int64_t first_skips;  // panels of the skips that the first part computes
+  int64_t first_skips, first_pasts;  // panels of the skips, of products with the past, that the first part computes
 
-  FK_ALWAYS_INLINE int64_t run() const { return shares_layers ? 1 : kRun; }
-  FK_ALWAYS_INLINE int64_t runs(int64_t depth) const { return (depth + run() - 1) / run(); }
-  // Of a time: the layers, the rest of the skips, two more matrices, and the samples.
-  FK_ALWAYS_INLINE int64_t stages(int64_t depth) const { return runs(depth) + 4; }
+  FK_ALWAYS_INLINE int64_t helpers() const { return parts - 1; }
+  FK_ALWAYS_INLINE int64_t runs(int64_t depth) const { return (depth + kRun - 1) / kRun; }
+  // Of a time: the layers, where they are shared the skips, two more matrices, and the samples.
+  FK_ALWAYS_INLINE int64_t stages(int64_t depth) const { return (shares_layers ? depth + 1 : runs(depth)) + 3; }
+  // How many stages of a time another part must have ended before a part begins one.
+  FK_ALWAYS_INLINE int64_t needs(int64_t depth, int64_t stage, int64_t part, int64_t other) const {
+    const int64_t layers = runs(depth);
+    if (shares_layers) return stage;
+    if (other == 0) return stage < layers ? stage + 1 : layers + 1;
+    return part == 0 || stage < layers ? 0 : stage;  // 0: all of the times before
+  }
 };
 
 template <class S>

@@ -1,6 +1,7 @@
 // One time of a WaveNet, stage by stage. Few rows at a time: the lanes are output rows, and every weight is read once
 // from wherever it lies, which is what a stage takes.
 #include "cpu/convolutions/wavenet.h"
+#include "cpu/gate.h"
 #include "cpu/mixtures/sample.h"
 #include "flowkern/math.h"
 
@@ -22,13 +23,23 @@ FK_INLINE int64_t lane_place(int64_t lane) {
   return sizeof(S) == sizeof(Real<S>) ? lane : lane % W * 2 + lane / W;
 }
 
+// A vector in a register. Compilers would read memory again for each of its uses, and loads are what a product of one
+// row waits for.
+template <class V>
+FK_INLINE V in_register(V v) {
+#ifdef __x86_64__
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // The two vectors of a column.
 template <class T>
 FK_INLINE void load_column(const T* w, Vec<T> (&v)[2]) {
   for (int h = 0; h < 2; ++h) v[h] = load<Vec<T>>(w + h * kLanes<T>);
 }
 FK_INLINE void load_column(const BFloat16* w, Vec<float> (&v)[2]) {
-  const auto pairs = load<Vec<uint32_t>>(&w->bits);
+  const auto pairs = in_register(load<Vec<uint32_t>>(&w->bits));
   v[0] = __builtin_bit_cast(Vec<float>, pairs << 16);
   v[1] = __builtin_bit_cast(Vec<float>, pairs & 0xFFFF0000);
 }
@@ -67,6 +78,13 @@ void pack_bias(const PanelMatrix<S>& m, const Real<S>* bias, Real<S>* to, bool a
 struct Range {
   int64_t begin, end;
 };
+
+// Asks for n numbers that another thread has written, or read before they are written: line by line they would take a
+// way to its cache each, one after another.
+template <bool Written = false, class T>
+FK_INLINE void ask_for(const T* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(p + i, Written);
+}
 
 // A part of the panels of a matrix after the first ones.
 template <class S>
@@ -141,12 +159,6 @@ FK_INLINE void update_panel(const Vec<T> (&v)[2], int64_t n, T* to, F f) {
       store_part(to, f(v[h], load_part<Vec<T>>(to, n)), n);
 }
 
-// In float32 by tanh, which is one of its own: off by an ulp of 1.
-FK_INLINE Vec<float> sigmoid_of(Vec<float> x) { return 0.5f + 0.5f * tanh(0.5f * x); }
-FK_INLINE Vec<double> sigmoid_of(Vec<double> x) {
-  return apply([](auto a) { return sigmoid(a); }, x);
-}
-
 template <class T>
 FK_INLINE Vec<T> relu(Vec<T> x) {
   return x < 0 ? Vec<T>{} : x;
@@ -198,6 +210,8 @@ void past(const WaveNet<S>& net, Range rows, int64_t time, const GeneratorLayer<
     const int64_t slot = oldest + piece * l.dilation;
     return {l.ring + (slot < slots ? slot : slot - slots) * net.batch * R, R, R};
   };
+  for (int64_t tap = 0; tap + 1 < l.taps; ++tap)
+    ask_for(inputs(tap).data + rows.begin * R, (rows.end - rows.begin) * R);
   apply_matrix(l.past, rows, panels, l.taps - 1 + (C > 0), inputs,
                [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
                  T* to = l.gate.bias + row * l.gate.bias_stride + panel * kTileRows<T>;
@@ -222,14 +236,22 @@ void layer(const WaveNet<S>& net, Range rows, int64_t time, int64_t index, int64
     __builtin_memcpy(l.ring + (time % l.slots() * net.batch + rows.begin) * R, present + rows.begin * R,
                      (rows.end - rows.begin) * R * sizeof(T));
   const Inputs<T> x{present, R, R};
+  const Range panels = panels_of(l.gate, part, parts);
+  const auto sums = [&](int64_t row, int64_t panel) { return l.gate.bias + row * l.gate.bias_stride + panel * 2 * W; };
   apply_matrix(
-      l.gate, rows, panels_of(l.gate, part, parts), 1, [=](int64_t) { return x; },
+      l.gate, rows, panels, 1, [=](int64_t) { return x; },
       [&](int64_t row, int64_t panel, const Vec<T>(&v)[2]) {
-        const Vec<T> u = tanh_of(v[0]) * sigmoid_of(v[1]);
-        T* to = net.gated + (row * net.depth + index) * net.gate + panel * W;
-        const int64_t n = net.gate - panel * W;
-        n >= W ? store(to, u) : store_part(to, u, n);
+        for (int h = 0; h < 2; ++h) store(sums(row, panel) + h * W, v[h]);
       });
+  // After all products: a processor does not look far enough ahead to begin one while it evaluates functions.
+  for (int64_t row = rows.begin; row < rows.end; ++row)
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const T* z = sums(row, panel);
+      const Vec<T> u = gated(load<Vec<T>>(z), load<Vec<T>>(z + W));
+      T* to = net.gated + (row * net.depth + index) * net.gate + panel * W;
+      const int64_t n = net.gate - panel * W;
+      n >= W ? store(to, u) : store_part(to, u, n);
+    }
 }
 
 // Adds the skips of a run of layers to those of the runs before.
@@ -340,47 +362,84 @@ FK_INLINE void each_of_run(const WaveNet<S>& net, int64_t run, F f) {
   for (int64_t l = run * kRun; l < net.depth && l < (run + 1) * kRun; ++l) f(l);
 }
 
-// A part of the layers of a time, where only one part computes layers.
+// The end of a time, by one of some parts: two more matrices, then the samples, those of a single row by the first.
 template <class S>
-void run_of_layers(const WaveNet<S>& net, const Team& team, int64_t time, int64_t run, int64_t part) {
-  const Range rows{team.begin, team.end};
-  const int64_t others = team.parts - 1;
-  if (part == 0) {
-    if (others == 0 || (time == 0 && run == 0))  // else it was done before
-      each_of_run(net, run, [&](int64_t l) { past(net, rows, time, net.layers[l], all_panels(net.layers[l].past)); });
-    each_of_run(net, run, [&](int64_t l) { layer(net, rows, time, l, 0, 1); });
+void last_stage(const WaveNet<S>& net, Range rows, int64_t time, int64_t stage, int64_t part, int64_t parts) {
+  if (stage == 0) {
+    dense(net.last[0], rows, net.skipped, net.hidden, true, panels_of(net.last[0], part, parts));
+  } else if (stage == 1) {
+    dense(net.last[1], rows, net.hidden, net.parameters, false, panels_of(net.last[1], part, parts));
   } else {
-    const bool wraps = (run + 1) * kRun >= net.depth;
-    if (const int64_t at = time + wraps; at < net.time)
-      each_of_run(net, wraps ? 0 : run + 1, [&](int64_t l) {
-        past(net, rows, at, net.layers[l], panels_of(net.layers[l].past, part - 1, others));
-      });
+    const auto until = [&](int64_t p) { return rows.begin + ((rows.end - rows.begin) * p + parts - 1) / parts; };
+    sample(net, {until(part), until(part + 1)}, time);
   }
-  if (run > 0)
-    skip(net, rows, run - 1,
-         part == 0 ? Range{0, team.first_skips} : panels_of(net.skips[0], part - 1, others, team.first_skips));
+}
+
+// A stage where all parts share the layers.
+template <class S>
+void shared_stage(const WaveNet<S>& net, const Team& team, int64_t time, int64_t stage, int64_t part) {
+  const Range rows{team.begin, team.end};
+  if (stage < net.depth) {
+    past(net, rows, time, net.layers[stage], panels_of(net.layers[stage].past, part, team.parts));
+    layer(net, rows, time, stage, part, team.parts);
+  } else if (stage == net.depth) {
+    for (int64_t r = 0; r < team.runs(net.depth); ++r) skip(net, rows, r, panels_of(net.skips[r], part, team.parts));
+  } else {
+    last_stage(net, rows, time, stage - net.depth - 1, part, team.parts);
+  }
+}
+
+// A stage of the first part where it computes all layers. Products with the past are those of the next time: the first
+// part computes its own while the others end this one.
+template <class S>
+void leading_stage(const WaveNet<S>& net, const Team& team, int64_t time, int64_t stage) {
+  const Range rows{team.begin, team.end};
+  const int64_t runs = team.runs(net.depth);
+  const auto pasts = [&](int64_t at, Range panels) {
+    for (int64_t l = 0; l < net.depth && at < net.time; ++l) past(net, rows, at, net.layers[l], panels);
+  };
+  const auto ask_ahead = [&](int64_t l) {
+    const PanelMatrix<S>& m = net.layers[l].gate;
+    const int64_t own = team.first_pasts * kTileRows<Real<S>>;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      ask_for<true>(net.gated + (row * net.depth + l) * net.gate, net.gate);
+      ask_for(m.bias + row * m.bias_stride + own, m.bias_stride - own);
+    }
+  };
+  if (time == 0 && stage == 0) pasts(0, all_panels(net.layers[0].past));
+  if (stage < runs) {
+    if (team.helpers() > 0) each_of_run(net, (stage + 1) % runs, ask_ahead);
+    each_of_run(net, stage, [&](int64_t l) { layer(net, rows, time, l, 0, 1); });
+  } else if (stage == runs) {
+    for (int64_t r = 0; r < runs; ++r) skip(net, rows, r, {0, team.first_skips});
+  } else if (stage == runs + 1) {
+    pasts(time + 1, {0, team.first_pasts});
+  }
+}
+
+// A stage of one of the others.
+template <class S>
+void following_stage(const WaveNet<S>& net, const Team& team, int64_t time, int64_t stage, int64_t part) {
+  const Range rows{team.begin, team.end};
+  const int64_t runs = team.runs(net.depth), helper = part - 1;
+  if (stage >= runs) return last_stage(net, rows, time, stage - runs, helper, team.helpers());
+  for (int64_t row = rows.begin; row < rows.end; ++row)
+    ask_for(net.gated + (row * net.depth + stage * kRun) * net.gate, net.skips[stage].columns);
+  skip(net, rows, stage, panels_of(net.skips[stage], helper, team.helpers(), team.first_skips));
+  if (time + 1 < net.time)
+    each_of_run(net, stage, [&](int64_t l) {
+      const PanelMatrix<S>& m = net.layers[l].past;
+      past(net, rows, time + 1, net.layers[l], panels_of(m, helper, team.helpers(), team.first_pasts));
+    });
 }
 
 template <class S>
 void wavenet_stage(const WaveNet<S>& net, const Team& team, int64_t time, int64_t stage, int64_t part) {
-  const Range rows{team.begin, team.end};
-  const int64_t parts = team.parts, runs = team.runs(net.depth);
-  if (stage < runs && team.shares_layers) {
-    past(net, rows, time, net.layers[stage], panels_of(net.layers[stage].past, part, parts));
-    layer(net, rows, time, stage, part, parts);
-  } else if (stage < runs) {
-    run_of_layers(net, team, time, stage, part);
-  } else if (stage == runs) {
-    for (int64_t r = team.shares_layers ? 0 : runs - 1; r * kRun < net.depth; ++r)
-      skip(net, rows, r, panels_of(net.skips[r], part, parts));
-  } else if (stage == runs + 1) {
-    dense(net.last[0], rows, net.skipped, net.hidden, true, panels_of(net.last[0], part, parts));
-  } else if (stage == runs + 2) {
-    dense(net.last[1], rows, net.hidden, net.parameters, false, panels_of(net.last[1], part, parts));
-  } else {
-    const auto until = [&](int64_t p) { return rows.begin + ((rows.end - rows.begin) * p + parts - 1) / parts; };
-    sample(net, {until(part), until(part + 1)}, time);  // of a single row by the part that goes on with it
-  }
+  if (team.shares_layers) return shared_stage(net, team, time, stage, part);
+  if (part > 0) return following_stage(net, team, time, stage, part);
+  leading_stage(net, team, time, stage);
+  if (const int64_t last = stage - team.runs(net.depth); team.helpers() == 0 && last >= 0)
+    last_stage(net, {team.begin, team.end}, time, last, 0, 1);
 }
 
 template <class S>

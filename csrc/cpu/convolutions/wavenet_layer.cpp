@@ -35,10 +35,8 @@ void wavenet_layer(const WaveNetLayer<T>& n, Turn turn, T* scratch) {
   gather_inputs(n, turn, read, condition);
   for (int64_t tile = 0; tile < turn.tiles; ++tile) {
     gate_product(n, turn.row, tile, read, condition, z);
-    for (int64_t i = 0; i < half; i += kLanes<T>) {
-      const Gate<T> g = gate(load<Vec<T>>(z + i), load<Vec<T>>(z + half + i));
-      store(u + tile * half + i, g.tanh * g.sigmoid);
-    }
+    for (int64_t i = 0; i < half; i += kLanes<T>)
+      store(u + tile * half + i, gated(load<Vec<T>>(z + i), load<Vec<T>>(z + half + i)));
   }
   store_outputs(n.residual, n.residual_weight, u, n.residual_bias, n.x + y, turn, n.y + y);
   store_outputs(n.skip, n.skip_weight, u, n.skip_bias, n.skips ? n.skips + skips : nullptr, turn, n.y_skips + skips);
