@@ -5,6 +5,8 @@ Gradients are there before a step is measured, as they are in training; they are
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from conftest import measure
 
+import flowkern as fk
 from flowkern.flows import MAF, Flow, Glow
 
 BY = pytest.mark.parametrize("implementation", ["full", "reversible", "peer"])
@@ -52,7 +55,7 @@ def compare(benchmark: Any, flow: Flow, x: torch.Tensor, group: str, implementat
     measure(benchmark, step(flow, loss), group, implementation)
 
 
-def normflows_glow(steps: int, levels: int, hidden: int) -> Any:
+def normflows_glow(steps: int, levels: int, hidden: int, side: int = 32) -> Any:
     """The same numbers of steps, levels and channels, in the way of its documentation."""
     nf = pytest.importorskip("normflows")
     bases, merges, flows = [], [], []
@@ -60,7 +63,7 @@ def normflows_glow(steps: int, levels: int, hidden: int) -> Any:
         channels = 3 * 2 ** (levels + 1 - i)
         blocks = [nf.flows.GlowBlock(channels, hidden) for _ in range(steps)]
         flows.append([*blocks, nf.flows.Squeeze()])
-        size = 32 // 2 ** (levels - i)
+        size = side // 2 ** (levels - i)
         if i > 0:
             merges.append(nf.flows.Merge())
             shape = (3 * 2 ** (levels - i), 2 * size, 2 * size)
@@ -95,3 +98,76 @@ def test_maf(benchmark: Any, transforms: int, implementation: str) -> None:
         measure(benchmark, step(peer, lambda: -peer().log_prob(x).mean()), group, "zuko")
         return
     compare(benchmark, MAF(64, transforms, (512, 512)), x, group, implementation)
+
+
+# -- models of other libraries ----------------------------------------------------------------------------------------
+
+
+def zuko_flow(kind: str, layers: int) -> tuple[Any, Callable[..., torch.Tensor], tuple[int, ...]]:
+    """By the name of its class."""
+    zuko = pytest.importorskip("zuko")
+    model = getattr(zuko.flows, kind)(64, transforms=layers, hidden_features=[512, 512])
+    return model, lambda m, x: -m().log_prob(x).mean(), (1024, 64)
+
+
+def nflows_couplings(layers: int) -> tuple[Any, Callable[..., torch.Tensor], tuple[int, ...]]:
+    """Affine couplings with residual networks."""
+    transforms = pytest.importorskip("nflows.transforms")
+    from nflows import distributions, flows
+    from nflows.nn.nets import ResidualNet
+
+    def network(inputs: int, outputs: int) -> Any:
+        return ResidualNet(inputs, outputs, hidden_features=512, num_blocks=1)
+
+    masks = [[1, -1] * 32, [-1, 1] * 32]
+    stack = [transforms.AffineCouplingTransform(masks[i % 2], network) for i in range(layers)]
+    model = flows.Flow(transforms.CompositeTransform(stack), distributions.StandardNormal([64]))
+    return model, lambda m, x: -m.log_prob(x).mean(), (1024, 64)
+
+
+def freia(layers: int) -> tuple[Any, Callable[..., torch.Tensor], tuple[int, ...]]:
+    """Blocks of all in one."""
+    framework, modules = pytest.importorskip("FrEIA.framework"), pytest.importorskip("FrEIA.modules")
+
+    def network(inputs: int, outputs: int) -> Any:
+        return torch.nn.Sequential(torch.nn.Linear(inputs, 512), torch.nn.ReLU(), torch.nn.Linear(512, outputs))
+
+    def loss(m: Any, x: torch.Tensor) -> torch.Tensor:
+        z, log_det = m(x)
+        return (z.square().sum(1) / 2 - log_det).mean()
+
+    model = framework.SequenceINN(64)
+    for _ in range(layers):
+        model.append(modules.AllInOneBlock, subnet_constructor=network)
+    return model, loss, (1024, 64)
+
+
+def glow(layers: int) -> tuple[Any, Callable[..., torch.Tensor], tuple[int, ...]]:
+    """Two levels."""
+    return normflows_glow(layers, 2, 64, 16), lambda m, x: -m.log_prob(x, None).mean(), (64, 3, 16, 16)
+
+
+PEERS: dict[str, tuple[Callable[[int], Any], int]] = {
+    "zuko's MAF, D=64, 512x2, B=1024": (functools.partial(zuko_flow, "MAF"), 10),
+    "zuko's NSF, D=64, 512x2, B=1024": (functools.partial(zuko_flow, "NSF"), 10),
+    "nflows' affine couplings, D=64, 512 residual, B=1024": (nflows_couplings, 10),
+    "FrEIA's AllInOneBlocks, D=64, 512, B=1024": (freia, 20),
+    "normflows' Glow, L=2, 3x16x16, 64 channels, B=64": (glow, 8),
+}
+
+
+@BY
+@pytest.mark.parametrize("work", PEERS)
+def test_accelerated(benchmark: Any, work: str, implementation: str) -> None:
+    """The option of accelerate, with the library's own code and with nothing kept."""
+    torch.manual_seed(0)
+    make, layers = PEERS[work]
+    model, loss, shape = make(layers)
+    x = torch.randn(shape)
+    loss(model, x)
+    if implementation != "peer":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # layers without an operator
+            fk.accelerate(model, implementation)  # type: ignore[arg-type]
+    group = f"accelerate: {work}, {layers} layers, forward + backward"
+    measure(benchmark, step(model, lambda: loss(model, x)), group, implementation)

@@ -36,6 +36,7 @@ def test_torch_alone_is_enough() -> None:
         "zuko",
         "nflows",
         "normflows",
+        "FrEIA",
         "pyro",
         "sbi",
         "wavenet_vocoder",

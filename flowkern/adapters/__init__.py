@@ -6,11 +6,12 @@ from flowkern.adapters.network import Linear, PeerNetwork, UnsupportedError
 from flowkern.adapters.nflows import GLASFLOW, NFLOWS
 from flowkern.adapters.normflows import NORMFLOWS
 from flowkern.adapters.pyro import PYRO
+from flowkern.adapters.reversible import FREIA
 from flowkern.adapters.sbi import SBI
 from flowkern.adapters.wavenet_vocoder import WAVENET_VOCODER
 from flowkern.adapters.zuko import ZUKO
 
-for _library in (ZUKO, NFLOWS, GLASFLOW, NORMFLOWS, PYRO, SBI, WAVENET_VOCODER):
+for _library in (ZUKO, NFLOWS, GLASFLOW, NORMFLOWS, PYRO, FREIA, SBI, WAVENET_VOCODER):
     register(_library)
 
 __all__ = [

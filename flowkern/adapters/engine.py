@@ -12,8 +12,10 @@ from torch import nn
 
 from flowkern.adapters.library import Container, Layer, Library, container_of, libraries, library_of
 from flowkern.adapters.network import UnsupportedError, class_path, differs
+from flowkern.adapters.reversible import Stack
 from flowkern.adapters.state import (
     STATE,
+    Held,
     State,
     attach,
     detach,
@@ -24,6 +26,7 @@ from flowkern.adapters.state import (
     read_network,
     renewed,
 )
+from flowkern.nn.reversible import MEMORY, Memory
 
 Model = TypeVar("Model")
 
@@ -92,7 +95,7 @@ def _children(obj: Any) -> Iterable[tuple[Any, Any]]:
 # -- what people call -------------------------------------------------------------------------------------------------
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, memory: Memory = "full") -> Model:
     """Makes the autoregressive layers of an existing model fast, in place.
 
     The layers keep their parameters, buffers, state-dict keys, hooks, return types and use of random numbers; they
@@ -101,12 +104,20 @@ def accelerate(model: Model) -> Model:
 
     Args:
         model: a module, a distribution, a posterior of sbi, or a list or dictionary of such.
+        memory: ``"full"`` keeps what the backward pass needs. With ``"reversible"`` every layer in a container of layers,
+            accelerated or not, rebuilds its input from its output in the backward pass and runs again, so that a stack of
+            any depth takes the memory of one layer. Hooks inside of it see each run, as with
+            :func:`torch.utils.checkpoint.checkpoint`; there are no second derivatives. A layer whose inverse is not exact
+            enough, or that has none, keeps its input: a warning and :func:`explain` say which.
 
     Returns:
-        The same object. Calling it twice does nothing more.
+        The same object. Calling it twice does nothing more; the last ``memory`` counts.
+
+    Raises:
+        ValueError: for another ``memory``.
 
     Example:
-        >>> import flowkern as fk, zuko
+        >>> import flowkern as fk, torch, zuko
         >>> model = fk.accelerate(zuko.flows.MAF(5, transforms=2, hidden_features=[16]))
         >>> model().sample((3,)).shape
         torch.Size([3, 5])
@@ -114,7 +125,13 @@ def accelerate(model: Model) -> Model:
         transform.transforms.0  MaskedAutoregressiveTransform  accelerated
         transform.transforms.1  MaskedAutoregressiveTransform  accelerated
         base                    UnconditionalDistribution      left alone: no flow layer that flowkern knows (zuko.lazy)
+        >>> model = fk.accelerate(model, memory="reversible")
+        >>> model().log_prob(torch.randn(3, 5)).sum().backward()
+        >>> fk.explain(model).rows[0]
+        ('transform', 'LazyComposedTransform', 'reversible, 2 of 2 layers')
     """
+    if memory not in MEMORY:
+        raise ValueError(f"memory: expected one of {', '.join(MEMORY)}, got {memory!r}")
     rows, containers, done = list(_walk(model)), [], 0
     for library in {id(known[0]): known[0] for row in rows if (known := library_of(type(row.layer)))}.values():
         _check_version(library)
@@ -130,11 +147,27 @@ def accelerate(model: Model) -> Model:
             except UnsupportedError:
                 pass  # explain reads it again and says why
     for row in containers:
-        if row.container and not is_accelerated(row.layer) and any(is_accelerated(inner.layer) for inner in _walk(row.layer)):
-            hold(row.layer, row.container)
+        if row.container is not None:
+            done += _hold(row.layer, row.container, memory == "reversible")
     if not done:
         warnings.warn(f"flowkern found nothing to accelerate. What it saw:\n{explain(model)}", RuntimeWarning, stacklevel=2)
     return model
+
+
+def _hold(container: Any, how: Container, rebuilds: bool) -> bool:
+    """Accelerates a container if it is of use, else restores it; whether its layers will rebuild their inputs."""
+    rebuilds = rebuilds and how.stacks
+    joins = how.joins and any(is_accelerated(inner.layer) and not is_container(inner.layer) for inner in _walk(container))
+    if not rebuilds and not joins:
+        if is_accelerated(container):
+            detach(container)
+        return False
+    if not is_accelerated(container):
+        hold(container, how)
+    held: Held = container.__dict__[STATE]
+    if rebuilds is not (held.stack is not None):
+        held.stack = Stack() if rebuilds else None
+    return rebuilds
 
 
 def restore(model: Model) -> Model:
@@ -166,11 +199,20 @@ class Explanation:
 def explain(model: Any) -> Explanation:
     """What :func:`accelerate` did, or would do, with each layer of a model, and why.
 
+    A container whose layers rebuild their inputs has a line of its own, which names the layers that do not.
+
     Args:
         model: accelerated or not.
     """
-    rows = (row for row in _walk(model) if row.container is None)
-    return Explanation(tuple((row.name or "(model)", type(row.layer).__qualname__, _status(row)) for row in rows))
+    lines = ((row, status) for row in _walk(model) for status in _statuses(row))
+    return Explanation(tuple((row.name or "(model)", type(row.layer).__qualname__, status) for row, status in lines))
+
+
+def _statuses(row: Found) -> list[str]:
+    if row.container is None:
+        return [_status(row)]
+    stack = row.layer.__dict__[STATE].stack if is_accelerated(row.layer) else None
+    return [] if stack is None else stack.status()
 
 
 def _status(row: Found) -> str:

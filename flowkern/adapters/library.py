@@ -33,14 +33,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Container:
-    """How a model that holds layers runs neighbours among them as one call of the operators.
+    """How a model that holds layers runs neighbours among them as one call of the operators, or without activations.
 
     Args:
         methods: what the accelerated class overrides; each uses :class:`flowkern.adapters.run.Run` or :func:`own`.
+        joins: whether it joins its layers; one that does not is of use with ``memory="reversible"`` alone.
+        stacks: whether its layers can rebuild their inputs, see :mod:`flowkern.adapters.reversible`.
     """
 
     methods: Mapping[str, Callable[..., Any]]
     set_aside: tuple[str, ...] = ()
+    joins: bool = True
+    stacks: bool = False
 
 
 @dataclass(frozen=True)

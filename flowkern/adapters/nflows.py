@@ -27,6 +27,7 @@ from flowkern.adapters.network import (
     expect,
     spline,
 )
+from flowkern.adapters.reversible import ReversibleRun, recording, reversibly
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING, outside
 from flowkern.adapters.state import own, peer_class
@@ -190,7 +191,7 @@ def _alone(context: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, Tens
     return call
 
 
-def spread(run: Run, kind_of: Callable[[type], Any], layer: Any, back: bool) -> None:
+def spread(run: Run | ReversibleRun, kind_of: Callable[[type], Any], layer: Any, back: bool) -> None:
     """Adds a layer to a way, or the layers of which it is made. A call of a module is one forwards.
 
     Args:
@@ -209,6 +210,16 @@ def spread(run: Run, kind_of: Callable[[type], Any], layer: Any, back: bool) -> 
         run.network(layer, back, (layer, back))
     else:
         run.add(kind(layer, run.x, back), (layer, back))
+
+
+def spread_out(kind_of: Callable[[type], Any], run: ReversibleRun, layer: Any, back: bool) -> None:
+    """The same for layers that rebuild their inputs, each by itself: no layer is a step."""
+
+    def kind(cls: type) -> Any:
+        found = kind_of(cls)
+        return found if found in (CompositeWay, NetworkWay) or isinstance(found, InverseWay) else None
+
+    spread(run, kind, layer, back)
 
 
 def _permutation(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
@@ -288,7 +299,7 @@ def _composite(root: str, self: Any, inputs: Tensor, context: Tensor | None, bac
 def _density(root: str, flow: Any, inputs: Tensor, context: Tensor | None, given: dict[str, Any]) -> Tensor:
     """log p(inputs | context); ``given``: what the flow hands to its base."""
     transform, base = flow._modules["_transform"], flow._modules["_distribution"]
-    if not rows_joinable(inputs, context):
+    if not rows_joinable(inputs, context) or _rebuilds(root, transform):
         noise, logabsdet = transform(inputs, context=context)
         return base.log_prob(noise, **given) + logabsdet
     normal = "output" if _is_standard(root, base, inputs.shape[1:]) else None
@@ -296,6 +307,13 @@ def _density(root: str, flow: Any, inputs: Tensor, context: Tensor | None, given
     spread(run, _kinds(root), transform, False)
     noise, log_prob = run.end()
     return log_prob if normal is not None else base.log_prob(noise, **given) + log_prob
+
+
+def _rebuilds(root: str, transform: Any) -> bool:
+    """Whether its layers rebuild their inputs in this call."""
+    while isinstance(kind := _kinds(root)(type(transform)), InverseWay):
+        transform = transform._modules[kind.inner]
+    return recording(transform) is not None
 
 
 def _is_standard(root: str, base: Any, shape: torch.Size) -> bool:
@@ -319,7 +337,15 @@ def _containers(root: str) -> dict[str, Container]:
         return _density(root, self, inputs, embedded, {"context": embedded})
 
     return {
-        root + ".transforms.base.CompositeTransform": Container({"forward": composite_forward, "inverse": composite_inverse}),
+        root + ".transforms.base.CompositeTransform": Container(
+            reversibly(
+                (),
+                "_transforms",
+                functools.partial(spread_out, _kinds(root)),
+                {"forward": composite_forward, "inverse": composite_inverse},
+            ),
+            stacks=True,
+        ),
         root + ".flows.base.Flow": Container({"_log_prob": log_prob}),
     }
 

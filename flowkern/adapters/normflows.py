@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from flowkern.adapters.nflows import (
     rows_joinable,
     spline_of,
     spread,
+    spread_out,
 )
+from flowkern.adapters.reversible import reversibly
 from flowkern.adapters.run import Run, elementwise, permutation
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING
 from flowkern.adapters.state import own
@@ -224,6 +227,12 @@ def _base_step(base: Any, z: Tensor) -> ops.Step | None:
 _GAUSSIAN = kinds({"normflows.distributions.base.DiagGaussian": True})
 
 
+def _container(names: Sequence[str], joined: Mapping[str, Any] | None = None) -> Container:
+    """A model with layers, or lists of layers, in ``flows``; ``names``: methods that loop over them beside those that join."""
+    methods = reversibly(names, "flows", functools.partial(spread_out, _KINDS[False]), joined)
+    return Container(methods, joins=joined is not None, stacks=True)
+
+
 NORMFLOWS = Library(
     name="normflows",
     tested=("1.7", "1.8"),
@@ -243,7 +252,9 @@ NORMFLOWS = Library(
         "normflows.flows.mixing.Permute": PERMUTATION,
     },
     containers={
-        "normflows.core.NormalizingFlow": Container(_Flow(conditional=False).methods()),
-        "normflows.core.ConditionalNormalizingFlow": Container(_Flow(conditional=True).methods()),
+        "normflows.core.NormalizingFlow": _container(("reverse_alpha_div",), _Flow(conditional=False).methods()),
+        "normflows.core.ConditionalNormalizingFlow": _container((), _Flow(conditional=True).methods()),
+        "normflows.core.ClassCondFlow": _container(("forward_kld", "sample", "log_prob")),
+        "normflows.core.MultiscaleFlow": _container(("forward_and_log_det", "inverse_and_log_det", "sample", "log_prob")),
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from flowkern.adapters.network import (
     spline,
 )
 from flowkern.adapters.nflows import NORM, PERMUTATION, UNREAD_COUPLING
+from flowkern.adapters.reversible import ReversibleRun, Stack, recording
 from flowkern.adapters.run import elementwise, joinable, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
 from flowkern.univariate import UnivariateMap
@@ -180,14 +181,20 @@ class _Joint(NamedTuple):
 
 
 def _spread(transform: Any, back: bool, way: list[tuple[Any, str, bool]]) -> bool:
-    """Adds a transform to a way, as (transform, kind, whether backwards), if all of it may join."""
+    """Adds a transform to a way, as (transform, kind, whether backwards); returns whether all of it may join."""
     kind = _kind(type(transform))
     if kind == "inverse":
         return _spread(transform._inv, not back, way)
     if kind == "composed":
-        return all(_spread(part, back, way) for part in (reversed(transform.parts) if back else transform.parts))
+        return _spread_all(reversed(transform.parts) if back else transform.parts, back, way)
     way.append((transform, kind or "", back))
     return kind is not None and _METHODS.isdisjoint(vars(transform))
+
+
+def _spread_all(transforms: Iterable[Any], back: bool, way: list[tuple[Any, str, bool]]) -> bool:
+    """Adds all of them, also after one that may not join."""
+    joins = [_spread(transform, back, way) for transform in transforms]
+    return all(joins)
 
 
 _METHODS = frozenset(("__call__", "_call", "_inverse", "_inv_call", "log_abs_det_jacobian"))
@@ -238,17 +245,60 @@ def _context_of(way: list[tuple[Any, str, bool]], x: Tensor) -> Any:
 
 
 def _way_of(distribution: Any, x: Any) -> list[tuple[Any, str, bool]] | None:
-    """All transforms of a distribution of vectors, from the base on, if they may join."""
-    if state_of(distribution) is None or not joinable(x) or len(distribution._event_shape) != 1:
+    """All transforms of a distribution of vectors, from the base on, if they may join or rebuild their inputs."""
+    rebuilds = recording(distribution) is not None and isinstance(x, Tensor) and x.dim() > 0
+    if state_of(distribution) is None or not (rebuilds or joinable(x)) or len(distribution._event_shape) != 1:
         return None
     way: list[tuple[Any, str, bool]] = []
-    return way if all(_spread(t, False, way) for t in distribution.transforms) else None
+    join = _spread_all(distribution.transforms, False, way)
+    return way if join or (rebuilds and way and all(map(_of_vectors, way))) else None
+
+
+def _of_vectors(part: tuple[Any, str, bool]) -> bool:
+    """Or of numbers."""
+    return part[0].domain.event_dim < 2 and part[0].codomain.event_dim == part[0].domain.event_dim
+
+
+def _reversibly(way: list[tuple[Any, str, bool]], x: Tensor, stack: Stack, back: bool) -> tuple[Tensor, Tensor]:
+    """All transforms in turn, each of which rebuilds its input. Their caches hold nothing afterwards."""
+
+    def module_of(part: Any) -> Any:
+        return _network(part[0].arn) if part[2] == "network" else part[0]  # not what was made for one context
+
+    def given(part: Any) -> list[Tensor]:
+        transform, _, kind = part
+        if kind == "network":
+            held = transform.arn.keywords if isinstance(transform.arn, functools.partial) else {}
+        else:
+            held = {} if isinstance(transform, torch.nn.Module) else vars(transform)
+        return [t for t in held.values() if isinstance(t, Tensor)]
+
+    run = ReversibleRun(stack, x, given, _call_alone, back, module_of)
+    for transform, kind, turned in way:
+        part = transform, turned, kind
+        if kind == "network":
+            run.network(transform, turned, part)
+        else:
+            run.add(None, part)
+    return run.end()
+
+
+def _call_alone(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A transform by the library's code; part: (transform, whether backwards, kind)."""
+    transform, back, _ = part
+    y = transform._inv_call(x) if back else transform(x)
+    log_det = _sum_rightmost(transform.log_abs_det_jacobian(*((y, x) if back else (x, y))), 1 - transform.domain.event_dim)
+    held = vars(transform)
+    held.update({k: None for k in held if k.startswith("_cache") and k != "_cache_size"})
+    if "_cached_x_y" in held:
+        held["_cached_x_y"] = None, None
+    return y, -log_det if back else log_det
 
 
 def _chain(
     way: list[tuple[Any, str, bool]], x: Tensor, ends: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """All transforms in turn; with ``ends``, the location and scale of the base, the log-density in place of log_det."""
+    """All transforms in one call; with ``ends``, the location and scale of the base, the log-density in place of log_det."""
     context = _context_of(way, x)
     if context is False:
         return None
@@ -298,8 +348,9 @@ def log_prob(self: Any, value: Tensor) -> Tensor:
     if known is not None and known.of(value):
         return known.log_prob()
     back = [(transform, kind, not back) for transform, kind, back in reversed(way)]
-    base, ends = self.base_dist, _ends(self.base_dist, value)
-    found = _chain(back, value, ends)
+    base, stack = self.base_dist, recording(self)
+    ends = _ends(base, value) if stack is None else None
+    found = _chain(back, value, ends) if stack is None else _reversibly(back, value, stack, True)
     if found is None:
         return own(self, "log_prob")(self, value)
     x, total = found
@@ -335,7 +386,9 @@ def sample(self: Any, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
 
 def _drawn(self: Any, x: Tensor) -> Tensor:
     way = _way_of(self, x)
-    found = None if way is None else _chain(way, x)
+    stack, found = recording(self), None
+    if way is not None:
+        found = _chain(way, x) if stack is None else _reversibly(way, x, stack, False)
     if way is None or found is None:
         for transform in self.transforms:  # as the library does it
             x = transform(x)
@@ -348,23 +401,24 @@ def _drawn(self: Any, x: Tensor) -> Tensor:
 
 def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
     """The expanded distribution, accelerated like this one."""
-    return _held(own(self, "expand")(self, batch_shape, _instance))
+    return _held(self, own(self, "expand")(self, batch_shape, _instance))
 
 
 def condition_all(self: Any, context: Tensor) -> Any:
     """The distribution for a context, accelerated like this one."""
-    return _held(own(self, "condition")(self, context))
+    return _held(self, own(self, "condition")(self, context))
 
 
-def _held(distribution: Any) -> Any:
+def _held(maker: Any, distribution: Any) -> Any:
     if torch.compiler.is_compiling():
         return distribution
     if not is_accelerated(distribution) and container_of(peer_class(type(distribution))) is DISTRIBUTION:
-        hold(distribution, DISTRIBUTION)
+        held = state_of(maker)
+        hold(distribution, DISTRIBUTION, None if held is None else held.stack)
     return distribution
 
 
-DISTRIBUTION = Container({"log_prob": log_prob, "rsample": rsample, "sample": sample, "expand": expand})
+DISTRIBUTION = Container({"log_prob": log_prob, "rsample": rsample, "sample": sample, "expand": expand}, stacks=True)
 PYRO = Library(
     name="pyro-ppl",
     tested=("1.8", "1.10"),
@@ -383,7 +437,9 @@ PYRO = Library(
     },
     containers={
         "torch.distributions.transformed_distribution.TransformedDistribution": DISTRIBUTION,
-        "pyro.distributions.conditional.ConditionalTransformedDistribution": Container({"condition": condition_all}),
+        "pyro.distributions.conditional.ConditionalTransformedDistribution": Container(
+            {"condition": condition_all}, stacks=True
+        ),
     },
     holders={
         "torch.distributions.transformed_distribution.TransformedDistribution": ("base_dist", "transforms"),

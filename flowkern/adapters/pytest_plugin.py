@@ -1,17 +1,20 @@
 """A pytest plugin that accelerates every layer after its ``__init__``: runs the test suite of a library against flowkern.
 
 ``pytest -p flowkern.adapters.pytest_plugin`` in a checkout of zuko, nflows, normflows or Pyro. The summary says how many
-layers it accelerated and how many of them passed their self-check in use.
+layers it accelerated and how many of them passed their self-check in use. With FLOWKERN_MEMORY=reversible in the
+environment layers rebuild their inputs.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import Any
 
 from flowkern.adapters import library, state
 from flowkern.adapters.network import UnsupportedError, differs
+from flowkern.adapters.reversible import Stack
 
 _made: list[state.State] = []
 
@@ -39,7 +42,8 @@ def _wrap_container(cls: type, path: str, how: library.Container) -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
         if not state.is_accelerated(self) and differs(type(self), path) is None:
-            state.hold(self, how)
+            rebuilds = how.stacks and os.environ.get("FLOWKERN_MEMORY") == "reversible"
+            state.hold(self, how, Stack() if rebuilds else None)
 
     cls.__init__ = __init__  # type: ignore[misc]
 

@@ -56,6 +56,7 @@ class Held:
     accelerated: type
     aside: dict[str, Any] = field(default_factory=dict)  # as of a layer
     cached: Any = None  # what its library's file keeps from one call to the next
+    stack: Any = None  # with memory="reversible" what flowkern.adapters.reversible keeps
 
 
 def state_of(layer: Any) -> Any:
@@ -109,7 +110,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
         return peer_copy(self, None, memo)
     if isinstance(state, Held):
         twin = peer_copy(self, state, memo)
-        hold(twin, state.layer)
+        hold(twin, state.layer, None if state.stack is None else type(state.stack)())
         return twin
     renewed(self, state)
     memo.update(_normed_weights(self))
@@ -223,11 +224,11 @@ def attach(layer: Any, how: Layer, verdict: str | None = UNCHECKED, network: Net
     state.structure = _structure(layer, state)
 
 
-def hold(container: Any, how: Container) -> None:
-    """Accelerates one container."""
+def hold(container: Any, how: Container, stack: Any = None) -> None:
+    """Accelerates one container; ``stack``: with which its layers rebuild their inputs."""
     cls = type(container)
     accelerated = _accelerated_class(peer_class(cls) if "_flowkern_peer" in vars(cls) else cls, how)
-    container.__dict__[STATE] = Held(how, weakref.ref(container), accelerated)
+    container.__dict__[STATE] = Held(how, weakref.ref(container), accelerated, stack=stack)
     container.__class__ = accelerated
 
 

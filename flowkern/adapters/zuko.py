@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from flowkern.adapters.network import (
     refuse_tensors,
     spline,
 )
+from flowkern.adapters.reversible import ReversibleRun, Stack, recording
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.state import own, peer_class
 from flowkern.backends import exporting
@@ -346,18 +348,59 @@ def _through(x: Tensor, c: Tensor | None, way: list[Any], ends: Any = None, norm
     return run.end()
 
 
+def _reversibly(x: Tensor, c: Tensor | None, way: list[Any], back: bool, stack: Stack) -> tuple[Tensor, Tensor]:
+    """Through layers that rebuild their inputs; none of them is a made transform."""
+
+    def call(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        transform = _transform_of(part, c)
+        if not _of_vectors(transform):
+            raise _OtherEventsError
+        y, ladj = transform.call_and_ladj(x)
+        return y, _sum_rightmost(ladj, 1 - transform.domain.event_dim)
+
+    if c is not None:
+        x = x.expand(*torch.broadcast_shapes(x.shape[:-1], c.shape[:-1]), -1)
+    run = ReversibleRun(stack, x, lambda _: [] if c is None else [c], call, back)
+    for part in way:
+        if part[2] == "network":
+            run.network(part[0], part[1], part)
+        else:
+            run.add(None, part)
+    return run.end()
+
+
+def _rebuilds(lazy: Any) -> bool:
+    """Whether the layers of a lazy transform rebuild their inputs in this call."""
+    while _kind(type(lazy)) == "inverse":
+        lazy = lazy._modules["transform"]
+    return recording(lazy) is not None
+
+
+class _OtherEventsError(Exception):
+    """A transform is of events that are no vectors."""
+
+
+def _of_vectors(transform: Any) -> bool:
+    """Or of numbers."""
+    return transform.domain.event_dim < 2 and transform.codomain.event_dim == transform.domain.event_dim
+
+
 def composed_forward(self: Any, c: Tensor | None = None) -> Any:
     """The transform for a context: zuko's class, which joins its layers."""
     if torch.compiler.is_compiling() or exporting() or not _is_context(c):
         return own(self, "forward")(self, c)
     way: list[Any] = []
+    stack = recording(self)
     for layer in self._modules["transforms"]._modules.values():
         part: list[Any] = []
-        way += part if _spread(layer, False, part) else [layer(c)]
-    simple = all(type(p) is tuple or (p.domain.event_dim < 2 and p.codomain.event_dim == p.domain.event_dim) for p in way)
-    if not simple or not _has_network(way):
+        if _spread(layer, False, part):
+            way += part
+        else:
+            way.append(layer(c) if stack is None else (layer, False, None))
+    simple = stack is not None or all(type(p) is tuple or _of_vectors(p) for p in way)
+    if not simple or (stack is None and not _has_network(way)):
         return sys.modules["zuko.transforms"].ComposedTransform(*(_transform_of(part, c) for part in way))
-    return _joined_classes().transform(way, c)
+    return _joined_classes().transform(way, c, self)
 
 
 def flow_forward(self: Any, c: Tensor | None = None) -> Any:
@@ -409,8 +452,9 @@ def _joined_classes() -> _Joined:
     flow: Any = sys.modules["zuko.distributions"].NormalizingFlow
 
     class ComposedTransform(composed):
-        def __init__(self, way: list[Any], c: Tensor | None) -> None:
+        def __init__(self, way: list[Any], c: Tensor | None, lazy: Any = None, back: bool = False) -> None:
             self._way, self._context, self._cache_size, self._inv = way, c, 0, None
+            self._lazy, self._back = lazy, back
 
         def __getattr__(self, name: str) -> Any:
             if name not in ("transforms", "domain_dim", "codomain_dim"):
@@ -424,16 +468,28 @@ def _joined_classes() -> _Joined:
 
         @property
         def inv(self) -> Any:
-            return type(self)(_turned(self._way), self._context)
+            return type(self)(_turned(self._way), self._context, self._lazy, not self._back)
+
+        def _served(self, x: Tensor, turned: bool = False) -> tuple[Tensor, Tensor] | None:
+            """Either way, where zuko's own code need not do it."""
+            way, stack = _turned(self._way) if turned else self._way, recording(self._lazy)
+            tuples = all(type(part) is tuple for part in way)
+            if stack is not None and tuples and isinstance(x, Tensor) and x.dim() > 0:
+                with suppress(_OtherEventsError):
+                    return _reversibly(x, self._context, way, turned is not self._back, stack)
+            able = joinable(x) and not any(type(part) is tuple and part[2] is None for part in way)
+            return _through(x, self._context, way) if able else None
 
         def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return _through(x, self._context, self._way) if joinable(x) else super().call_and_ladj(x)
+            return self._served(x) or super().call_and_ladj(x)
 
         def _call(self, x: Tensor) -> Tensor:
-            return _through(x, self._context, self._way)[0] if joinable(x) else super()._call(x)
+            found = self._served(x)
+            return super()._call(x) if found is None else found[0]
 
         def _inverse(self, y: Tensor) -> Tensor:
-            return _through(y, self._context, _turned(self._way))[0] if joinable(y) else super()._inverse(y)
+            found = self._served(y, turned=True)
+            return super()._inverse(y) if found is None else found[0]
 
     class NormalizingFlow(flow):
         def __init__(self, lazy: Any, way: list[Any], c: Tensor | None, ends: tuple[Tensor, Tensor]) -> None:
@@ -449,15 +505,20 @@ def _joined_classes() -> _Joined:
             return flow, (self.transform, self.base)
 
         def log_prob(self, x: Tensor) -> Tensor:
-            if not joinable(x) or x.dtype is not self._ends[0].dtype or x.shape[-1:] != self._ends[0].shape:
+            fits = self._joins(x) and x.dtype is self._ends[0].dtype and x.shape[-1:] == self._ends[0].shape
+            if not fits:
                 return super().log_prob(x)
             return _through(x, self._context, self._way, self._ends, "output")[1]
 
+        def _joins(self, x: Any) -> bool:
+            """Whether all layers share a call on x, and none of them rebuilds its input."""
+            return joinable(x) and not _rebuilds(self._lazy._modules["transform"])
+
         def rsample(self, shape: Any = ()) -> Tensor:
-            return self._draw(shape)[0] if joinable(self._ends[0]) else super().rsample(shape)
+            return self._draw(shape)[0] if self._joins(self._ends[0]) else super().rsample(shape)
 
         def rsample_and_log_prob(self, shape: Any = ()) -> tuple[Tensor, Tensor]:
-            return self._draw(shape) if joinable(self._ends[0]) else super().rsample_and_log_prob(shape)
+            return self._draw(shape) if self._joins(self._ends[0]) else super().rsample_and_log_prob(shape)
 
         def _draw(self, shape: Any) -> tuple[Tensor, Tensor]:
             loc, c = self._ends[0], self._context
@@ -482,7 +543,7 @@ ZUKO = Library(
         "zuko.flows.neural.UNAF": "its conditionals are integrals of networks: no operator",
     },
     containers={
-        "zuko.lazy.LazyComposedTransform": Container({"forward": composed_forward}),
+        "zuko.lazy.LazyComposedTransform": Container({"forward": composed_forward}, stacks=True),
         "zuko.lazy.Flow": Container({"forward": flow_forward}),
     },
 )

@@ -74,7 +74,7 @@ class Compose(Transform):
         """Either direction; ``normal``: what is added to the log-determinant, see :func:`flowkern.ops.autoregressive_chain`."""
         self._check("z" if inverse else "x", x)
         transforms = self._all()
-        if self.memory == "reversible" and _records():
+        if self.memory == "reversible" and reversible.records():
             return self._run_reversibly(x, context, inverse, normal)
         return _Run(x, context, inverse, normal).through(transforms[::-1] if inverse else transforms)
 
@@ -105,12 +105,6 @@ class Compose(Transform):
         for transform in self._all():
             x = transform.calibrate(x, context, batch_size)
         return x
-
-
-def _records() -> bool:
-    """Whether gradients will be asked for by autograd's usual way, which is the one that reversible layers know."""
-    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return torch.is_grad_enabled() and not compiled and not torch._C._are_functorch_transforms_active()
 
 
 def _stands_alone(layer: Transform) -> bool:

@@ -26,6 +26,12 @@ Memory = Literal["full", "reversible"]
 MEMORY = get_args(Memory)
 
 
+def records() -> bool:
+    """Whether gradients will be asked for by autograd's usual way, which is the one that reversible layers know."""
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.is_grad_enabled() and not compiled and not torch._C._are_functorch_transforms_active()
+
+
 @dataclass
 class Guard:
     """Which layers of a stack keep their input, because what is rebuilt without it would be too far off.
@@ -62,10 +68,19 @@ class Guard:
         """From now on a layer keeps its input."""
         self.kept.add(layer)
         warnings.warn(
-            f"flowkern: memory='reversible': layer {layer} keeps its input from now on: {what} has an error of {error:.1e}",
+            f"flowkern: memory='reversible': {self.name(layer)} keeps its input from now on: {reason(error, what)}",
             RuntimeWarning,
             stacklevel=2,
         )
+
+    def name(self, layer: int) -> str:
+        """Of a layer, in the warning."""
+        return f"layer {layer}"
+
+
+def reason(error: float, what: str) -> str:
+    """Why a layer keeps its input; an error that is no number is that of a layer without an inverse."""
+    return f"{what} has an error of {error:.1e}" if math.isfinite(error) else "it cannot go back"
 
 
 def relative_error(found: Tensor, exact: Tensor) -> Tensor:
@@ -77,7 +92,7 @@ def relative_error(found: Tensor, exact: Tensor) -> Tensor:
     return torch.where(largest.isfinite(), error.nan_to_num(nan=torch.inf), 0)
 
 
-class _Circumstances:
+class Circumstances:
     """What a layer's result depends on besides its arguments: autocast, random numbers, buffers that training changes."""
 
     def __init__(self, layer: nn.Module, x: Tensor) -> None:
@@ -86,7 +101,7 @@ class _Circumstances:
         self.devices = [x.device] if x.is_cuda else []
         self.random: list[Tensor] | None = self._random()
         self.buffers = [
-            (module, {name: b.clone() for name, b in module._buffers.items() if b is not None})
+            (module, _values(module), {name: b.clone() for name, b in module._buffers.items() if b is not None})
             for module in layer.modules()
             if module.training and any(b is not None and b.is_floating_point() for b in module._buffers.values())
         ]
@@ -95,10 +110,15 @@ class _Circumstances:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
 
     def ran(self) -> None:
-        """After the layer has run: forgets the state of the random numbers where it drew none."""
+        """After the layer has run: forgets what it need not replay.
+
+        That is the state of the random numbers where it drew none, and buffers of a module which took its parameters from
+        this first batch, and must not do so again.
+        """
         assert self.random is not None
         if all(map(torch.equal, self.random, self._random())):
             self.random = None
+        self.buffers = [entry for entry in self.buffers if entry[1] == _values(entry[0])]
 
     @property
     def epsilon(self) -> float:
@@ -117,19 +137,24 @@ class _Circumstances:
     @contextmanager
     def again(self) -> Iterator[None]:
         """As they were when the layer began; what it draws and counts inside leaves no trace."""
-        changed = [(module, dict(module._buffers)) for module, _ in self.buffers]
+        changed = [(module, dict(module._buffers)) for module, _, _ in self.buffers]
         with torch.random.fork_rng(self.devices, enabled=self.random is not None), self.cast():
             if self.random is not None:
                 torch.set_rng_state(self.random[0])
                 for device, state in zip(self.devices, self.random[1:], strict=True):
                     torch.cuda.set_rng_state(state, device)
             try:
-                for module, before in self.buffers:
+                for module, _, before in self.buffers:
                     module._buffers.update({name: b.clone() for name, b in before.items()})
                 yield
             finally:
                 for module, own in changed:
                     module._buffers.update(own)
+
+
+def _values(module: nn.Module) -> list[tuple[int, int]]:
+    """Where the values of a module's own parameters are, and how often they were written to."""
+    return [(p.data_ptr(), p._version) for p in module._parameters.values() if p is not None]
 
 
 class _Tape:
@@ -144,7 +169,7 @@ class _Tape:
 class _Turn:
     """One layer of one pass."""
 
-    circumstances: _Circumstances
+    circumstances: Circumstances
     memo: Any
 
     def __init__(self, tape: _Tape, index: int, layer: Transform, inverse: bool, first: bool, last: bool) -> None:
@@ -156,7 +181,7 @@ class _Turn:
 
     def begin(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's result, and all that its repetition will need."""
-        self.circumstances = _Circumstances(self.layer, x)
+        self.circumstances = Circumstances(self.layer, x)
         with self.circumstances.cast():
             y, log_det = self.run(x, context)
         self.circumstances.ran()
@@ -220,7 +245,7 @@ class _Layer(torch.autograd.Function):
         x, y, context, *parameters = ctx.saved_tensors
         if any(a is not b for a, b in zip(parameters, turn.layer.parameters(), strict=True)):
             raise RuntimeError(
-                f"memory='reversible': {type(turn.layer).__name__} has other parameters than in the forward pass; "
+                f"memory='reversible': {turn.layer._get_name()} has other parameters than in the forward pass; "
                 "set memory='full' to exchange them in between, as torch.func.functional_call does"
             )
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[3:]
@@ -232,7 +257,8 @@ class _Layer(torch.autograd.Function):
             wanted = [t for t, need in zip((x, context, *parameters), (needs_x, *needs), strict=True) if need]
             found: Sequence[Tensor | None] = [None] * len(wanted)
             if pairs:
-                found = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+                retain, (values, grads) = turn.layer.retains_graph, zip(*pairs, strict=True)
+                found = torch.autograd.grad(values, wanted, grads, retain, allow_unused=True)
         given = iter(found)
         g_x, *rest = (next(given) if need else None for need in (needs_x, *needs))
         return None, g_x, g_total if ctx.needs_input_grad[2] else None, *rest

@@ -28,6 +28,7 @@ class Transform(nn.Module):
 
     features: int
     _event_shape = torch.Size()  # of events that are no vectors
+    retains_graph = False  # whether a gradient passes through parts of the graph of a rebuilt call twice
 
     @property
     def event_shape(self) -> torch.Size:

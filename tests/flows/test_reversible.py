@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from kept import Kept
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -104,28 +105,6 @@ def test_batch_shapes_and_missing_cotangents() -> None:
         output.backward(retain_graph=True)
         assert first.grad is not None
     assert flow.log_prob(torch.randn(0, 6).double(), torch.randn(0, CONTEXT).double()).sum().backward() is None
-
-
-class Kept:
-    """The bytes that autograd keeps inside, without those of a model's own tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-        self.found: dict[int, int] = {}
-
-        def keep(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in own:
-                self.found[storage.data_ptr()] = storage.nbytes()
-            return t
-
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-
-    def of(self, call: Any) -> int:
-        with self.hooks:
-            result = call()
-        assert result is not None
-        return sum(self.found.values())
 
 
 def deep(kind: str, depth: int) -> Flow:
