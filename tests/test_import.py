@@ -37,6 +37,7 @@ def test_torch_alone_is_enough() -> None:
         "nflows",
         "normflows",
         "pyro",
+        "FrEIA",
         "sbi",
         "wavenet_vocoder",
         "matplotlib",
