@@ -45,9 +45,10 @@ def steps_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool,
 
 
 def _steps(state: State, inverse: bool) -> list[ops.Step] | None:
-    frozen = state.frozen is not None and not torch.compiler.is_compiling()
+    frozen = None if torch.compiler.is_compiling() else state.frozen
     try:
-        steps: list[ops.Step] = state.network.steps(inverse, state.frozen.packed(state.network) if frozen else None)
+        packed = None if frozen is None else frozen.packed(state.network)
+        steps: list[ops.Step] = state.network.steps(inverse, packed)
     except ChangedError:
         state.structure = None  # the layer is read again before its next call
         return None

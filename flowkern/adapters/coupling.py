@@ -394,7 +394,7 @@ class CouplingSteps(Network):
         self.modules = [m for network in networks for m in network.modules]
 
     @property
-    def plan(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def plan(self) -> tuple[Any, ...]:
         """Of all."""
         return tuple(network.plan for network in self.networks)
 

@@ -97,7 +97,10 @@ def read_block(layer: Any) -> MaskedCoupling:
         raise UnsupportedError(f"it splits by {split.mode!r} and merges by {merge.mode!r}")
     linears, activation = _conditioner(coupling.param_map)
     map, factors = _map(coupling)
-    passing, transformed = stored(linears[0], "weight").shape[1], stored(linears[-1], "weight").shape[0] // map.count
+    first, last = (stored(linear, "weight") for linear in (linears[0], linears[-1]))
+    if first is None or last is None:
+        raise UnsupportedError("its network has no weights")
+    passing, transformed = first.shape[1], last.shape[0] // map.count
     network = MaskedCoupling(_split(split.mode, passing, transformed), map, 0, linears, factors=factors)
     network.activation = activation
     network.finish(layer.flows)

@@ -209,7 +209,7 @@ def normflows_masked(mask: list[float]) -> Peer:
 
 COUPLINGS = {
     "normflows: coupling": normflows_coupling(split_mode="channel_inv", scale_map="sigmoid"),
-    "normflows: coupling, its inverse": normflows_coupling(6, "checkerboard", scale_map="sigmoid_inv"),
+    "normflows: coupling, its inverse": normflows_coupling(6, split_mode="checkerboard", scale_map="sigmoid_inv"),
     "normflows: masked": normflows_masked([1, 0, 0, 1, 0]),
 }
 SPLINES = {
