@@ -238,6 +238,9 @@ class _Of(Linear):
         return weight, bias
 
 
+_COMPILED = "it is being compiled, as the library's own code"
+
+
 def _marked(size: int, places: Sequence[int]) -> Tensor:
     marked = torch.zeros(size, dtype=torch.bool, device="cpu")
     marked[list(places)] = True
@@ -343,6 +346,10 @@ class MaskedCoupling(PeerNetwork):
                 self._places[key] = torch.tensor(make(), dtype=like.dtype, device="cpu").to(like.device)
         return self._places[key]
 
+    def busy(self) -> str | None:
+        """The same; a compiler joins what the library's code is made of."""
+        return _COMPILED if torch.compiler.is_compiling() else super().busy()
+
     def touched(self) -> bool:
         """Whether the split may be another."""
         return self.split.touched()
@@ -405,6 +412,10 @@ class CouplingSteps(Network):
             and len(other.networks) == len(self.networks)
             and all(a.same_as(b) for a, b in zip(self.networks, other.networks, strict=True))
         )
+
+    def busy(self) -> str | None:
+        """Of any."""
+        return next((reason for network in self.networks if (reason := network.busy()) is not None), None)
 
     def touched(self) -> bool:
         """Whether one is."""
