@@ -164,7 +164,6 @@ METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "only rational-quadratic splines have an operator"
 COUPLING = "its own code is as fast as the operator after its network, and the network has no operator"
-UNREAD_COUPLING = "one pass both ways already; how this library builds it is not read yet"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
 # -- flows ------------------------------------------------------------------------------------------------------------

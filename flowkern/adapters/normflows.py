@@ -28,7 +28,6 @@ from flowkern.adapters.nflows import (
     NORM,
     PERMUTATION,
     SPLINE,
-    UNREAD_COUPLING,
     InverseWay,
     NetworkWay,
     add_residual_block,
@@ -361,7 +360,7 @@ NORMFLOWS = Library(
     },
     left_alone={
         "normflows.flows.affine.autoregressive.Autoregressive": SPLINE,
-        _AFFINE + "AffineCoupling": UNREAD_COUPLING,
+        _AFFINE + "AffineCoupling": "outside of an AffineCouplingBlock it takes a list of two parts, which no operator does",
         "normflows.flows.normalization.BatchNorm": NORM,
         "normflows.flows.normalization.ActNorm": NORM,
         "normflows.flows.mixing.Permute": PERMUTATION,
