@@ -38,6 +38,7 @@ def test_torch_alone_is_enough() -> None:
         "normflows",
         "FrEIA",
         "pyro",
+        "FrEIA",
         "sbi",
         "wavenet_vocoder",
         "matplotlib",

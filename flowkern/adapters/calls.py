@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from flowkern import ops
 from flowkern._compiling import constant_while_compiling
 from flowkern.adapters.check import self_check
-from flowkern.adapters.network import ChangedError
+from flowkern.adapters.network import ChangedError, run_steps
 from flowkern.adapters.state import UNCHECKED, State, renewed, spare_suspects, state_of
 
 
@@ -28,8 +28,8 @@ def serving(layer: Any, inverse: bool) -> State | None:
     return state if able else None
 
 
-def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> dict[str, Any] | None:
-    """Keyword arguments of the operators for a call, but for the context; ``None`` where the peer's own code must serve it.
+def steps_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: bool, beside: bool) -> list[ops.Step] | None:
+    """What a layer is in a chain; ``None`` where the peer's own code must serve the call.
 
     It is known already that the call is eager, and what else may keep every layer busy.
 
@@ -41,18 +41,18 @@ def arguments_in_chain(layer: Any, x: Tensor, context: Tensor | None, inverse: b
         return None
     network = state.network
     fits = network.fits_like(x, 0 if context is None else context.shape[-1]) if beside else network.fits(x, context)
-    return _arguments(state) if fits else None
+    return _steps(state, inverse) if fits else None
 
 
-def _arguments(state: State) -> dict[str, Any] | None:
+def _steps(state: State, inverse: bool) -> list[ops.Step] | None:
+    frozen = None if torch.compiler.is_compiling() else state.frozen
     try:
-        arguments = state.network.arguments()
+        packed = None if frozen is None else frozen.packed(state.network)
+        steps: list[ops.Step] = state.network.steps(inverse, packed)
     except ChangedError:
         state.structure = None  # the layer is read again before its next call
         return None
-    if state.frozen is not None and not torch.compiler.is_compiling():
-        arguments["packed"] = state.frozen.packed(state.network)
-    return arguments
+    return steps
 
 
 _transformed = torch._C._are_functorch_transforms_active
@@ -103,10 +103,8 @@ def fast(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[
 
 def by_operators(state: State, x: Any, context: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """The same of a layer that the operators may serve now, unless they do not take these arguments."""
-    arguments = _arguments(state) if state.network.fits(x, context) else None
-    if arguments is None:
-        return None
-    return (ops.autoregressive_inverse if inverse else ops.autoregressive)(x, **arguments, context=context)
+    steps = _steps(state, inverse) if state.network.fits(x, context) else None
+    return None if steps is None else run_steps(x, context, steps)
 
 
 def checked(layer: Any) -> bool:

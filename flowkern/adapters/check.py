@@ -51,6 +51,8 @@ def _random_twin(layer: Any, state: State, noise: Callable[..., Tensor]) -> Any:
     modules = [*layer.modules(), *(state.network.modules if layer is whole else ())]
     for p in (p for m in modules for p in m._parameters.values() if p is not None):
         memo[id(p)] = parameter(*p.shape)
+    for p in (layer._parameters[name] for name in state.layer.constants):
+        memo[id(p)] = nn.Parameter(p.detach().to("cpu", torch.float64, copy=True), requires_grad=False)
     attributes = [vars(m).copy() for m in modules]  # which other threads may write to
     for t in (t for a in attributes for t in _tensors(a)):
         memo.setdefault(id(t), t.detach().to("cpu", torch.float64 if t.is_floating_point() else t.dtype, copy=True))

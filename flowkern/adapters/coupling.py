@@ -12,14 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from flowkern import ops
 from flowkern._checks import autocasts
 from flowkern._tensors import outside_modes, version
 from flowkern.adapters.calls import by_operators, serving
-from flowkern.adapters.network import Linear, Network, PeerNetwork, Reading, UnsupportedError, error_of, stored
-from flowkern.nn.coupling_step import FEW_ROWS, FEW_WEIGHTS
-from flowkern.univariate import UnivariateMap
+from flowkern.adapters.network import (
+    Linear,
+    Network,
+    PeerNetwork,
+    Reading,
+    UnsupportedError,
+    activation_of,
+    error_of,
+    steps_disagree,
+    stored,
+)
+from flowkern.nn.coupling_step import FEW_ROWS, FEW_WEIGHTS, is_identity_at_zero
+from flowkern.univariate import Affine, UnivariateMap
 
 
 @dataclass(frozen=True)
@@ -37,67 +48,105 @@ class Conditioner:
     parameters: Callable[[Tensor], Sequence[Tensor]]
 
 
-class CouplingNetwork(Network):
-    """What a coupling layer of vectors computes.
+class Split:
+    """Which features a coupling layer lets pass and which it transforms, each in the order of its conditioner."""
+
+    def __init__(self, passing: Sequence[int], order: Sequence[int]) -> None:
+        self.passing, self.order = tuple(passing), tuple(order)
+
+    @property
+    def features(self) -> int:
+        """Of the layer."""
+        return len(self.passing) + len(self.order)
+
+    def same_as(self, other: Split) -> bool:
+        """Whether it is the same."""
+        return (self.passing, self.order) == (other.passing, other.order)
+
+    def touched(self) -> bool:
+        """Whether it may be another now."""
+        return False
+
+    def follow(self) -> bool:
+        """Looks again, and says whether it is another now."""
+        return False
+
+
+class MaskSplit(Split):
+    """A split that a buffer says: a checkpoint may bring another.
 
     Args:
         layer: the library's.
-        mask: the name of its buffer that says what is transformed: a checkpoint may bring another.
-        split: from this buffer to the features that pass and those that are transformed, in their orders.
-        map: the univariate map.
-        conditioner: how its network is asked.
+        name: of the buffer.
+        split: from this buffer to the features that pass and those that are transformed.
     """
 
-    def __init__(
-        self,
-        layer: nn.Module,
-        mask: str,
-        split: Callable[[Tensor], tuple[Tensor, Tensor]],
-        map: UnivariateMap,
-        conditioner: Conditioner,
-    ) -> None:
-        self._buffers, self._modules = layer._buffers, layer._modules  # which live as long as the layer
-        self._mask, self._split, self.map, self.conditioner = mask, split, map, conditioner
-        self._read()
+    def __init__(self, layer: nn.Module, name: str, split: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._buffers, self._name, self._split = layer._buffers, name, split  # the buffers live as long as the layer
+        super().__init__(*self._read())
 
-    def _read(self) -> None:
-        mask = self._buffers.get(self._mask)
+    def _read(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        mask = self._buffers.get(self._name)
         if mask is None or mask.is_meta:
             raise UnsupportedError("what it transforms is no buffer with values")
         self._seen = mask, version(mask)
         with outside_modes():
-            self.passing, self.order = (tuple(t.tolist()) for t in self._split(mask))
-        self.features = len(self.passing) + len(self.order)
+            passing, order = self._split(mask)
+            return tuple(passing.tolist()), tuple(order.tolist())
+
+    def touched(self) -> bool:
+        """Whether the buffer was exchanged, or written to."""
+        mask, before = self._seen
+        return self._buffers.get(self._name) is not mask or version(mask) != before
+
+    def follow(self) -> bool:
+        """A new split where it was changed."""
+        if not self.touched():
+            return False
+        before = self.passing, self.order
+        self.passing, self.order = self._read()
+        return before != (self.passing, self.order)
+
+
+class CouplingNetwork(Network):
+    """What a coupling layer of vectors computes after its conditioner.
+
+    Args:
+        layer: the library's.
+        split: what passes.
+        map: the univariate map.
+        conditioner: how its network is asked.
+    """
+
+    def __init__(self, layer: nn.Module, split: Split, map: UnivariateMap, conditioner: Conditioner) -> None:
+        self._modules = layer._modules  # which live as long as the layer
+        self.split, self.map, self.conditioner = split, map, conditioner
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The features that pass, and the column of every feature's parameters."""
         if device not in self._tables:
             with outside_modes():
-                column = torch.full((self.features,), -1, device="cpu")
-                column[list(self.order)] = torch.arange(len(self.order), device="cpu")
-                passing = torch.tensor(self.passing, dtype=torch.int64, device="cpu")
+                column = torch.full((self.split.features,), -1, device="cpu")
+                column[list(self.split.order)] = torch.arange(len(self.split.order), device="cpu")
+                passing = torch.tensor(self.split.passing, dtype=torch.int64, device="cpu")
                 self._tables[device] = passing.to(device), column.to(device)
         return self._tables[device]
 
     def same_as(self, other: CouplingNetwork) -> bool:
         """Whether map and split are the same."""
-        return (
-            type(other) is type(self) and self.map == other.map and (self.order, self.passing) == (other.order, other.passing)
-        )
+        return type(other) is type(self) and self.map == other.map and self.split.same_as(other.split)
 
     def touched(self) -> bool:
-        """Whether the buffer of the split was exchanged, or written to."""
-        mask, before = self._seen
-        return self._buffers.get(self._mask) is not mask or version(mask) != before
+        """Whether the split may be another."""
+        return self.split.touched()
 
     def follow(self) -> bool:
-        """A new split where it was changed."""
-        if not self.touched():
-            return False
-        before = self.order, self.passing
-        self._read()
-        return before != (self.order, self.passing)
+        """A new split where it is."""
+        changed = self.split.follow()
+        if changed:
+            self._tables = {}
+        return changed
 
     def packed(self) -> None:
         """There is nothing to pack."""
@@ -117,7 +166,7 @@ class CouplingNetwork(Network):
             and x.dtype in (torch.float32, torch.float64)
             and not x.is_meta
             and x.dim() > 0
-            and x.shape[-1] == self.features
+            and x.shape[-1] == self.split.features
             and not autocasts(x)
         )
 
@@ -130,8 +179,8 @@ class CouplingNetwork(Network):
 
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
         """Compares both directions on two rows, with noise in the place of what the conditioner gives."""
-        x = noise(2, self.features)
-        self._modules[self.conditioner.name] = _Given(noise(2, len(self.order) * self.map.count))
+        x = noise(2, self.split.features)
+        self._modules[self.conditioner.name] = _Given(noise(2, len(self.split.order) * self.map.count))
         for inverse in (False, True):
             expected = evaluate(x, None, inverse)
             for name, ours, theirs in zip(("value", "log-determinant"), self.run(x, None, inverse), expected, strict=True):
@@ -146,22 +195,24 @@ class _Of(Linear):
     """A linear map of the conditioner as one of the whole layer.
 
     Args:
-        split: the layer.
+        layer: the layer.
         first, last: whether it is the first, the last, or both.
     """
 
-    def __init__(self, module: nn.Module, split: MaskedCoupling, first: bool, last: bool) -> None:
+    def __init__(self, module: nn.Module, layer: MaskedCoupling, first: bool, last: bool) -> None:
         super().__init__(module)
-        self.split, self.first, self.last = split, first, last
+        self.layer, self.first, self.last = layer, first, last
+        if last and any(layer.rest):
+            self.biased = True
 
     def mask(self) -> Tensor:
         """What passes, and the context, is read; parameters of what is transformed are given."""
         weight: Any = stored(self.module, "weight")
         rows, columns = (torch.ones(n, dtype=torch.bool, device="cpu") for n in weight.shape)
         if self.first:
-            columns = self._wide(columns, self.split.columns("cpu"), self.split.width)
+            columns = _marked(self.layer.width, self.layer.reads())
         if self.last:
-            rows = self._wide(rows, self.split.rows("cpu"), self.split.outputs)
+            rows = _marked(self.layer.outputs, self.layer.gives())
         return rows[:, None] & columns
 
     def masks(self) -> list[Tensor | None]:
@@ -169,66 +220,143 @@ class _Of(Linear):
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().tensors(read)
-        if self.first:
-            columns = self.split.columns(weight.device)
-            weight = weight.new_zeros(len(weight), self.split.width).index_copy(1, columns, weight)
+        layer, device = self.layer, weight.device
+        if self.last and layer.factors is not None:
+            factor = layer.factor(weight)
+            weight, bias = weight * factor[:, None], None if bias is None else bias * factor
+        if self.first and not layer.wide:
+            columns = layer.places("columns", device)
+            weight = weight.new_zeros(len(weight), layer.width).index_copy(1, columns, weight)
         if self.last:
-            rows = self.split.rows(weight.device)
-            weight = weight.new_zeros(self.split.outputs, weight.shape[1]).index_copy(0, rows, weight)
-            bias = None if bias is None else self._wide(bias, rows, self.split.outputs)
+            if len(weight) < layer.outputs or not layer.wide:
+                weight = weight.new_zeros(layer.outputs, weight.shape[1]).index_copy(0, layer.places("rows", device), weight)
+            if bias is not None:
+                bias = bias.index_select(0, layer.places("order", device)) if layer.wide else bias
+                bias = layer.resting(weight).index_copy(0, layer.places("gives", device), bias)
+            elif self.biased:
+                bias = layer.resting(weight)
         return weight, bias
 
-    @staticmethod
-    def _wide(t: Tensor, places: Tensor, size: int) -> Tensor:
-        return t.new_zeros(size).index_copy(0, places, t)
+
+_COMPILED = "it is being compiled, as the library's own code"
+
+
+def _marked(size: int, places: Sequence[int]) -> Tensor:
+    marked = torch.zeros(size, dtype=torch.bool, device="cpu")
+    marked[list(places)] = True
+    return marked
 
 
 class MaskedCoupling(PeerNetwork):
     """A coupling layer of vectors as a masked network of two levels: one call for conditioner and map, and for neighbours.
 
-    Its map is the identity where the parameters are zero. What passes comes first in the input of the conditioner, then the
-    context; the parameters of a feature lie together.
-
     Args:
-        parts: the same layer as conditioner and operator, which serve few rows of a large network.
+        split: what passes.
+        map: the univariate map; for some parameters, see :func:`at_rest`, it is the identity.
         context: number of context features.
         linears: the conditioner's linear maps, an activation between each two.
+        layout, parameter_order: of the conditioner's outputs, as of those of :class:`PeerNetwork`.
+        context_first: whether the conditioner reads the context before what passes.
+        given: which parameters of the map the conditioner gives; the others are at rest.
+        factors: by which these are multiplied.
+        wide: whether the conditioner reads and gives all features, those that are masked for nothing.
+        parts: the same layer as conditioner and operator, which serve few rows of a large network.
     """
 
-    def __init__(self, parts: CouplingNetwork, context: int, linears: Sequence[nn.Module]) -> None:
-        super().__init__(parts.features, context, parts.map)
-        self.parts = parts
-        self._places: dict[tuple[str, torch.device], Tensor] = {}
-        self.width, self.outputs = self.features + context, self.features * self.map.count
+    def __init__(
+        self,
+        split: Split,
+        map: UnivariateMap,
+        context: int,
+        linears: Sequence[nn.Module],
+        *,
+        layout: str = "feature_major",
+        parameter_order: Sequence[int] | None = None,
+        context_first: bool = False,
+        given: Sequence[int] | None = None,
+        factors: Sequence[float] | None = None,
+        wide: bool = False,
+        parts: CouplingNetwork | None = None,
+    ) -> None:
+        super().__init__(split.features, context, map, layout=layout, parameter_order=parameter_order)
+        self.split, self.parts, self.wide, self.factors = split, parts, wide, factors
+        self.rest, self.given = at_rest(map), range(map.count) if given is None else given
+        self.width, self.outputs = self.features + context, self.features * map.count
         self.context_columns = range(self.features, self.width)
+        self._context_first = context_first
+        self._places: dict[tuple[str, Any], Tensor] = {}
         for i, module in enumerate(linears):
             first, last = i == 0, i + 1 == len(linears)
             self.add(_Of(module, self, first, last), activated=not last)
-        self.weights = sum(linear.mask().numel() for linear in self.linears)
+        shapes: list[Any] = [stored(module, "weight").shape for module in linears]  # type: ignore[union-attr]
+        features = self.features if wide else len(split.order)
+        self._expect("inputs", shapes[0][1], context + (self.features if wide else len(split.passing)))
+        self._expect("outputs", shapes[-1][0], features * len(self.given))
+        self.weights = sum(rows * columns for rows, columns in shapes)
 
-    def columns(self, device: Any) -> Tensor:
-        """The columns of the first map."""
-        return self._placed("columns", [*self.parts.passing, *self.context_columns], device)
+    @staticmethod
+    def _expect(what: str, found: int, expected: int) -> None:
+        if found != expected:
+            raise UnsupportedError(f"its network has {found} {what}, expected {expected}")
 
-    def rows(self, device: Any) -> Tensor:
-        """The rows of the last map."""
-        count = self.map.count
-        return self._placed("rows", [d * count + i for d in self.parts.order for i in range(count)], device)
+    def reads(self) -> list[int]:
+        """The columns of the whole layer that it reads, in the order of the conditioner's."""
+        both = [self.split.passing, self.context_columns]
+        return [i for part in (reversed(both) if self._context_first else both) for i in part]
 
-    def _placed(self, name: str, places: list[int], device: Any) -> Tensor:
-        key = name, torch.device(device)
+    def gives(self, order: Sequence[int] | None = None) -> list[int]:
+        """The rows of the whole layer that it gives, in the order of the conditioner's."""
+        order, count, size = self.split.order if order is None else order, self.map.count, self.features
+        if self.layout == "feature_major":
+            return [d * count + i for d in order for i in self.given]
+        return [i * size + d for i in self.given for d in order]
+
+    def places(self, name: str, device: torch.device) -> Tensor:
+        """Of the conditioner's columns and rows among those of the whole layer, and of the rows that mean something in both."""
+        key = name, device
+        if key not in self._places:
+            every = range(self.features)
+            found = {
+                "columns": lambda: self.reads(),
+                "rows": lambda: self.gives(every if self.wide else None),
+                "gives": lambda: self.gives(),
+                "order": lambda: [i * self.features + d for i in range(len(self.given)) for d in self.split.order],
+            }[name]()
+            with outside_modes():
+                self._places[key] = torch.tensor(found, dtype=torch.int64, device="cpu").to(device)
+        return self._places[key]
+
+    def resting(self, like: Tensor) -> Tensor:
+        """Outputs for which the map is the identity."""
+        return self._kept("rest", like, lambda: self._per_output(self.rest, self.features))
+
+    def factor(self, like: Tensor) -> Tensor:
+        """Of each of the conditioner's outputs."""
+        return self._kept("factor", like, lambda: self._per_output(self.factors or (), len(self.split.order)))
+
+    def _per_output(self, values: Sequence[float], features: int) -> list[float]:
+        order = self.parameter_order or range(len(values))
+        values = [values[list(order).index(i)] for i in range(len(values))]  # in the order of the outputs
+        return list(values) * features if self.layout == "feature_major" else [v for v in values for _ in range(features)]
+
+    def _kept(self, name: str, like: Tensor, make: Callable[[], list[float]]) -> Tensor:
+        key = name, (like.device, like.dtype)
         if key not in self._places:
             with outside_modes():
-                self._places[key] = torch.tensor(places, device="cpu").to(device)
+                self._places[key] = torch.tensor(make(), dtype=like.dtype, device="cpu").to(like.device)
         return self._places[key]
+
+    def busy(self) -> str | None:
+        """The same; a compiler joins what the library's code is made of."""
+        return _COMPILED if torch.compiler.is_compiling() else super().busy()
 
     def touched(self) -> bool:
         """Whether the split may be another."""
-        return self.parts.touched()
+        return self.split.touched()
 
     def follow(self) -> bool:
         """A new plan where it is."""
-        if not self.parts.follow():
+        if not (self.split.follow() if self.parts is None else self.parts.follow()):
             return False
         self._places = {}
         self._plan()
@@ -247,15 +375,107 @@ class MaskedCoupling(PeerNetwork):
 
     def serves(self, x: Any) -> bool:
         """Whether conditioner and operator take this input."""
-        return self.parts.serves(x)
+        return self.parts is not None and self.parts.serves(x)
 
     def run(self, x: Tensor, context: Any, inverse: bool) -> tuple[Tensor, Tensor]:
         """By the conditioner and the operator."""
+        assert self.parts is not None  # serves says so
         return self.parts.run(x, context, inverse)
 
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
         """Of either way."""
-        return super().disagreement(evaluate, noise) or self.parts.disagreement(evaluate, noise)
+        found = super().disagreement(evaluate, noise)
+        return found if found is not None or self.parts is None else self.parts.disagreement(evaluate, noise)
+
+
+class CouplingSteps(Network):
+    """A layer that is several networks one after another, of the same features and context.
+
+    Args:
+        networks: in the order of the direction that is forward.
+    """
+
+    def __init__(self, networks: Sequence[PeerNetwork]) -> None:
+        self.networks = networks
+        self.features, self.context = networks[0].features, networks[0].context
+        self.modules = [m for network in networks for m in network.modules]
+
+    @property
+    def plan(self) -> tuple[Any, ...]:
+        """Of all."""
+        return tuple(network.plan for network in self.networks)
+
+    def same_as(self, other: Any) -> bool:
+        """Whether all are the same."""
+        return (
+            type(other) is type(self)
+            and len(other.networks) == len(self.networks)
+            and all(a.same_as(b) for a, b in zip(self.networks, other.networks, strict=True))
+        )
+
+    def busy(self) -> str | None:
+        """Of any."""
+        return next((reason for network in self.networks if (reason := network.busy()) is not None), None)
+
+    def touched(self) -> bool:
+        """Whether one is."""
+        return any(network.touched() for network in self.networks)
+
+    def follow(self) -> bool:
+        """Of all."""
+        changed = [network.follow() for network in self.networks]  # all of them look
+        return any(changed)
+
+    def mode(self, module: nn.Module, inverse: bool) -> str | None:
+        """The same for all."""
+        return self.networks[0].mode(module, inverse)
+
+    def fits(self, x: Any, context: Any) -> bool:
+        """Whether all take it."""
+        first, *others = self.networks
+        return first.fits(x, context) and all(n.fits_like(x, self.context) for n in others)
+
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same beside other networks."""
+        return all(n.fits_like(x, width) for n in self.networks)
+
+    def steps(self, inverse: bool, packed: Sequence[Tensor] | None = None) -> list[ops.Step]:
+        """All in turn."""
+        given = [None] * len(self.networks) if packed is None else packed
+        pairs = list(zip(self.networks, given, strict=True))
+        return [step for network, own in (reversed(pairs) if inverse else pairs) for step in network.steps(inverse, own)]
+
+    def packed(self) -> list[Tensor] | None:
+        """Of each."""
+        found = [network.packed() for network in self.networks]
+        return None if any(p is None for p in found) else found  # type: ignore[return-value]
+
+    def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
+        """Compares on two rows."""
+        return steps_disagree(self, evaluate, noise(2, self.features), noise(2, self.context) if self.context else None)
+
+
+def at_rest(map: UnivariateMap) -> tuple[float, ...]:
+    """Parameters for which a map leaves a number exactly as it is."""
+    if is_identity_at_zero(map):
+        return (0.0,) * map.count
+    if isinstance(map, Affine) and map.scale == "sigmoid" and map.constants[1] == 0:
+        return 0.0, 1e4  # whose sigmoid is 1 in every dtype, and has a logarithm of 0
+    raise UnsupportedError("its map is not the identity for any parameters, so that its network has no operator")
+
+
+def linear_maps(modules: Any) -> tuple[list[nn.Module], tuple[str, float | None]]:
+    """The linear maps of a Sequential, and the activation between each two; dropout before a linear map is not counted."""
+    if type(modules) is not nn.Sequential:
+        raise UnsupportedError(
+            f"its network is a {type(modules).__qualname__}: only linear maps and activations have an operator"
+        )
+    parts = [m for m in modules if type(m) is not nn.Dropout]
+    linears, between = parts[::2], parts[1::2]
+    plain = all(parametrize.type_before_parametrizations(m) is nn.Linear for m in linears)
+    if not plain or len(linears) != len(between) + 1:
+        raise UnsupportedError("its network is not linear maps with one activation between each two")
+    return linears, activation_of(*between)
 
 
 class _Given(nn.Module):

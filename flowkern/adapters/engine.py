@@ -232,7 +232,8 @@ def _status(row: Found) -> str:
     now = state.network.busy() or state.network.obstacle(inverse=False)
     if now is not None:
         return f"accelerated, but its own code runs now: {now}"
-    return "accelerated" if state.verdict is None else "accelerated, to be checked at the first call"
+    where = "accelerated" if state.layer.methods else "accelerated in the call of its sequence"
+    return where if state.verdict is None else f"{where}, to be checked at the first call"
 
 
 def _check_version(library: Library) -> None:

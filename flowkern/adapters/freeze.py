@@ -29,7 +29,7 @@ class Frozen:
 
     def packed(self, network: Network) -> Any:
         """What was packed, if it is still true; else warns."""
-        if network is not self._network or network.plan is not self._plan:
+        if network is not self._network or network.plan != self._plan:
             warn_of_change("the structure or a mask of a layer")
             return None
         return None if self._made_from.changed() else self._packed

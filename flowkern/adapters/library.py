@@ -21,6 +21,7 @@ class Layer:
         set_aside: instance attributes that would hide the methods.
         caches: instance attributes that calls write, and that do not change what the layer computes.
         inner: attributes that hold modules which the peer's own code still calls, and which are accelerated by themselves.
+        constants: parameters of the layer that are no weights, such as a matrix that permutes: the self-check keeps them.
     """
 
     read: Callable[[Any], Network]
@@ -29,6 +30,7 @@ class Layer:
     set_aside: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

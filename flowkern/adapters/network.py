@@ -545,6 +545,18 @@ class PeerNetwork(Network):
                 biases.append(bias)
         return {"weights": weights, "biases": biases, "plan": self.plan, "map": self.map}
 
+    def steps(self, inverse: bool, packed: Tensor | None = None) -> list[ops.Step]:
+        """What it is in a chain.
+
+        Args:
+            packed: what :meth:`packed` gave.
+
+        Raises:
+            ChangedError: as :meth:`arguments`.
+        """
+        arguments = self.arguments()
+        return [ops.NetworkStep(inverse, arguments if packed is None else {**arguments, "packed": packed})]
+
     def packed(self) -> Tensor | None:
         """The weights as the CPU kernels read them."""
         arguments = self.arguments()
@@ -552,20 +564,34 @@ class PeerNetwork(Network):
         return ops.pack(self.plan, weights, biases) if can_pack(weights[0]) else None
 
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
-        """Compares on two rows: the value, the log-determinant, and the inverse by the way back through the peer's code."""
-        x, context = noise(2, self.features), noise(2, self.context) if self.context else None
+        """Compares on two rows."""
+        x = noise(2, self.features)
         if isinstance(self.map, RationalQuadratic):  # which may refuse what is outside of its interval
             lower, upper = self.map.interval
             x = (lower + upper + (upper - lower) * x) / 2
-        expected = evaluate(x, context)
-        arguments = {**self.arguments(), "context": context}
-        for name, ours, theirs in zip(("value", "log-determinant"), ops.autoregressive(x, **arguments), expected, strict=True):
-            error = error_of(ours, theirs)
-            if not error < 1e-9:
-                return f"its {name} differs from the operator's by {error:.1e}: another version of the formula?"
-        back, _ = ops.autoregressive_inverse(expected[0], **arguments)
-        error = error_of(evaluate(back, context)[0], expected[0])
-        return None if error < 1e-6 else f"the round trip through its own code is off by {error:.1e}"
+        return steps_disagree(self, evaluate, x, noise(2, self.context) if self.context else None)
+
+
+def run_steps(x: Tensor, context: Tensor | None, steps: Sequence[ops.Step]) -> tuple[Tensor, Tensor]:
+    """By one call of an operator."""
+    if len(steps) > 1:
+        return ops.autoregressive_chain(x, steps, context)
+    (step,) = steps
+    assert isinstance(step, ops.NetworkStep)
+    return (ops.autoregressive_inverse if step.inverse else ops.autoregressive)(x, **step.arguments, context=context)
+
+
+def steps_disagree(network: Any, evaluate: Callable[..., Any], x: Tensor, context: Tensor | None) -> str | None:
+    """Compares the value, the log-determinant, and the inverse by the way back through the peer's code."""
+    expected = evaluate(x, context)
+    found = run_steps(x, context, network.steps(False))
+    for name, ours, theirs in zip(("value", "log-determinant"), found, expected, strict=True):
+        error = error_of(ours, theirs)
+        if not error < 1e-9:
+            return f"its {name} differs from the operator's by {error:.1e}: another version of the formula?"
+    back, _ = run_steps(expected[0], context, network.steps(True))
+    error = error_of(evaluate(back, context)[0], expected[0])
+    return None if error < 1e-6 else f"the round trip through its own code is off by {error:.1e}"
 
 
 def error_of(ours: Tensor, theirs: Tensor) -> float:

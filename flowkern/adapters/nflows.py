@@ -165,7 +165,6 @@ METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "only rational-quadratic splines have an operator"
 COUPLING = "its own code is as fast as the operator after its network, and the network has no operator"
-UNREAD_COUPLING = "one pass both ways already; how this library builds it is not read yet"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
 # -- flows ------------------------------------------------------------------------------------------------------------
@@ -206,8 +205,8 @@ def spread(run: Run | ReversibleRun, kind_of: Callable[[type], Any], layer: Any,
             spread(run, kind_of, part, back)
     elif isinstance(kind, InverseWay):
         spread(run, kind_of, layer._modules[kind.inner], not back)
-    elif kind is NetworkWay:
-        run.network(layer, back, (layer, back))
+    elif isinstance(kind, NetworkWay):
+        run.network(layer, back != kind.turned, (layer, back))
     else:
         run.add(kind(layer, run.x, back), (layer, back))
 
@@ -255,8 +254,10 @@ class InverseWay(NamedTuple):
     inner: str
 
 
-class NetworkWay:
-    """An accelerated layer."""
+class NetworkWay(NamedTuple):
+    """An accelerated layer; ``turned``: whether what it calls forward is the inverse of its network's."""
+
+    turned: bool = False
 
 
 _PARTS: dict[str, Any] = {
@@ -269,13 +270,18 @@ _PARTS: dict[str, Any] = {
 }
 
 
-def kinds(table: Mapping[str, Any]) -> Callable[[type], Any]:
-    """What a layer of a class is on a way, for :func:`spread`; the table has it by class path."""
+def kinds(table: Mapping[str, Any], others: Mapping[Any, NetworkWay] | None = None) -> Callable[[type], Any]:
+    """What a layer of a class is on a way, for :func:`spread`; the table has it by class path.
+
+    Args:
+        others: accelerated layers by their method ``inverse``, besides those of this file.
+    """
+    accelerated = {inverse: NetworkWay(), **(others or {})}
 
     @by_class
     def kind_of(cls: type) -> Any:
-        if getattr(cls, "inverse", None) is inverse:
-            return NetworkWay  # it is accelerated
+        if getattr(cls, "inverse", None) in accelerated:
+            return accelerated[cls.inverse]  # type: ignore[attr-defined]
         return next((kind for path, kind in table.items() if differs(peer_class(cls), path) is None), None)
 
     return kind_of

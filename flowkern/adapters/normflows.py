@@ -11,15 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
+from flowkern.adapters.calls import fast
+from flowkern.adapters.coupling import CouplingSteps, MaskedCoupling, MaskSplit, Split, linear_maps
 from flowkern.adapters.library import Container, Layer, Library
-from flowkern.adapters.network import PeerNetwork, UnsupportedError, activation_of, affine, expect, parameter_of
+from flowkern.adapters.network import (
+    PeerNetwork,
+    UnsupportedError,
+    activation_of,
+    affine,
+    differs,
+    expect,
+    parameter_of,
+    stored,
+)
 from flowkern.adapters.nflows import (
     METHODS,
     NORM,
     PERMUTATION,
     SPLINE,
-    UNREAD_COUPLING,
     InverseWay,
+    NetworkWay,
     add_residual_block,
     context_width,
     evaluate,
@@ -35,7 +46,7 @@ from flowkern.adapters.reversible import reversibly
 from flowkern.adapters.run import Run, elementwise, permutation
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING
 from flowkern.adapters.state import own
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import Affine, UnivariateMap
 
 MADE = "normflows.nets.made."
 
@@ -73,6 +84,116 @@ def _read(layer: Any, features: int, map: UnivariateMap, order: Sequence[int] | 
     return network.finish(made)
 
 
+# -- couplings --------------------------------------------------------------------------------------------------------
+
+# Data to noise is forward here, as training takes it.
+
+
+def read_block(layer: Any) -> MaskedCoupling:
+    """Split, conditioner and map, merge."""
+    split, coupling, merge = layer.flows
+    expect(coupling, _AFFINE + "AffineCoupling", "coupling")
+    for part, name in ((split, "Split"), (merge, "Merge")):
+        expect(part, f"normflows.flows.reshape.{name}", name.lower())
+    if merge.mode != split.mode:
+        raise UnsupportedError(f"it splits by {split.mode!r} and merges by {merge.mode!r}")
+    linears, activation = _conditioner(coupling.param_map)
+    map, factors = _map(coupling)
+    first, last = (stored(linear, "weight") for linear in (linears[0], linears[-1]))
+    if first is None or last is None:
+        raise UnsupportedError("its network has no weights")
+    passing, transformed = first.shape[1], last.shape[0] // map.count
+    network = MaskedCoupling(_split(split.mode, passing, transformed), map, 0, linears, factors=factors)
+    network.activation = activation
+    network.finish(layer.flows)
+    return network
+
+
+def _map(coupling: Any) -> tuple[Affine, tuple[float, ...] | None]:
+    """From data to noise, and by what its parameters are multiplied."""
+    if not coupling.scale:
+        return Affine("none", "standardize"), None
+    if coupling.scale_map == "exp":
+        return Affine("exp", "standardize"), None
+    if coupling.scale_map == "sigmoid_inv":
+        return Affine("sigmoid", "standardize", (2.0, 0.0)), None
+    if coupling.scale_map == "sigmoid":
+        return Affine("sigmoid", "shift_scale", (2.0, 0.0)), (-1.0, 1.0)  # z = (x - t) s
+    raise UnsupportedError(f"its scale map is {coupling.scale_map!r}")
+
+
+def _split(mode: str, passing: int, transformed: int) -> Split:
+    """Which features of vectors pass, by the sizes of the conditioner: of odd numbers the first half has one more."""
+    features = passing + transformed
+    half = features - features // 2
+    first, second = range(half), range(half, features)
+    if mode == "channel":
+        found = first, second
+    elif mode == "channel_inv":
+        found = second, first
+    elif mode in ("checkerboard", "checkerboard_inv") and features % 2 == 0:
+        odd, even = range(1, features, 2), range(0, features, 2)
+        found = (even, odd) if mode.endswith("inv") else (odd, even)
+    else:
+        raise UnsupportedError(f"it splits {features} features by {mode!r}")
+    if (len(found[0]), len(found[1])) != (passing, transformed):
+        raise UnsupportedError(f"its network takes {passing} features and gives parameters of {transformed}, not halves")
+    return Split(*found)
+
+
+def _conditioner(module: Any) -> tuple[list[nn.Module], tuple[str, float | None]]:
+    """The linear maps of an MLP and the activation between each two."""
+    if differs(type(module), "normflows.nets.mlp.MLP") is None:
+        module = module.net
+    return linear_maps(module)
+
+
+def read_masked(layer: Any) -> CouplingSteps:
+    """Two networks, of the shift and of the scale, read the features of the mask and give parameters of all."""
+    networks = []
+    for name, map, given in (("t", Affine("none", "standardize"), (0,)), ("s", Affine("exp", "standardize"), (1,))):
+        module = getattr(layer, name)
+        if module is torch.zeros_like:
+            continue
+        linears, activation = _conditioner(module)
+        split = MaskSplit(layer, "b", _halves)
+        network = MaskedCoupling(split, map, 0, linears, layout="parameter_major", given=given, wide=True)
+        network.activation = activation
+        network.finish(module)
+        networks.append(network)
+    if not networks:
+        raise UnsupportedError("it has no network")
+    return CouplingSteps(networks)
+
+
+def _halves(mask: Tensor) -> tuple[Tensor, Tensor]:
+    if mask.dim() != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        raise UnsupportedError("its mask is none of vectors, or has values other than 0 and 1")
+    return mask[0].nonzero().flatten(), (mask[0] == 0).nonzero().flatten()
+
+
+def evaluate_coupling(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Data to noise."""
+    found: tuple[Tensor, Tensor] = type(layer).inverse(layer, x)
+    return found
+
+
+def coupling_forward(self: Any, z: Tensor) -> Any:
+    """Noise to data."""
+    return _rows(self, z, True) or own(self, "forward")(self, z)
+
+
+def coupling_inverse(self: Any, z: Tensor) -> Any:
+    """Data to noise."""
+    return _rows(self, z, False) or own(self, "inverse")(self, z)
+
+
+def _rows(layer: Any, z: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    return fast(layer, z, None, inverse) if isinstance(z, Tensor) and z.dim() == 2 else None
+
+
+_COUPLING = {"forward": coupling_forward, "inverse": coupling_inverse}
+
 # -- flows ------------------------------------------------------------------------------------------------------------
 
 
@@ -97,13 +218,15 @@ def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
 
 
 _FLOWS = "normflows.flows."
+_AFFINE = _FLOWS + "affine.coupling."
 _SPLINES = _FLOWS + "neural_spline."
 _PERMUTE = {
     _FLOWS + "mixing.Permute": _permute,
     _SPLINES + "wrapper.AutoregressiveRationalQuadraticSpline": InverseWay("mprqat"),
 }
-_CONSTANT = {_FLOWS + "normalization.ActNorm": _act_norm, _FLOWS + "affine.coupling.AffineConstFlow": _constant}
-_KINDS = {False: kinds(_PERMUTE | _CONSTANT), True: kinds(_PERMUTE)}  # with a context, which the constant ones do not take
+_CONSTANT = {_FLOWS + "normalization.ActNorm": _act_norm, _AFFINE + "AffineConstFlow": _constant}
+# With a context, which constant layers and couplings do not take.
+_KINDS = {False: kinds(_PERMUTE | _CONSTANT, {coupling_inverse: NetworkWay(turned=True)}), True: kinds(_PERMUTE)}
 
 
 class _Flow:
@@ -239,14 +362,14 @@ NORMFLOWS = Library(
     layers={
         "normflows.flows.affine.autoregressive.MaskedAffineAutoregressive": Layer(read, evaluate, METHODS),
         _SPLINES + "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Layer(read_spline, evaluate, METHODS),
+        _AFFINE + "AffineCouplingBlock": Layer(read_block, evaluate_coupling, _COUPLING),
+        _AFFINE + "MaskedAffineFlow": Layer(read_masked, evaluate_coupling, _COUPLING),
         _SPLINES + "coupling.PiecewiseRationalQuadraticCoupling": SPLINE_COUPLING,
         _SPLINES + "coupling.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
     },
     left_alone={
         "normflows.flows.affine.autoregressive.Autoregressive": SPLINE,
-        "normflows.flows.affine.coupling.AffineCoupling": UNREAD_COUPLING,
-        "normflows.flows.affine.coupling.AffineCouplingBlock": UNREAD_COUPLING,
-        "normflows.flows.affine.coupling.MaskedAffineFlow": UNREAD_COUPLING,
+        _AFFINE + "AffineCoupling": "outside of an AffineCouplingBlock it takes a list of two parts, which no operator does",
         "normflows.flows.normalization.BatchNorm": NORM,
         "normflows.flows.normalization.ActNorm": NORM,
         "normflows.flows.mixing.Permute": PERMUTATION,

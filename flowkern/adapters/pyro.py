@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions.utils import _sum_rightmost
 
 from flowkern import ops
-from flowkern.adapters.calls import arguments_in_chain, checked, fast
+from flowkern.adapters.calls import checked, fast, steps_in_chain
+from flowkern.adapters.coupling import MaskedCoupling, Split
 from flowkern.adapters.library import Container, Layer, Library, container_of
 from flowkern.adapters.network import (
     Linear,
@@ -25,13 +26,14 @@ from flowkern.adapters.network import (
     expect,
     spline,
 )
-from flowkern.adapters.nflows import NORM, PERMUTATION, UNREAD_COUPLING
+from flowkern.adapters.nflows import NORM, PERMUTATION
 from flowkern.adapters.reversible import ReversibleRun, Stack, recording
 from flowkern.adapters.run import elementwise, joinable, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
 from flowkern.univariate import UnivariateMap
 
 NETS = "pyro.nn.auto_reg_nn."
+DENSE = "pyro.nn.dense_nn."
 TRANSFORMS = "pyro.distributions.transforms."
 ASIDE = ("_call", "_inverse")  # attributes of a stable transform, which hold its _call_stable and _inverse_stable
 
@@ -49,6 +51,16 @@ def read(layer: Any) -> PeerNetwork:
 def _network(arn: Any) -> Any:
     """The network of a layer with its context, or without one."""
     return arn.func if isinstance(arn, functools.partial) else arn
+
+
+def _asked(layer: Any) -> Any:
+    """What a layer calls: its network, or with a context a partial function of it."""
+    return layer.nn if "split_dim" in vars(layer) else layer.arn
+
+
+def _context(layer: Any) -> Any:
+    asked = _asked(layer)
+    return asked.keywords["context"] if isinstance(asked, functools.partial) else None
 
 
 def read_conditional(layer: Any) -> PeerNetwork:
@@ -110,11 +122,15 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
     return y, layer.log_abs_det_jacobian(x, y)
 
 
-def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
-    context = self.arn.keywords["context"] if isinstance(self.arn, functools.partial) else None
+def _served(self: Any, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    context = _context(self)
     if context is not None:
         context = context.expand(*value.shape[:-1], context.shape[-1])  # as the network does it
-    found = fast(self, value, context, inverse)
+    return fast(self, value, context, inverse)
+
+
+def _serve(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
+    found = _served(self, value, inverse)
     if found is None:
         return own(self, name + "_stable" if getattr(self, "stable", False) else name)(self, value)
     # log_abs_det_jacobian sums what is cached over its last dimension.
@@ -133,13 +149,71 @@ def _inverse(self: Any, y: Tensor) -> Tensor:
     return _serve(self, y, True, "_inverse")
 
 
+def read_coupling(layer: Any) -> PeerNetwork:
+    """layers[i] and one activation between them; the context's columns come first; parameters are (means, log-scales)."""
+    if layer.dim != -1:
+        raise UnsupportedError(f"it splits along dimension {layer.dim}: only vectors have an operator")
+    return _read_coupling(_network(layer.nn), layer.split_dim, layer.log_scale_min_clip, layer.log_scale_max_clip)
+
+
+def read_conditional_coupling(layer: Any) -> PeerNetwork:
+    """The same for the twin that makes a transform for each context."""
+    options = {"dim": -1, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0, **layer.kwargs}
+    if options["dim"] != -1:
+        raise UnsupportedError(f"it splits along dimension {options['dim']}: only vectors have an operator")
+    return _read_coupling(layer.nn, layer.split_dim, options["log_scale_min_clip"], options["log_scale_max_clip"])
+
+
+def _read_coupling(net: Any, split_dim: int, low: float, high: float) -> PeerNetwork:
+    """From event to base, as training takes it."""
+    net = expect(net, DENSE + ("ConditionalDenseNN" if getattr(net, "context_dim", 0) else "DenseNN"), "network")
+    sizes = list(net.param_dims)
+    if len(sizes) != 2 or sizes[0] != sizes[1]:
+        raise UnsupportedError(f"its network has parameters of sizes {sizes}, expected two of one size")
+    split = Split(range(split_dim), range(split_dim, split_dim + sizes[0]))
+    map = affine("clamped_exp", "standardize", low, high)
+    linears = [expect(m, "torch.nn.modules.linear.Linear", "linear map") for m in net.layers]
+    network = MaskedCoupling(split, map, net.context_dim, linears, layout="parameter_major", context_first=True)
+    network.activation = activation_of(net.f)
+    return network.finish(net)
+
+
+def evaluate_coupling(layer: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Event to base."""
+    if context is not None and hasattr(layer, "condition"):
+        layer = layer.condition(context)
+    elif context is not None:
+        layer.nn = functools.partial(layer.nn.func, context=context)
+    x = layer.inv(y)
+    return x, -layer.log_abs_det_jacobian(x, y)
+
+
+def _coupling_call(self: Any, x: Tensor) -> Tensor:
+    """Base to event."""
+    return _serve_coupling(self, x, True, "_call")
+
+
+def _coupling_inverse(self: Any, y: Tensor) -> Tensor:
+    """Event to base."""
+    return _serve_coupling(self, y, False, "_inverse")
+
+
+def _serve_coupling(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
+    found = _served(self, value, inverse)
+    if found is None:
+        theirs: Tensor = own(self, name)(self, value)
+        return theirs
+    self._cached_log_scale = (found[1] if inverse else -found[1]).unsqueeze(-1)
+    return found[0]
+
+
 def condition(self: Any, context: Tensor) -> Any:
     """The transform for a context, accelerated like this one."""
     transform, state = own(self, "condition")(self, context), state_of(self)
     if torch.compiler.is_compiling():
         return transform  # nothing is read, checked or made anew while a graph is made
     if checked(self) and state is not None:
-        attach(transform, SPLINES if state.layer is CONDITIONAL_SPLINES else AFFINE, None, state.network)
+        attach(transform, {id(conditional): plain for conditional, plain in _PLAIN}[id(state.layer)], None, state.network)
     return transform
 
 
@@ -158,6 +232,15 @@ SPLINES = Layer(
     caches=("_inv", "_cached_x_y", "_cache_log_detJ"),
 )
 CONDITIONAL_SPLINES = Layer(read_conditional_spline, evaluate, {"condition": condition})
+COUPLING = Layer(
+    read_coupling,
+    evaluate_coupling,
+    {"_call": _coupling_call, "_inverse": _coupling_inverse},
+    caches=("_inv", "_cached_x_y", "_cached_log_scale"),
+)
+CONDITIONAL_COUPLING = Layer(read_conditional_coupling, evaluate_coupling, {"condition": condition})
+_PLAIN = (CONDITIONAL, AFFINE), (CONDITIONAL_SPLINES, SPLINES), (CONDITIONAL_COUPLING, COUPLING)  # what it makes for a context
+
 # -- distributions ----------------------------------------------------------------------------------------------------
 
 # Transforms from base to event, each with its cache. Of a distribution all join, or none: what is between two of them is
@@ -207,10 +290,15 @@ _KINDS = {
 }
 
 
+_NETWORKS = ("network", "coupling")
+
+
 @by_class
 def _kind(cls: type) -> str | None:
     if getattr(cls, "_call", None) is _call:
         return "network"  # it is accelerated
+    if getattr(cls, "_call", None) is _coupling_call:
+        return "coupling"  # likewise, and forward is from event to base
     if class_path(cls) == "pyro.distributions.torch_transform.ComposeTransformModule":
         return "composed"
     if cls is torch.distributions.transforms._InverseTransform:
@@ -218,11 +306,15 @@ def _kind(cls: type) -> str | None:
     return next((kind for path, kind in _KINDS.items() if differs(cls, path) is None), None)
 
 
-def _step(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | None) -> ops.Step | None:
+def _steps(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | None) -> list[ops.Step] | None:
+    if kind in _NETWORKS:
+        return steps_in_chain(transform, x, context, back != (kind == "coupling"), False)
+    step = _step(transform, kind, back, x)
+    return None if step is None else [step]
+
+
+def _step(transform: Any, kind: str, back: bool, x: Tensor) -> ops.Step | None:
     features = x.shape[-1]
-    if kind == "network":
-        arguments = arguments_in_chain(transform, x, context, back, False)
-        return None if arguments is None else ops.NetworkStep(back, arguments)
     if kind == "permutation":
         return permutation(transform.permutation, back, features) if transform.dim == -1 else None
     if kind == "affine":
@@ -236,9 +328,7 @@ def _step(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | No
 
 def _context_of(way: list[tuple[Any, str, bool]], x: Tensor) -> Any:
     """The one context of all networks, expanded as each does it; False where they have several."""
-    found = [
-        t.arn.keywords["context"] if isinstance(t.arn, functools.partial) else None for t, kind, _ in way if kind == "network"
-    ]
+    found = [_context(t) for t, kind, _ in way if kind in _NETWORKS]
     if not found or any(c is not found[0] for c in found):
         return False
     return found[0] if found[0] is None else found[0].expand(*x.shape[:-1], found[0].shape[-1])
@@ -263,12 +353,13 @@ def _reversibly(way: list[tuple[Any, str, bool]], x: Tensor, stack: Stack, back:
     """All transforms in turn, each of which rebuilds its input. Their caches hold nothing afterwards."""
 
     def module_of(part: Any) -> Any:
-        return _network(part[0].arn) if part[2] == "network" else part[0]  # not what was made for one context
+        return _network(_asked(part[0])) if part[2] in _NETWORKS else part[0]  # not what was made for one context
 
     def given(part: Any) -> list[Tensor]:
         transform, _, kind = part
-        if kind == "network":
-            held = transform.arn.keywords if isinstance(transform.arn, functools.partial) else {}
+        if kind in _NETWORKS:
+            asked = _asked(transform)
+            held = asked.keywords if isinstance(asked, functools.partial) else {}
         else:
             held = {} if isinstance(transform, torch.nn.Module) else vars(transform)
         return [t for t in held.values() if isinstance(t, Tensor)]
@@ -276,8 +367,8 @@ def _reversibly(way: list[tuple[Any, str, bool]], x: Tensor, stack: Stack, back:
     run = ReversibleRun(stack, x, given, _call_alone, back, module_of)
     for transform, kind, turned in way:
         part = transform, turned, kind
-        if kind == "network":
-            run.network(transform, turned, part)
+        if kind in _NETWORKS:
+            run.network(transform, turned != (kind == "coupling"), part)
         else:
             run.add(None, part)
     return run.end()
@@ -302,12 +393,15 @@ def _chain(
     context = _context_of(way, x)
     if context is False:
         return None
-    steps = [_step(transform, kind, back, x, context) for transform, kind, back in way]
-    if any(step is None for step in steps):
-        return None
+    steps: list[ops.Step] = []
+    for transform, kind, back in way:
+        found = _steps(transform, kind, back, x, context)
+        if found is None:
+            return None
+        steps += found
     if ends is None:
-        return ops.autoregressive_chain(x, steps, context)  # type: ignore[arg-type]
-    return ops.autoregressive_chain(x, [*steps, ops.ElementwiseStep(True, *ends)], context, "output")  # type: ignore[list-item]
+        return ops.autoregressive_chain(x, steps, context)
+    return ops.autoregressive_chain(x, [*steps, ops.ElementwiseStep(True, *ends)], context, "output")
 
 
 def _remember(distribution: Any, way: list[tuple[Any, str, bool]], value: Tensor, log_prob: Callable[[], Tensor]) -> None:
@@ -425,12 +519,12 @@ PYRO = Library(
     layers={
         TRANSFORMS + "affine_autoregressive.AffineAutoregressive": AFFINE,
         TRANSFORMS + "affine_autoregressive.ConditionalAffineAutoregressive": CONDITIONAL,
+        TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
+        TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": CONDITIONAL_COUPLING,
         TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINES,
         TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": CONDITIONAL_SPLINES,
     },
     left_alone={
-        TRANSFORMS + "affine_coupling.AffineCoupling": UNREAD_COUPLING,
-        TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": UNREAD_COUPLING,
         TRANSFORMS + "neural_autoregressive.NeuralAutoregressive": "it has no inverse",
         TRANSFORMS + "batchnorm.BatchNorm": NORM,
         TRANSFORMS + "permute.Permute": PERMUTATION,

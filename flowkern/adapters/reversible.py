@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern.adapters.calls import arguments_in_chain
+from flowkern.adapters.calls import steps_in_chain
 from flowkern.adapters.conditioners import Log, ManyCallsError, Once, conditioners_of, forwards, graph_of
-from flowkern.adapters.library import Container, Library
 from flowkern.adapters.run import joinable
 from flowkern.adapters.state import Held, own, state_of
 from flowkern.nn import reversible
@@ -83,10 +82,9 @@ class PeerLayer(Unconditional):
     def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         if self.network is not None and joinable(output):
             seen = self.given[0] if self.given else None
-            arguments = arguments_in_chain(self.part[0], output, seen, self.network, False)
-            found = None if arguments is None else rebuilt(ops.NetworkStep(self.network, arguments), output, seen)
-            if found is not None:
-                return found
+            match steps_in_chain(self.part[0], output, seen, self.network, False):
+                case [ops.NetworkStep() as step] if (found := rebuilt(step, output, seen)) is not None:
+                    return found
         try:
             if self.conditioners:
                 return self._rebuild_with_conditioners(output.contiguous())
@@ -345,7 +343,7 @@ class _Joined:
         return run.end()
 
 
-class _View:
+class View:
     """A container for its own methods, with other lists of layers."""
 
     def __init__(self, container: Any, **lists: Any) -> None:
@@ -380,115 +378,8 @@ def reversibly(
                 lists = [[_Joined(stack.at(i), list(each), spread)] if len(each) else [] for i, each in enumerate(layers)]
             else:
                 lists = [_Joined(stack, list(layers), spread)]
-            return own(self, name)(_View(self, **{attribute: lists}), *args, **named)
+            return own(self, name)(View(self, **{attribute: lists}), *args, **named)
 
         return functools.wraps(otherwise)(method) if otherwise is not None else method
 
     return {name: made(name) for name in {**dict.fromkeys(names), **(joined or {})}}
-
-
-# -- FrEIA ------------------------------------------------------------------------------------------------------------
-
-
-def _freia_call(jac: bool, conditions: Callable[[Any], Sequence[Tensor]]) -> Call:
-    """Its modules take tuples. Those of wavelets write into what they are given, so each is given a copy."""
-
-    def call(part: Any, x: Tensor) -> tuple[Any, Any]:
-        module, back, *_ = part
-        c = conditions(part)
-        (y, *more), log_det = module((x.clone(),), **({"c": c} if c else {}), rev=back, jac=jac)
-        return ([y, *more] if more else y), log_det
-
-    return call
-
-
-def _sequence_forward(self: Any, x_or_z: Any, c: Any = None, rev: bool = False, jac: bool = True) -> Any:
-    """SequenceINN: every module has one input and one output, and at most one of the conditions."""
-    stack, x = recording(self), x_or_z if isinstance(x_or_z, Tensor) else x_or_z[0]
-    modules = list(self.module_list)
-    if stack is None or not modules or not isinstance(c, (list, tuple, type(None))):
-        return own(self, "forward")(self, x_or_z, c, rev, jac)
-
-    def conditions(part: Any) -> Sequence[Tensor]:
-        condition = self.conditions[part[2]]
-        return [] if condition is None or c is None else [c[condition]]
-
-    run = ReversibleRun(stack, x, conditions, _freia_call(jac, conditions), rev)
-    for i in range(len(modules))[:: -1 if rev else 1]:
-        run.add(None, (modules[i], rev, i))
-    y, log_det = run.end()
-    return ((y,) if self.force_tuple_output else y), log_det
-
-
-class _Chain:
-    """Nodes of a GraphINN one after another, in the place of the last of them, as its own loop takes nodes.
-
-    Args:
-        stack: of the graph.
-        nodes: in the order in which they run.
-        rev: whether that is backwards.
-    """
-
-    def __init__(self, stack: Stack, nodes: list[Any], rev: bool) -> None:
-        self.stack, self.nodes, self.last = stack, nodes, nodes[-1]
-        first, last = (nodes[-1], nodes[0]) if rev else (nodes[0], nodes[-1])
-        self.first, self.inputs, self.outputs = first, first.inputs, last.outputs
-        self.conditions = [node for inner in nodes for node in inner.conditions]
-
-    def module(self, x: tuple[Tensor], c: Sequence[Tensor] = (), rev: bool = False, jac: bool = True) -> Any:
-        """What the module of a node does."""
-        starts = list(itertools.accumulate((len(node.conditions) for node in self.nodes), initial=0))
-
-        def conditions(part: Any) -> Sequence[Tensor]:
-            return c[starts[part[2]] : starts[part[2] + 1]]
-
-        run = ReversibleRun(self.stack.at(self.first), x[0], conditions, _freia_call(jac, conditions), rev)
-        for i, node in enumerate(self.nodes):
-            run.add(None, (node.module, rev, i))
-        y, log_det = run.end()
-        return (y,), log_det
-
-    def __hash__(self) -> int:
-        return hash(self.last)
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other is self.last
-
-    def __repr__(self) -> str:
-        return " -> ".join(map(repr, self.nodes))
-
-
-def _graph_forward(
-    self: Any,
-    x_or_z: Any,
-    c: Any = None,
-    rev: bool = False,
-    jac: bool = True,
-    intermediate_outputs: bool = False,
-    x: Any = None,
-) -> Any:
-    """GraphINN: nodes with one input and one output are joined with the node before; all others are the library's."""
-    stack = None if intermediate_outputs else recording(self)
-    if stack is None:
-        return own(self, "forward")(self, x_or_z, c, rev, jac, intermediate_outputs, x)
-    nodes: list[Any] = []
-    ends: dict[Any, _Chain] = {}  # by their last node
-    for node in self.node_list[:: -1 if rev else 1]:
-        if node.module is None or len(node.inputs) != 1 or len(node.outputs) != 1:
-            nodes.append(node)
-            continue
-        chain = ends.pop((node.outputs if rev else node.inputs)[0][0], None)
-        members = [node] if chain is None else [*chain.nodes, node]
-        joined = ends[node] = _Chain(stack, members, rev)
-        if chain is None:
-            nodes.append(joined)
-        else:
-            nodes[next(i for i, each in enumerate(nodes) if each is chain)] = joined
-    return own(self, "forward")(_View(self, node_list=nodes[:: -1 if rev else 1]), x_or_z, c, rev, jac, False, x)
-
-
-FREIA_CONTAINERS = {
-    "FrEIA.framework.sequence_inn.SequenceINN": Container({"forward": _sequence_forward}, joins=False, stacks=True),
-    "FrEIA.framework.graph_inn.GraphINN": Container({"forward": _graph_forward}, joins=False, stacks=True),
-}
-FREIA = Library(name="FrEIA", tested=("0.2", "0.3"), containers=FREIA_CONTAINERS)

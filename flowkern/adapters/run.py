@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from flowkern import ops
 from flowkern._tensors import outside_modes, version
-from flowkern.adapters.calls import arguments_in_chain
+from flowkern.adapters.calls import steps_in_chain
 from flowkern.backends import exporting
 
 _DTYPES = (torch.float32, torch.float64)
@@ -68,12 +68,12 @@ class Run:
 
     def network(self, layer: Any, inverse: bool, name: Any = None) -> None:
         """An accelerated layer; ``name``: what ``alone`` knows it by, if not by itself."""
-        arguments = arguments_in_chain(layer, self.x, self.context, inverse, self._networks)
-        if arguments is None:
+        steps = steps_in_chain(layer, self.x, self.context, inverse, self._networks)
+        if steps is None:
             self.add(None, layer if name is None else name)
             return
-        self._steps.append(ops.NetworkStep(inverse, arguments))
-        self._layers.append(layer if name is None else name)
+        self._steps += steps
+        self._layers += [layer if name is None else name] * len(steps)
         self._networks = True
 
     def add(self, step: ops.Step | None, layer: Any = None) -> None:

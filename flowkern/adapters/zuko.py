@@ -14,7 +14,7 @@ from torch.distributions.utils import _standard_normal, _sum_rightmost
 
 from flowkern import ops
 from flowkern.adapters.calls import fast
-from flowkern.adapters.coupling import Conditioner, CouplingNetwork, MaskedCoupling, coupled
+from flowkern.adapters.coupling import Conditioner, CouplingNetwork, MaskedCoupling, MaskSplit, coupled
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
@@ -168,7 +168,8 @@ def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
     map = _univariate(layer)
     if not isinstance(map, Affine):
         raise UnsupportedError("its univariate map is a spline: only affine couplings have an operator here")
-    parts = CouplingNetwork(layer, "mask", lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()), map, ASKED)
+    split = MaskSplit(layer, "mask", lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()))
+    parts = CouplingNetwork(layer, split, map, ASKED)
     modules = list(layer.hyper)
     linears, between = modules[::2], modules[1::2]
     plain = differs(type(layer.hyper), "zuko.nn.MLP") is None and all(
@@ -177,7 +178,7 @@ def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
     if not plain or len(linears) != len(between) + 1 or any(m.weight.dim() > 2 for m in linears):
         return parts
     try:
-        network = MaskedCoupling(parts, linears[0].weight.shape[1] - len(parts.passing), linears)
+        network = MaskedCoupling(split, map, linears[0].weight.shape[1] - len(split.passing), linears, parts=parts)
         network.activation = activation_of(*between)
         network.finish(layer.hyper)
     except UnsupportedError:

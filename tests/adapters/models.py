@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peers import settle
+from peers import freia_subnet, settle
 from torch import Tensor, nn
 
 Use = Callable[[Any, Tensor, Tensor | None], tuple[Tensor, ...]]
@@ -212,7 +212,18 @@ def normflows_flow(context: int = 0, made: str = "maf", joined: int = 1) -> Mode
         flows: list[Any] = []
         for mode in ("shuffle", "swap", "shuffle"):
             flows += [nf.flows.MaskedAffineAutoregressive(5, 24, **options), nf.flows.Permute(5, mode)]
-        if made == "norms":
+        if made == "couplings":
+            mask = torch.tensor([1.0, 0, 0, 1, 0])
+            networks = [
+                nn.Sequential(nn.Linear(i, 16), nn.Tanh(), nn.Linear(16, o)) for i, o in ((3, 4), (5, 5), (5, 5), (2, 6))
+            ]
+            flows = [
+                nf.flows.AffineCouplingBlock(networks[0]),
+                nf.flows.Permute(5, "swap"),
+                nf.flows.MaskedAffineFlow(mask, *networks[1:3]),
+                nf.flows.AffineCouplingBlock(networks[3], scale_map="sigmoid", split_mode="channel_inv"),
+            ]
+        if made in ("norms", "couplings"):
             norm = nf.flows.ActNorm(5)
             norm.data_dep_init_done.fill_(1)
             flows += [norm, nf.flows.affine.coupling.AffineConstFlow(5, scale=False)]
@@ -262,7 +273,14 @@ def pyro_flow(context: int = 0, made: str = "iaf") -> Model:
             found = settle(t.affine_autoregressive(5, [16, 16], **options)).double()
             return found.inv if inverse else found
 
+        def coupling() -> Any:
+            if context:
+                return settle(t.conditional_affine_coupling(5, context, [16])).double()
+            return settle(t.affine_coupling(5, [16])).double()
+
         layers = [layer(), layer(stable=True), t.Permute(torch.tensor([3, 0, 4, 1, 2])), layer()]
+        if made == "couplings":
+            layers[1:2] = [coupling(), coupling()]
         if made == "norms":
             norm = settle(t.BatchNorm(5)).double()
             norm.moving_mean.normal_(0, 0.3)
@@ -281,7 +299,60 @@ def pyro_flow(context: int = 0, made: str = "iaf") -> Model:
     return Model(make, 5, context, PYRO)
 
 
+# -- FrEIA ------------------------------------------------------------------------------------------------------------
+
+FREIA: dict[str, Use] = {
+    "forward": lambda m, x, c: m(x, c=c if c is None else [c]),
+    "backward": lambda m, x, c: m(x, c=c if c is None else [c], rev=True),
+}
+
+
+def freia_sequence() -> Model:
+    def make() -> Any:
+        import FrEIA.modules as modules
+        from FrEIA.framework import SequenceINN
+
+        sequence = SequenceINN(5)
+        for name in (
+            "NICECouplingBlock",
+            "PermuteRandom",
+            "GLOWCouplingBlock",
+            "ActNorm",
+            "AllInOneBlock",
+            "RNVPCouplingBlock",
+        ):
+            clamp = {"clamp_activation": "TANH"} if name[0] in "GR" else {}
+            options = {"subnet_constructor": freia_subnet, **clamp} if name.endswith("Block") else {}
+            sequence.append(getattr(modules, name), **options)
+        sequence.module_list[3].init_on_next_batch = False
+        return settle(sequence).double()
+
+    return Model(make, 5, 0, FREIA)
+
+
+def freia_graph() -> Model:
+    """With conditions."""
+
+    def make() -> Any:
+        import FrEIA.modules as modules
+        from FrEIA.framework import ConditionNode, GraphINN, InputNode, Node, OutputNode
+
+        condition = ConditionNode(3)
+        nodes = [InputNode(5)]
+        for name in ("NICECouplingBlock", "AllInOneBlock", "GLOWCouplingBlock"):
+            clamp = {"clamp_activation": "TANH"} if name[0] == "G" else {}
+            options = {"subnet_constructor": freia_subnet, **clamp}
+            nodes.append(Node(nodes[-1], getattr(modules, name), options, conditions=condition))
+        return settle(GraphINN([*nodes, condition, OutputNode(nodes[-1])])).double()
+
+    return Model(make, 5, 3, FREIA)
+
+
 MODELS = {
+    "FrEIA: sequence": freia_sequence(),
+    "FrEIA: graph": freia_graph(),
+    "pyro: couplings": pyro_flow(3, made="couplings"),
+    "normflows: couplings": normflows_flow(made="couplings"),
     "pyro: IAF": pyro_flow(),
     "pyro: norms": pyro_flow(made="norms"),
     "pyro: another base": pyro_flow(made="another base"),

@@ -28,7 +28,8 @@ class Peer:
 def settle(model: nn.Module) -> nn.Module:
     """Weights that are not at their initial zeros, statistics that are not those of a new batch norm; evaluation mode."""
     for p in model.parameters():
-        p.data += 0.05 * torch.randn_like(p)
+        if p.requires_grad:  # others are no weights
+            p.data += 0.05 * torch.randn_like(p)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm1d):
             m.running_mean.normal_(0, 0.3)
@@ -185,6 +186,32 @@ def normflows_spline(name: str, context: int = 0, **options: Any) -> Peer:
     return Peer(make, 5, context, pair_inverse, pair_forward)  # its forward is from noise to data
 
 
+def normflows_coupling(features: int = 5, **options: Any) -> Peer:
+    def make() -> Any:
+        import normflows as nf
+
+        passing = features // 2
+        network = nf.nets.MLP([passing, 20, 16, 2 * (features - passing)], leaky=1.0)  # whose derivative does not jump
+        return settle(nf.flows.AffineCouplingBlock(network, **options))
+
+    return Peer(make, features, 0, pair_inverse, pair_forward)
+
+
+def normflows_masked(mask: list[float]) -> Peer:
+    def make() -> Any:
+        import normflows as nf
+
+        networks = [nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 5)) for _ in range(2)]
+        return settle(nf.flows.MaskedAffineFlow(torch.tensor(mask), *networks))
+
+    return Peer(make, 5, 0, pair_inverse, pair_forward)
+
+
+COUPLINGS = {
+    "normflows: coupling": normflows_coupling(split_mode="channel_inv", scale_map="sigmoid"),
+    "normflows: coupling, its inverse": normflows_coupling(6, split_mode="checkerboard", scale_map="sigmoid_inv"),
+    "normflows: masked": normflows_masked([1, 0, 0, 1, 0]),
+}
 SPLINES = {
     "nflows: spline coupling": nflows_coupling("nflows", 3),
     "nflows: spline coupling, both halves": nflows_coupling("nflows", apply_unconditional_transform=True),
@@ -246,7 +273,22 @@ def pyro_layer(context: int = 0, skip: bool = False, activation: Any = None, **o
     return Peer(make, 6, context, pyro_forward, pyro_inverse)
 
 
+def pyro_coupling(context: int = 0, **options: Any) -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import AffineCoupling, ConditionalAffineCoupling
+        from pyro.nn import ConditionalDenseNN, DenseNN
+
+        if context:
+            net = ConditionalDenseNN(2, context, [20, 24], [4, 4], nn.Tanh())
+            return settle(ConditionalAffineCoupling(2, net, **options))
+        return settle(AffineCoupling(4, DenseNN(4, [20], [2, 2], nn.Tanh()), **options))
+
+    return Peer(make, 6, context, pyro_forward, pyro_inverse)
+
+
 PYRO = {
+    "two parts": pyro_coupling(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),
+    "two parts, context": pyro_coupling(3),
     "default": pyro_layer(),
     "relu": pyro_layer(activation=nn.ReLU()),
     "clamped": pyro_layer(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),
@@ -260,6 +302,41 @@ PYRO = {
     "spline, context": pyro_spline(3),
 }
 
+# -- FrEIA ------------------------------------------------------------------------------------------------------------
+
+
+def freia_forward(model: Any, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model(x, c=None if c is None else [c])
+
+
+def freia_inverse(model: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return model(z, c=None if c is None else [c], rev=True)
+
+
+def freia_subnet(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 20), nn.Tanh(), nn.Linear(20, outputs))
+
+
+def freia_block(name: str, context: int = 0, **options: Any) -> Peer:
+    """In a sequence, without which it is not called by the operators."""
+
+    def make() -> Any:
+        import FrEIA.framework
+        import FrEIA.modules
+
+        sequence = FrEIA.framework.SequenceINN(5)
+        given = {"cond": 0, "cond_shape": (context,)} if context else {}
+        sequence.append(getattr(FrEIA.modules, name), subnet_constructor=freia_subnet, **given, **options)
+        return settle(sequence)
+
+    return Peer(make, 5, context, freia_forward, freia_inverse)
+
+
+FREIA = {
+    "all in one, context": freia_block("AllInOneBlock", 3, global_affine_type="SIGMOID", affine_clamping=1.3),
+    "RealNVP": freia_block("RNVPCouplingBlock", clamp_activation="SIGMOID", clamp=1.5),
+}
+
 PEERS = {
     **{f"zuko: {name}": peer for name, peer in ZUKO.items()},
     **{f"nflows: {name}": peer for name, peer in {**made_layers(*NFLOWS), **contextual(*NFLOWS)}.items()},
@@ -270,5 +347,7 @@ PEERS = {
     "normflows: context": contextual(*NORMFLOWS)["context"],
     "normflows: batch norm, context": contextual(*NORMFLOWS)["batch norm, context"],
     **{f"pyro: {name}": peer for name, peer in PYRO.items()},
+    **{f"FrEIA: {name}": peer for name, peer in FREIA.items()},
+    **COUPLINGS,
     **SPLINES,
 }

@@ -453,3 +453,26 @@ def test_the_split_of_a_coupling_is_followed(normalize: bool) -> None:
         assert fk.explain(layer).rows[0][2] == "accelerated"
         for each in (layer, twin):
             each.mask.logical_not_()
+
+
+@pytest.mark.parametrize("name", ["normflows: masked", "FrEIA: all in one, context", "pyro: two parts"])
+def test_splits_permutations_and_clips_are_followed(name: str) -> None:
+    """A checkpoint brings its own mask, or its own permutation; a clip is a number on the layer."""
+    pytest.importorskip(name.split(":")[0])
+    peer = PEERS[name]
+    layer, other = peer.make(), peer.make()
+    twin = copy.deepcopy(layer)
+    fk.accelerate(layer)
+    x, c = torch.randn(4, peer.features), torch.randn(4, peer.context) if peer.context else None
+    peer.forward(layer, x.clone(), c)  # Pyro remembers what it gave for x
+    with torch.no_grad():
+        if "masked" in name:
+            other.b.copy_(1 - other.b)
+        for model in (layer, twin):
+            model.load_state_dict(other.state_dict())
+            if "pyro" in name:
+                model.log_scale_max_clip = 0.02
+        for direction in (peer.forward, peer.inverse):
+            torch.testing.assert_close(direction(layer, x, c), direction(twin, x, c), rtol=1e-4, atol=1e-5)
+    assert status(layer).startswith("accelerated")
+    assert "to be checked" not in status(layer)

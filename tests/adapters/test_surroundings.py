@@ -258,6 +258,16 @@ def test_zuko_compiled_whole_before_any_call(direction: str, monkeypatch: pytest
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", ["normflows: coupling", "normflows: masked"])
+def test_couplings_compiled_whole_before_any_call(name: str) -> None:
+    pytest.importorskip("normflows")
+    layer, x = PEERS[name].make(), torch.randn(4, 5)
+    twin = copy.deepcopy(layer)
+    fk.accelerate(layer)
+    assert_same(torch.compile(lambda x: layer.inverse(x), fullgraph=True, backend="eager")(x), twin.inverse(x))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("change", ["first use", "masks touched", "structure"])
 def test_what_must_be_read_or_checked_under_a_transform_is_put_off(change: str) -> None:
     layer, x = fk.accelerate(nflows_layer()), torch.randn(4, 5)
