@@ -327,7 +327,8 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
         dataset = data.load(made.data, made.training["seed"], **made.loading())
         context = data.context_encoding(dataset)
         model = _built(made, dataset, teacher, context)
-        encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
+        keep = getattr(model, "circular", ())
+        encoding = data.encoding(dataset, model.levels, made.data_options["margin"], keep)
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
     if model.conditional and context is None:

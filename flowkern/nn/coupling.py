@@ -18,8 +18,9 @@ from flowkern.nn.activations import activation_layer
 from flowkern.nn.checks import blame, event_of, flat
 from flowkern.nn.convolutional import ConvNet
 from flowkern.nn.log_det import show_context
+from flowkern.nn.periodic import PeriodicMLP, circular_features, circular_map
 from flowkern.nn.transform import Transform
-from flowkern.univariate import UnivariateMap, affine_map, check_map
+from flowkern.univariate import RationalQuadratic, UnivariateMap, affine_map, check_map
 
 MASKS = ("halves", "alternating", "checkerboard")
 
@@ -51,6 +52,8 @@ class Coupling(Transform):
             to the parameters (..., count m) of the transformed ones, all that are parameter 0 of the map first. Of images:
             from (batch, channels seen, height, width) to (batch, channels transformed m, height, width), where all
             channels are seen, twice with the mask's, and transformed if the mask is not one of channels.
+        circular: which features of vectors are circular, as in :class:`MaskedAutoregressive`; the network, which is made here,
+            sees their cosine and sine.
 
     Raises:
         ValueError: for impossible sizes, unknown names, or a mask that transforms no feature or all of them.
@@ -86,13 +89,18 @@ class Coupling(Transform):
         swap: bool = False,
         activation: str = "relu",
         network: nn.Module | None = None,
+        circular: bool | Sequence[int] = (),
     ) -> None:
         super().__init__()
         event, context = event_of(features, 2), whole_number("context", context, 0)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self._event_shape, self.features, self.context = event, event.numel(), context
-        self.map = check_map(map)
+        self.map, places = check_map(map), circular_features(circular, self.features)
+        if places:
+            if len(event) > 1 or network is not None:
+                raise ValueError("circular: expected features of vectors, and no network, which would not know of them")
+            self.map = circular_map(self.map)
         chosen = _transformed(mask, event) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, self.features):
@@ -104,6 +112,8 @@ class Coupling(Transform):
         inputs, outputs = self._channels()
         if network is None and len(event) > 1:
             network = ConvNet(inputs + context, outputs, hidden, activation)
+        if places:
+            network = _periodic(places, chosen, hidden, context, activation, circular_map(map))
         self.network = _mlp(inputs + context, hidden, outputs, activation) if network is None else network
 
     def _channels(self) -> tuple[int, int]:
@@ -363,3 +373,13 @@ def _mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> n
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [*([between] if i else []), nn.Linear(a, b)]
     return nn.Sequential(*layers)
+
+
+def _periodic(
+    circular: Sequence[int], chosen: Tensor, hidden: Sequence[int], context: int, activation: str, map: RationalQuadratic
+) -> PeriodicMLP:
+    """The network of a coupling some of whose features are circular."""
+    passing, transformed = (~chosen).nonzero().flatten().tolist(), chosen.nonzero().flatten().tolist()
+    seen = [i for i, feature in enumerate(passing) if feature in circular]
+    layers = _mlp(len(passing) + context + len(seen), hidden, len(transformed) * map.count, activation)
+    return PeriodicMLP(layers.children(), seen, map, [feature in circular for feature in transformed])
