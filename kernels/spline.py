@@ -13,6 +13,7 @@ from flowkern.kernels.maps import rational_quadratic as rq
 
 curve, root, cotangents, logit, derivative = rq.curve, rq.root, rq.cotangents, rq.logit, rq.derivative
 within_a_bin, whole_turns, inside_of, end_beside = rq.within_a_bin, rq.whole_turns, rq.inside_of, rq.end_beside
+half_a_turn_on, turned_back = rq.half_a_turn_on, rq.turned_back
 _ELEMENTS = 512  # of a block and each kind of parameter: 4 per thread
 
 
@@ -98,6 +99,7 @@ def spline_forward(
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     k, j, inside = tl.arange(0, BINS)[None, :], tl.arange(0, KNOTS)[None, :], e < elements
     u = tl.load(x + e * x_row, inside, 0).to(ACC)
+    u = turned_back(u, OPTIONS, CONSTANTS) if INVERSE else half_a_turn_on(u, OPTIONS, CONSTANTS)
     raw = raw_numbers(widths, w_row, w_column, e, inside, k, OPTIONS[0], ACC)
     w, w_total, _ = exponentials(raw, k, OPTIONS, CONSTANTS)
     raw = raw_numbers(heights, h_row, h_column, e, inside, k, OPTIONS[0], ACC)
@@ -125,6 +127,8 @@ def spline_forward(
         d = 1 / d if INVERSE else d
         v = tl.where(inside_of(u, CONSTANTS), v, end + (u - end) * d)
         log_d = tl.where(inside_of(u, CONSTANTS), log_d, tl.log(d))
+    if INVERSE:
+        v = half_a_turn_on(v, OPTIONS, CONSTANTS)
     tl.store(z + e, v, inside)
     tl.store(log_slope + e, log_d + (u - u), inside)
 
@@ -153,6 +157,7 @@ def spline_backward(
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     k, j, inside = tl.arange(0, BINS)[None, :], tl.arange(0, KNOTS)[None, :], e < elements
     u = tl.load(x + e * x_row, inside, 0).to(ACC)
+    u = turned_back(u, OPTIONS, CONSTANTS) if INVERSE else half_a_turn_on(u, OPTIONS, CONSTANTS)
     gv = tl.load(g_z + e * g_row, inside, 0).to(ACC)
     gl = tl.load(g_log_slope + e * g_log_row, inside, 0).to(ACC)
     raw = raw_numbers(widths, w_row, w_column, e, inside, k, OPTIONS[0], ACC)

@@ -608,12 +608,12 @@ def affine(scale: str, placement: str, *constants: Any) -> Affine:
 
 
 def spline(
-    bins: int, interval: tuple[Any, Any], parametrization: str, *settings: Any, tails: str = "linear"
+    bins: int, interval: tuple[Any, Any], parametrization: str, *settings: Any, tails: str = "linear", shifted: bool = False
 ) -> RationalQuadratic:
     """A rational-quadratic spline whose constants a library holds."""
     refuse_tensors("univariate map", (*interval, *settings))
     try:
-        return RationalQuadratic(bins, interval, tails, parametrization, settings)
+        return RationalQuadratic(bins, interval, tails, parametrization, settings, shifted)
     except (TypeError, ValueError) as error:
         raise UnsupportedError(f"its spline has no operator: {error}") from None
 

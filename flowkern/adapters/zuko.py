@@ -74,6 +74,9 @@ def _univariate(layer: Any) -> UnivariateMap:
         if differs(made, "zuko.transforms.MonotonicRQSTransform") is None and shapes == _of_a_spline(shapes):
             bound, slope = _probed(layer, options, {"slope", "bound"}, _bound_and_slope)
             return spline(shapes[0][0], (-bound, bound), "soft_clipped_exp", slope)
+    elif made is getattr(sys.modules.get("zuko.flows.spline"), "CircularRQSTransform", ()) and shapes == _of_a_spline(shapes):
+        bound, slope = _probed(layer, options, {"slope"}, _bound_and_slope_after_a_shift)
+        return spline(shapes[0][0], (-bound, bound), "soft_clipped_exp", slope, shifted=True)
     name = class_path(made) if isinstance(made, type) else repr(made)
     raise UnsupportedError(f"its univariate map {name} has no operator yet: other splines and monotonic networks will go here")
 
@@ -101,9 +104,18 @@ def _log_slope(layer: Any) -> tuple[float]:
 
 def _bound_and_slope(layer: Any) -> tuple[float, float]:
     """The least slope at a knot is the limit of a small raw derivative."""
-    (bins,), _, (inner,) = layer.shapes
-    made = layer.univariate(_full(0.0, bins), _full(0.0, bins), _full(-1e30, inner))
+    made = _steep_at_no_knot(layer)
     return float(made.horizontal[-1]), float(made.derivatives[1])
+
+
+def _bound_and_slope_after_a_shift(layer: Any) -> tuple[float, float]:
+    shift, made = _steep_at_no_knot(layer).transforms
+    return float(shift.bound), float(made.derivatives[1])
+
+
+def _steep_at_no_knot(layer: Any) -> Any:
+    (bins,), _, (inner,) = layer.shapes
+    return layer.univariate(_full(0.0, bins), _full(0.0, bins), _full(-1e30, inner))
 
 
 def _full(value: float, *shape: int) -> Tensor:

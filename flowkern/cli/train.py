@@ -332,7 +332,8 @@ def _parts(made: Configuration) -> tuple[Dataset, Model, Encoding, Encoding | No
         else:
             dataset, context = with_classes_of(teacher, taught, dataset.name, dataset), teacher.context_encoding
         model = _built(made, dataset, teacher, context)
-        encoding = data.encoding(dataset, model.levels, made.data_options["margin"])
+        keep = getattr(model, "circular", ())
+        encoding = data.encoding(dataset, model.levels, made.data_options["margin"], keep)
     except data.DataError as error:
         raise CommandError(f"--data: {error}") from None
     if model.conditional and context is None:

@@ -176,8 +176,10 @@ class Standardised(Encoding):
         self.register_buffer("std", std)
 
     @classmethod
-    def fit(cls, rows: Rows) -> Standardised:
+    def fit(cls, rows: Rows, keep: Sequence[int] = ()) -> Standardised:
         """The encoding with the mean and the deviation of rows, of which no feature may be constant.
+
+        The features ``keep`` are left as they are.
 
         The source may be larger than memory: it is read twice, in chunks. Values may have any size: each feature is divided
         by its largest, lest squares leave the range of float64.
@@ -195,7 +197,9 @@ class Standardised(Encoding):
             shift = centre - mean
             squares += (x - centre).square().sum(0) + shift.square() * (len(x) * (count - len(x)) / count)
             mean += shift * (len(x) / count)
-        return cls(mean * largest, (squares / (count - 1)).sqrt() * largest)
+        mean, std = mean * largest, (squares / (count - 1)).sqrt() * largest
+        mean[list(keep)], std[list(keep)] = 0, 1
+        return cls(mean, std)
 
     def encode(self, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         """Rows (n, *event_shape) standardised, float32."""
@@ -383,7 +387,7 @@ def context_encoding(dataset: Dataset) -> Encoding | None:
     return Standardised.fit(context) if isinstance(context, Rows) else None
 
 
-def encoding(dataset: Dataset, levels: int | None = None, margin: float | None = None) -> Encoding:
+def encoding(dataset: Dataset, levels: int | None = None, margin: float | None = None, keep: Sequence[int] = ()) -> Encoding:
     """The encoding of a data set for a model.
 
     Args:
@@ -391,6 +395,7 @@ def encoding(dataset: Dataset, levels: int | None = None, margin: float | None =
         levels: the model is one of whole numbers from 0 to levels - 1; ``None`` for one of real numbers, for which tables are
             standardised by their rows for training and images dequantised; audio is left as it is.
         margin: of :class:`Dequantised`, 0.05 by default.
+        keep: columns of a table that are not standardised, such as angles.
 
     Raises:
         DataError: if the model takes other data, or if a column that is to be standardised is constant.
@@ -412,7 +417,7 @@ def encoding(dataset: Dataset, levels: int | None = None, margin: float | None =
         constant = constant_column(dataset.train)
         if constant is not None:
             raise DataError(f"{dataset.name}: {constant}")
-        return Standardised.fit(dataset.train)
+        return Standardised.fit(dataset.train, keep)
     if levels == dataset.levels:
         return Identity(dataset.event_shape, levels)
     if levels == 2 and dataset.images and dataset.levels is not None:

@@ -1,6 +1,6 @@
 """Models that are stacks of transforms."""
 
-from flowkern.flows.base import StandardLogistic, StandardNormal
+from flowkern.flows.base import PartlyUniform, StandardLogistic, StandardNormal
 from flowkern.flows.distribution import FlowDistribution
 from flowkern.flows.flow import Flow
 from flowkern.flows.glow import Glow
@@ -10,4 +10,16 @@ from flowkern.flows.nice import NICE
 from flowkern.flows.nsf import NSF
 from flowkern.flows.real_nvp import RealNVP
 
-__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "Glow", "RealNVP", "StandardLogistic", "StandardNormal"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "NICE",
+    "NSF",
+    "Flow",
+    "FlowDistribution",
+    "Glow",
+    "PartlyUniform",
+    "RealNVP",
+    "StandardLogistic",
+    "StandardNormal",
+]

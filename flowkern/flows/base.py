@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -103,6 +104,43 @@ class StandardLogistic(_Standard):
     def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         drawn = uniform((*sizes("shape", shape), *self.event_shape), self.like, generator)
         return drawn.log() - torch.log1p(-drawn)
+
+
+class PartlyUniform(_Standard):
+    """Uniform over an interval in some features, N(0, 1) in the others.
+
+    Args:
+        features: number of features.
+        uniform: numbers of the uniform ones.
+        interval: its ends.
+
+    Example:
+        >>> import torch
+        >>> PartlyUniform(2, [0], (-1, 1)).log_prob(torch.zeros(3, 2))
+        tensor([-1.6121, -1.6121, -1.6121])
+    """
+
+    chosen: Tensor
+    rest: Tensor
+
+    @configured
+    def __init__(self, features: int, uniform: Sequence[int], interval: Sequence[float]) -> None:
+        super().__init__(features)
+        self.lower, upper = map(float, interval)
+        self.length = upper - self.lower
+        chosen = torch.tensor([d in uniform for d in range(features)], device="cpu")
+        for name, t in {"chosen": chosen, "rest": ~chosen}.items():
+            places = t.nonzero().flatten().to(torch.get_default_device())
+            self.register_buffer(name, places, persistent=False)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return ops.normal_log_prob(self._rows(z).index_select(-1, self.rest)) - len(self.chosen) * math.log(self.length)
+
+    def rsample(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        size = sizes("shape", shape)
+        drawn = randn((*size, *self.event_shape), self.like, generator)
+        of_circles = uniform((*size, len(self.chosen)), self.like, generator)
+        return drawn.index_copy_(-1, self.chosen, self.lower + self.length * of_circles)
 
 
 def check_base(base: Any, event_shape: torch.Size) -> None:

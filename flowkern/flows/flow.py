@@ -43,6 +43,8 @@ class Flow(Model):
         (torch.Size([5]), torch.Size([2, 1, 4, 4]))
     """
 
+    circular: tuple[int, ...] = ()  # features that are angles, whose units nothing may change
+
     @configured
     def __init__(
         self,
@@ -162,6 +164,8 @@ class Flow(Model):
         size = sizes("shape", shape)
         if not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
             raise ValueError(f"temperature: expected a number of at least 0, got {temperature!r}")
+        if self.circular and temperature != 1:
+            raise ValueError(f"temperature: the noise of circular features is uniform and has none, got {temperature!r}")
         if chunk_size is not None:
             chunk_size = whole_number("chunk_size", chunk_size, 1)
         noise, embedded = self._noise(size, context, generator, "sample", chunk_size)
@@ -225,7 +229,8 @@ class Flow(Model):
     def standardize(self, x: Tensor) -> None:
         """Puts a :class:`flowkern.nn.Standardize` layer for the rows of x next to the data, unless one is there.
 
-        Densities and samples are in the units of x from then on. The layer becomes part of ``config``.
+        Circular features keep their units. Densities and samples are in the units of x from then on. The layer becomes part of
+        ``config``.
 
         Args:
             x: (n, *event_shape), n of at least 2; no feature may be constant.
@@ -249,7 +254,7 @@ class Flow(Model):
         check_float("x", x)
         if x.shape[1:] != self.event_shape:
             raise ValueError(f"x: expected shape (n, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
-        layer = Standardize.fit(x)
+        layer = Standardize.fit(x, self.circular)
         self.transform = Compose([layer, *layers])
         self.memory = self.memory
         self.config[place] = layer if place == "standardize" else [layer, *self.config[place]]

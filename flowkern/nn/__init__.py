@@ -21,6 +21,7 @@ from flowkern.nn.made import MADE, frozen
 from flowkern.nn.masked_conv import MaskedConv2d
 from flowkern.nn.masked_linear import MaskedLinear
 from flowkern.nn.multi_scale import MultiScale
+from flowkern.nn.periodic import Wrap
 from flowkern.nn.permutation import Permutation, Reverse
 from flowkern.nn.reshape import Reshape, Squeeze
 from flowkern.nn.scaling import Scaling
@@ -62,6 +63,7 @@ __all__ = [
     "Upsample",
     "WaveNet",
     "WeightNormConv2d",
+    "Wrap",
     "ZeroConv2d",
     "frozen",
 ]

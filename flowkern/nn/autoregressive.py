@@ -13,6 +13,7 @@ from flowkern.config import configured
 from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
 from flowkern.nn.made import MADE
+from flowkern.nn.periodic import PeriodicMADE, circular_features, circular_map
 from flowkern.nn.transform import Transform
 from flowkern.ops._rebuilt import rebuilt
 from flowkern.univariate import UnivariateMap, chosen_map
@@ -38,10 +39,20 @@ class _Autoregressive(Transform):
         skip: bool,
         generator: torch.Generator | None,
         map: UnivariateMap | None,
+        circular: bool | Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.map = chosen_map(map, scale, placement, constants)
         self.features, self.context = features, context
+        places = circular_features(circular, features)
+        if places:
+            if residual or skip:
+                raise ValueError("circular: masked networks of circular features are plain, got residual or skip")
+            self.map = circular_map(self.map)
+            self.network: MADE = PeriodicMADE(
+                features, self.map, hidden, context, activation, order, degrees, generator, places
+            )
+            return
         self.network = MADE(
             features, self.map.count, hidden, context, activation, order, degrees, residual, skip,
             generator=generator,
@@ -111,6 +122,9 @@ class MaskedAutoregressive(_Autoregressive):
         scale, placement, constants: the univariate map, see :mod:`flowkern.univariate`. The default is the map of MAF,
             z = (x - t) / s, with zuko's softly clipped log-scale, which cannot overflow.
         map: any other univariate map, in the place of these three.
+        circular: which features are circular: ``True`` for all, or their numbers. The interval of the map, a rational-quadratic
+            spline with linear tails, is their circle, whose ends are one point to the spline and to the network, which has
+            relu and no ``residual`` or ``skip``. Their numbers must lie in it, see :class:`Wrap`.
 
     Example:
         >>> import torch
@@ -140,10 +154,12 @@ class MaskedAutoregressive(_Autoregressive):
         skip: bool = False,
         generator: torch.Generator | None = None,
         map: UnivariateMap | None = None,
+        circular: bool | Sequence[int] = (),
     ) -> None:
         super().__init__(
-            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator, map
-        )
+            features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator, map,
+            circular,
+        )  # fmt: skip
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._apply_map(ops.autoregressive, "x", x, context)

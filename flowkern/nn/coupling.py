@@ -17,8 +17,9 @@ from flowkern.nn.activations import mlp
 from flowkern.nn.checks import blame, event_of, flat
 from flowkern.nn.convolutional import ConvNet
 from flowkern.nn.log_det import show_context
+from flowkern.nn.periodic import PeriodicMLP, circular_features, circular_map
 from flowkern.nn.transform import Transform
-from flowkern.univariate import UnivariateMap, affine_map, check_map
+from flowkern.univariate import RationalQuadratic, UnivariateMap, affine_map, check_map
 
 MASKS = ("halves", "alternating", "checkerboard")
 
@@ -50,6 +51,8 @@ class Coupling(Transform):
             to the parameters (..., count m) of the transformed ones, all that are parameter 0 of the map first. Of images:
             from (batch, channels seen, height, width) to (batch, channels transformed m, height, width), where all
             channels are seen, twice with the mask's, and transformed if the mask is not one of channels.
+        circular: which features of vectors are circular, as in :class:`MaskedAutoregressive`; the network, which is made here,
+            sees their cosine and sine.
 
     Raises:
         ValueError: for impossible sizes, unknown names, or a mask that transforms no feature or all of them.
@@ -85,13 +88,18 @@ class Coupling(Transform):
         swap: bool = False,
         activation: str = "relu",
         network: nn.Module | None = None,
+        circular: bool | Sequence[int] = (),
     ) -> None:
         super().__init__()
         event, context = event_of(features, 2), whole_number("context", context, 0)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self._event_shape, self.features, self.context = event, event.numel(), context
-        self.map = check_map(map)
+        self.map, places = check_map(map), circular_features(circular, self.features)
+        if places:
+            if len(event) > 1 or network is not None:
+                raise ValueError("circular: expected features of vectors, and no network, which would not know of them")
+            self.map = circular_map(self.map)
         chosen = _transformed(mask, event) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, self.features):
@@ -103,6 +111,8 @@ class Coupling(Transform):
         inputs, outputs = self._channels()
         if network is None and len(event) > 1:
             network = ConvNet(inputs + context, outputs, hidden, activation)
+        if places:
+            network = _periodic(places, chosen, hidden, context, activation, circular_map(map))
         if network is None:
             network = mlp([inputs + context, *widths("hidden", hidden), outputs], activation)
         self.network = network
@@ -355,3 +365,13 @@ def _as_slice(chosen: Tensor) -> slice | None:
     step = places[1] - places[0] if len(places) > 1 else 1
     found = slice(places[0], places[-1] + 1, step)
     return found if list(range(len(chosen)))[found] == places else None
+
+
+def _periodic(
+    circular: Sequence[int], chosen: Tensor, hidden: Sequence[int], context: int, activation: str, map: RationalQuadratic
+) -> PeriodicMLP:
+    """The network of a coupling some of whose features are circular."""
+    passing, transformed = (~chosen).nonzero().flatten().tolist(), chosen.nonzero().flatten().tolist()
+    seen = [i for i, feature in enumerate(passing) if feature in circular]
+    sizes = [len(passing) + context + len(seen), *widths("hidden", hidden), len(transformed) * map.count]
+    return PeriodicMLP(mlp(sizes, activation).children(), seen, map, [feature in circular for feature in transformed])

@@ -110,7 +110,7 @@ class MADE(nn.Module):
         self.activation, self.residual, self.skip, self.masks = activation, residual, skip, masks
         # A residual block is two layers of the block's width.
         units = hidden[:1] + tuple(h for h in hidden[1:] for _ in range(2)) if residual else hidden
-        sizes = [features + context, *units, features * outputs]
+        sizes = [self._columns() + context, *units, features * outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         if skip:
             self.layers.append(nn.Linear(features, features * outputs, bias=False))
@@ -153,11 +153,20 @@ class MADE(nn.Module):
         masks = [b[:, None] >= a[None, :] + int(i == 0) for i, (a, b) in enumerate(zip(degrees, units, strict=False))]
         rows = position.repeat_interleave(self.outputs)[:, None]
         masks.append(rows >= units[-1] if units else rows > position)
-        sees_context = torch.ones(len(masks[0]), self.context, dtype=torch.bool, device="cpu")
-        masks[0] = torch.cat([masks[0], sees_context], 1)
         if self.skip:
             masks.append(rows > position)
-        residuals = [i - 2 if self.residual and i and i % 2 == 0 else None for i in range(len(units))]
+        return self._of_masks(masks)
+
+    def _columns(self) -> int:
+        """Columns of the first layer that read the features."""
+        return self.features
+
+    def _of_masks(self, masks: list[Tensor]) -> AutoregressivePlan:
+        """The plan, given who may read which features."""
+        sees_context = torch.ones(len(masks[0]), self.context, dtype=torch.bool, device="cpu")
+        masks[0] = torch.cat([masks[0], sees_context], 1)
+        hidden = range(len(masks) - 1 - int(self.skip))
+        residuals = [i - 2 if self.residual and i and i % 2 == 0 else None for i in hidden]
         return AutoregressivePlan(
             masks,
             parameters=self.outputs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,13 +59,15 @@ class Standardize(Unconditional):
         self.register_buffer("std", std)
 
     @classmethod
-    def fit(cls, x: Tensor) -> Standardize:
-        """The layer that standardises the rows of x (n, *event shape), n of at least 2."""
+    def fit(cls, x: Tensor, keep: Sequence[int] = ()) -> Standardize:
+        """The layer that standardises the rows of x (n, *event shape), n of at least 2, but for the features ``keep``."""
         x = numbers("x", x)
         check_float("x", x)
         if x.dim() < 2 or len(x) < 2:
             raise ValueError(f"x: expected shape (n, *event shape) with at least two rows, got {tuple(x.shape)}")
-        return cls(x.mean(0), x.std(0))
+        mean, std = x.mean(0), x.std(0)
+        mean[list(keep)], std[list(keep)] = 0, 1
+        return cls(mean, std)
 
     @property
     def event_shape(self) -> torch.Size:

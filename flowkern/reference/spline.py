@@ -39,16 +39,19 @@ def spline(
     tails: str = "linear",
     parametrization: str = "soft_clipped_exp",
     settings: tuple[float, ...] = (1e-3,),
+    shifted: bool = False,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """z and log|dz/dx| of every x, as `flowkern.ops.spline` defines them; half precision is computed in float32."""
     if x.dtype in (torch.bfloat16, torch.float16):
         upcast = (t.float() for t in (x, widths, heights, derivatives))
         options = {"interval": interval, "tails": tails, "parametrization": parametrization, "settings": settings}
-        z, log_slope = spline(*upcast, **options, inverse=inverse)  # type: ignore[arg-type]
+        z, log_slope = spline(*upcast, **options, shifted=shifted, inverse=inverse)  # type: ignore[arg-type]
         return z.to(x.dtype), log_slope.to(x.dtype)
     lower, upper = interval
     length = upper - lower
+    if shifted:
+        x = turned(x, lower, length) if inverse else turned(x, 0, length) + lower
     # A row that is not finite has no log-det; the difference is zero for all others.
     finite = (x - x).detach()
     turns = ((x - lower) / length).floor().detach() * length if tails == "circular" else torch.zeros_like(x)
@@ -93,7 +96,14 @@ def spline(
         z, log_slope = torch.where(inside, z, outside), torch.where(inside, log_slope, slope.log())
     else:
         z, log_slope = torch.where(inside, z, u), torch.where(inside, log_slope, 0)
+    if shifted and inverse:
+        z = turned(z, 0, length) + lower
     return z, (-log_slope if inverse else log_slope) + finite
+
+
+def turned(x: Tensor, lower: float, length: float) -> Tensor:
+    """By whole turns, to a number that is not below ``lower``."""
+    return x - ((x - lower) / length).floor().detach() * length
 
 
 def within_a_bin(t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ parametrization      part of the interval, of K bins derivative                s
 ============================================ ====================================================================
 library                                      its map
 ============================================ ====================================================================
-zuko                                         ``RationalQuadratic(K)``; NCSF shifts by half a period before it
+zuko                                         ``RationalQuadratic(K)``; NCSF: ``RationalQuadratic(K, (-pi, pi), shifted=True)``
 nflows, glasflow, normflows: autoregressive  ``RationalQuadratic(K, (-B, B), "linear", "softplus")``
 their couplings                              the same, with ``settings=(1e-3, 1e-3, 1e-3, 1, hidden ** -0.5)``
 Pyro, ``order="quadratic"``                  the same, with ``settings=(1e-3, 1e-3, 1e-3, 0.999, 1)``
@@ -63,6 +63,8 @@ class RationalQuadratic(UnivariateMap):
         tails: one of :data:`TAILS`.
         parametrization: one of :data:`PARAMETRIZATIONS`.
         settings: the parametrization's own numbers, see the table.
+        shifted: with linear tails, a spline of circular numbers about zero: they are turned into the interval, half a turn on,
+            before the spline, and the inverse likewise after it.
 
     Raises:
         ValueError: for numbers that give no spline, and unknown names.
@@ -84,6 +86,7 @@ class RationalQuadratic(UnivariateMap):
     tails: str = "linear"
     parametrization: str = "soft_clipped_exp"
     settings: tuple[float, ...] = None  # type: ignore[assignment]  # the parametrization's own
+    shifted: bool = False
 
     family: ClassVar[str] = "rational_quadratic"
     kind: ClassVar[int] = 1
@@ -94,7 +97,11 @@ class RationalQuadratic(UnivariateMap):
             raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
         one_of("tails", self.tails, TAILS)
         one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
-        self.bins, self.interval = bins, _interval(self.interval)
+        self.bins, self.interval, self.shifted = bins, _interval(self.interval), bool(self.shifted)
+        if self.shifted and (self.tails != "linear" or sum(self.interval) != 0):
+            raise ValueError(
+                f"shifted: expected linear tails of an interval about zero, got {self.tails} ones of {self.interval}"
+            )
         self.settings = _settings(self.parametrization, self.settings, bins)
         self.derivatives = bins - 1 + TAILS.index(self.tails)
         self.names = tuple(
@@ -102,7 +109,7 @@ class RationalQuadratic(UnivariateMap):
             for part, count in (("width", bins), ("height", bins), ("derivative", self.derivatives))
             for i in range(count)
         )
-        self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization)
+        self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization), int(self.shifted)
         if self.parametrization == "softplus":
             self.constants = *self.interval, *self.settings
         else:  # none has a least size; its ends have the derivative one
@@ -130,7 +137,7 @@ class RationalQuadratic(UnivariateMap):
     @property
     def spline_options(self) -> dict[str, Any]:
         """What the oracle of the operator ``spline`` is told."""
-        names = ("interval", "tails", "parametrization", "settings")
+        names = ("interval", "tails", "parametrization", "settings", "shifted")
         return {name: getattr(self, name) for name in names}
 
 

@@ -1,8 +1,9 @@
 """Monotonic rational-quadratic splines: parameters are the raw widths of the bins, their raw heights, the raw derivatives.
 
-OPTIONS holds the number of bins, and the numbers of tails and a parametrization in flowkern.univariate.TAILS and
-PARAMETRIZATIONS; CONSTANTS the ends of the interval, the least width, height and derivative, the derivative at the ends, and
-the gain of the logits, or the reciprocal of the logarithm of the slope. A bin is found by comparing with every knot.
+OPTIONS holds the number of bins, the numbers of tails and a parametrization in flowkern.univariate.TAILS and
+PARAMETRIZATIONS, and whether numbers are shifted first; CONSTANTS the ends of the interval, the least width, height and
+derivative, the derivative at the ends, and the gain of the logits, or the reciprocal of the logarithm of the slope. A bin
+is found by comparing with every knot.
 """
 
 import triton
@@ -146,6 +147,26 @@ def whole_turns(u, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
+def turned_back(v, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    """Of a spline that is shifted: into its interval, by whole turns."""
+    if OPTIONS[3] == 1:
+        LENGTH: tl.constexpr = CONSTANTS[1] - CONSTANTS[0]
+        return v - tl.floor((v - CONSTANTS[0]) / LENGTH) * LENGTH
+    else:
+        return v
+
+
+@triton.jit
+def half_a_turn_on(u, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    """Of a spline that is shifted: into its interval, half a turn on."""
+    if OPTIONS[3] == 1:
+        LENGTH: tl.constexpr = CONSTANTS[1] - CONSTANTS[0]
+        return u - tl.floor(u / LENGTH) * LENGTH + CONSTANTS[0]
+    else:
+        return u
+
+
+@triton.jit
 def curve(s, d0, d1, theta):
     """The part of the bin's height, and dv/du."""
     rest = 1 - theta
@@ -177,6 +198,7 @@ def end_beside(u, CONSTANTS: tl.constexpr):
 
 @triton.jit
 def forward(u, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    u = half_a_turn_on(u, OPTIONS, CONSTANTS)
     turns = whole_turns(u, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, _, _ = find(u - turns, p, False, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
@@ -195,6 +217,7 @@ def forward(u, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 @triton.jit
 def inverse(v, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    v = turned_back(v, OPTIONS, CONSTANTS)
     turns = whole_turns(v, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, _, _ = find(v - turns, p, True, OPTIONS, CONSTANTS)
     x0, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
@@ -204,7 +227,7 @@ def inverse(v, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     u, log_slope = x0 + w * theta, -tl.log(slope)
     inside, finite = inside_of(v, CONSTANTS), v - v
     if OPTIONS[1] == 0:
-        return tl.where(inside, u, v), tl.where(inside, log_slope, 0) + finite
+        return half_a_turn_on(tl.where(inside, u, v), OPTIONS, CONSTANTS), tl.where(inside, log_slope, 0) + finite
     elif OPTIONS[1] == 1:
         return u + turns, log_slope + finite
     else:
@@ -287,6 +310,7 @@ def parameter_gradients(
 
 @triton.jit
 def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    u = half_a_turn_on(u, OPTIONS, CONSTANTS)
     turns = whole_turns(u, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, slope0, slope1 = find(u - turns, p, False, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
@@ -298,6 +322,7 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 @triton.jit
 def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
+    v = turned_back(v, OPTIONS, CONSTANTS)
     turns = whole_turns(v, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, slope0, slope1 = find(v - turns, p, True, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)

@@ -373,6 +373,7 @@ MODELS = {
     "zuko: MAF": zuko_flow("MAF"),
     "zuko: context": zuko_flow("MAF", 3),
     "zuko: random orders": zuko_flow("MAF", 3, randperm=True),
+    "zuko: circular": zuko_flow("NCSF", 2),
     "zuko: couplings": zuko_flow("NICE", 3),
     "zuko: couplings with conditioners of their own": zuko_flow("NICE", 3, joined=0, activation=nn.Softsign),
     "zuko: mixed": zuko_mixed("none"),

@@ -48,6 +48,10 @@ def zuko_inverse(model: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
     return model(c).inv.call_and_ladj(z)
 
 
+def zuko_inverse_on_circles(model: Any, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    return zuko_inverse(model, 3 * torch.tanh(z / 3), c)  # inside of its interval
+
+
 def zuko_layer(features: int = 6, context: int = 0, **options: Any) -> Peer:
     def make() -> Any:
         from zuko.flows.autoregressive import MaskedAutoregressiveTransform
@@ -65,15 +69,17 @@ def zuko_layer(features: int = 6, context: int = 0, **options: Any) -> Peer:
 def zuko_spline(features: int = 6, context: int = 0, bins: int = 5, **options: Any) -> Peer:
     def make() -> Any:
         from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+        from zuko.flows.spline import CircularRQSTransform
         from zuko.transforms import MonotonicRQSTransform
 
         given = {"hidden_features": (24, 20), "activation": nn.Tanh, **options}
         constants = {name: given.pop(name) for name in ("bound", "slope") if name in given}
         shapes = [(bins,), (bins,), (bins - 1,)]
-        univariate = functools.partial(MonotonicRQSTransform, **constants)
+        kind = CircularRQSTransform if given.pop("circular", False) else MonotonicRQSTransform
+        univariate = functools.partial(kind, **constants)
         return settle(MaskedAutoregressiveTransform(features, context, univariate=univariate, shapes=shapes, **given))
 
-    return Peer(make, features, context, zuko_forward, zuko_inverse)
+    return Peer(make, features, context, zuko_forward, zuko_inverse_on_circles if options.get("circular") else zuko_inverse)
 
 
 def zuko_coupling(features: int = 6, context: int = 0, **options: Any) -> Peer:
@@ -108,6 +114,7 @@ ZUKO = {
     "spline": zuko_spline(),
     "spline, context": zuko_spline(context=2, hidden_features=(24,)),
     "spline, bound and slope": zuko_spline(bins=3, bound=1.5, slope=1e-2),
+    "spline, circular": zuko_spline(context=2, circular=True, slope=1e-2),
 }
 
 # -- nflows, glasflow, normflows --------------------------------------------------------------------------------------

@@ -83,6 +83,14 @@ def of_zuko(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
     return u, -transform.call_and_ladj(u)[1]
 
 
+def of_circular_zuko(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
+    transform = pytest.importorskip("zuko.flows.spline").CircularRQSTransform(*parts)
+    if not inverse:
+        return transform.call_and_ladj(x)
+    u = transform.inv(x)
+    return u, -transform.call_and_ladj(u)[1]
+
+
 def of_pyro(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
     splines = pytest.importorskip("pyro.distributions.transforms.spline")
     widths, heights, derivatives = parts
@@ -101,6 +109,7 @@ LIBRARIES: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]
     "normflows": (of_normflows, {"interval": (-3, 3), **SOFTPLUS}),
     "normflows, circular": (of_circular_normflows, {"interval": (-3, 3), "tails": "circular", **SOFTPLUS}),
     "zuko": (of_zuko, {}),
+    "zuko, circular": (of_circular_zuko, {"interval": (-math.pi, math.pi), "shifted": True}),
     "Pyro": (of_pyro, {"interval": (-3, 3), **SOFTPLUS, "settings": (1e-3, 1e-3, 1e-3, 0.999, 1)}),
 }
 
@@ -432,6 +441,8 @@ def test_a_value_and_its_config() -> None:
         ({"interval": (1, 1)}, r"interval: expected finite ends in order, got \(1.0, 1.0\)"),
         ({"interval": 3}, r"interval: expected two numbers such as \(-5, 5\), got 3"),
         ({"interval": (0, math.inf)}, "interval: expected finite ends"),
+        ({"shifted": True, "tails": "circular"}, "shifted: expected linear tails of an interval about zero, got circular ones"),
+        ({"shifted": True, "interval": (0, 1)}, "shifted: expected linear tails of an interval about zero, got linear ones"),
         ({"tails": "flat"}, "tails: expected one of linear, circular, unconstrained, got 'flat'"),
         ({"parametrization": "exp"}, "parametrization: expected one of soft_clipped_exp, softplus, got 'exp'"),
         ({"settings": (1e-3, 1)}, "settings: the parametrization 'soft_clipped_exp' takes 1, got 2"),

@@ -58,6 +58,8 @@ def models() -> dict[str, Model]:
         "Flow, image": Flow(image, base=fk.flows.StandardNormal(16)),
         "NSF": NSF(4, 2, (8,), bins=3),
         "NSF, coupling": NSF(4, 2, (8,), 2, bins=3, coupling=True),
+        "NSF, circles": NSF(4, 2, (8,), bins=3, circular=[1, 3], circle=[[0, 3], [-1.5, 2]]),
+        "NSF, circles, coupling": NSF(4, 2, (8,), 2, bins=3, coupling=True, circular=True),
         "NICE": NICE(4, 2, (8,)),
         "NICE, all": NICE(4, 2, iter([8]), 2, base=StandardNormal(4), standardize=standardize),
         "RealNVP": RealNVP(4, 2, (8,), batch_norm=True),
@@ -81,7 +83,16 @@ def models() -> dict[str, Model]:
 
 NAMES = pytest.mark.parametrize("name", models())
 CONDITIONAL = (
-    *("MAF, all", "MADE, context", "Encoded", "NSF, coupling", "NICE, all", "RealNVP, image", "Glow, image"),
+    *(
+        "MAF, all",
+        "MADE, context",
+        "Encoded",
+        "NSF, coupling",
+        "NSF, circles, coupling",
+        "NICE, all",
+        "RealNVP, image",
+        "Glow, image",
+    ),
     *("WaveNet, context", "ParallelWaveNet, context"),
 )
 CONTEXTS = dict.fromkeys(CONDITIONAL, 2)  # numbers of features

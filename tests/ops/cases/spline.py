@@ -33,6 +33,10 @@ KINDS = {
     for kind in PARAMETRIZATIONS
     for inverse in (False, True)
 }
+SHIFTED = {
+    f"shifted{' inverse' if inverse else ''}": {"interval": (-3, 3), "shifted": True, "inverse": inverse}
+    for inverse in (False, True)
+}
 SIZES = {
     "two bins": {"bins": 2},
     "many bins": {"bins": 128, "features": 5},
@@ -52,8 +56,8 @@ CASE = Case(
     operator=fk.ops.spline,
     outputs=("z", "log_slope"),
     draw=draw,
-    variations={**KINDS, **SIZES},
-    smooth={name: {**kind, "features": 2, "bins": 3} for name, kind in KINDS.items()},
+    variations={**KINDS, **SHIFTED, **SIZES},
+    smooth={name: {**kind, "features": 2, "bins": 3} for name, kind in {**KINDS, **SHIFTED}.items()},
     any=any_variation,
     compiled={"inverse": {"inverse": True}},
     shows="log_slope",

@@ -37,6 +37,7 @@ class rational_quadratic {
   FK_INLINE explicit rational_quadratic(const UnivariateMap& map, S parametrization)
       : parametrization_(parametrization),
         tails_(static_cast<Tails>(map.options[1])),
+        shifted_(map.options[3] != 0),
         bins_(map.options[0]),
         lower_(static_cast<C>(map.constants[0])),
         upper_(static_cast<C>(map.constants[1])),
@@ -61,6 +62,7 @@ class rational_quadratic {
   template <class X, class P>
   FK_INLINE MapValue<X> forward(X u, P p) const {
     X exponentials[2 * kMostBins];
+    u = half_a_turn_on(u);
     const X turns = whole_turns(u);
     const Bin<X> b = find<false>(u - turns, p, exponentials);
     const Curve<X> c = curve(b, within_a_bin(b.offset / b.w));
@@ -80,13 +82,14 @@ class rational_quadratic {
   template <class X, class P>
   FK_INLINE MapValue<X> inverse(X v, P p) const {
     X exponentials[2 * kMostBins];
+    v = turned_back(v);
     const X turns = whole_turns(v);
     const Bin<X> b = find<true>(v - turns, p, exponentials);
     const X theta = root(b, within_a_bin(b.offset / b.h));
     const X finite = v - v;
     const X u = b.x0 + b.w * theta, log_slope = -log(curve(b, theta).slope);
     switch (tails_) {
-      case Tails::linear: return {select(inside(v), u, v), select(inside(v), log_slope, X{}) + finite};
+      case Tails::linear: return {half_a_turn_on(select(inside(v), u, v)), select(inside(v), log_slope, X{}) + finite};
       case Tails::circular: return {u + turns, log_slope + finite};
       case Tails::unconstrained: {
         const X end = end_beside(v), d = slope_beside(v, b);
@@ -99,6 +102,7 @@ class rational_quadratic {
   template <class X, class P, class Put>
   FK_INLINE X backward(X u, P p, X g_v, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
+    u = half_a_turn_on(u);
     const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
     return put_cotangents(u, b, within_a_bin(b.offset / b.w), exponentials, p, g_v, g_log, put);
   }
@@ -106,6 +110,7 @@ class rational_quadratic {
   template <class X, class P, class Put>
   FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
+    u = half_a_turn_on(u);
     const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
     return cancel(u, b, within_a_bin(b.offset / b.w), exponentials, p, g, g_log, put);
   }
@@ -113,6 +118,7 @@ class rational_quadratic {
   template <class X, class P, class Put>
   FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
     X exponentials[2 * kMostBins];
+    v = turned_back(v);
     const Bin<X> b = find<true>(v - whole_turns(v), p, exponentials);
     const X theta = root(b, within_a_bin(b.offset / b.h));
     X u = v;  // where it counts, which is outside
@@ -163,6 +169,15 @@ class rational_quadratic {
   template <class X>
   FK_INLINE X whole_turns(X u) const {
     return tails_ == Tails::circular ? floor((u - lower_) / length_) * length_ : X{};
+  }
+  // Of a spline that is shifted: into its interval, by whole turns, and by half a turn more.
+  template <class X>
+  FK_INLINE X turned_back(X v) const {
+    return shifted_ ? v - floor((v - lower_) / length_) * length_ : v;
+  }
+  template <class X>
+  FK_INLINE X half_a_turn_on(X u) const {
+    return shifted_ ? u - floor(u / length_) * length_ + lower_ : u;
   }
   template <class X>
   FK_INLINE X end_beside(X u) const {
@@ -382,6 +397,7 @@ class rational_quadratic {
 
   S parametrization_;
   Tails tails_;
+  bool shifted_;
   int bins_;
   C lower_, upper_, length_, least_width_, least_height_, least_derivative_, end_, gain_;
 };
