@@ -29,7 +29,7 @@ from flowkern.adapters.network import (
     steps_disagree,
     stored,
 )
-from flowkern.nn.coupling_step import FEW_ROWS, FEW_WEIGHTS, is_identity_at_zero
+from flowkern.nn.coupling_step import is_identity_at_zero, worthwhile
 from flowkern.univariate import Affine, UnivariateMap
 
 
@@ -292,7 +292,7 @@ class MaskedCoupling(PeerNetwork):
         features = self.features if wide else len(split.order)
         self._expect("inputs", shapes[0][1], context + (self.features if wide else len(split.passing)))
         self._expect("outputs", shapes[-1][0], features * len(self.given))
-        self.weights = sum(rows * columns for rows, columns in shapes)
+        self.weights = [rows * columns for rows, columns in shapes]
 
     @staticmethod
     def _expect(what: str, found: int, expected: int) -> None:
@@ -371,7 +371,7 @@ class MaskedCoupling(PeerNetwork):
         return super().fits_like(x, width) and self._worthwhile(x)
 
     def _worthwhile(self, x: Tensor) -> bool:
-        return x.is_cpu and (x.shape[:-1].numel() >= FEW_ROWS or self.weights <= FEW_WEIGHTS)
+        return x.is_cpu and worthwhile(x, self.weights)
 
     def serves(self, x: Any) -> bool:
         """Whether conditioner and operator take this input."""

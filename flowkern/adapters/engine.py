@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from flowkern._checks import one_of
 from flowkern.adapters.library import Container, Layer, Library, container_of, libraries, library_of
 from flowkern.adapters.network import UnsupportedError, class_path, differs
 from flowkern.adapters.reversible import Stack
@@ -130,8 +131,7 @@ def accelerate(model: Model, memory: Memory = "full") -> Model:
         >>> fk.explain(model).rows[0]
         ('transform', 'LazyComposedTransform', 'reversible, 2 of 2 layers')
     """
-    if memory not in MEMORY:
-        raise ValueError(f"memory: expected one of {', '.join(MEMORY)}, got {memory!r}")
+    one_of("memory", memory, MEMORY)
     rows, containers, done = list(_walk(model)), [], 0
     for library in {id(known[0]): known[0] for row in rows if (known := library_of(type(row.layer)))}.values():
         _check_version(library)

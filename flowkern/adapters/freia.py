@@ -165,6 +165,90 @@ def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
     return y, log_det if isinstance(log_det, Tensor) else x.new_full(x.shape[:1], log_det)
 
 
+# -- with memory="reversible" ---------------------------------------------------------------------------------------
+
+
+def _call_alone(jac: bool, conditions: Callable[[Any], Sequence[Tensor]]) -> Call:
+    """Its modules take tuples. Those of wavelets write into what they are given, so each is given a copy."""
+
+    def call(part: Any, x: Tensor) -> tuple[Any, Any]:
+        module, back, *_ = part
+        c = conditions(part)
+        (y, *more), log_det = module((x.clone(),), **({"c": c} if c else {}), rev=back, jac=jac)
+        return ([y, *more] if more else y), log_det
+
+    return call
+
+
+def _rebuilding(sequence: Any, stack: Stack, x: Any, c: Sequence[Tensor] | None, rev: bool, jac: bool) -> tuple[Any, Any]:
+    """A SequenceINN, every module of which has one input and one output, and at most one of the conditions."""
+
+    def conditions(part: Any) -> Sequence[Tensor]:
+        condition = sequence.conditions[part[2]]
+        return [] if condition is None or c is None else [c[condition]]
+
+    run = ReversibleRun(stack, x if isinstance(x, Tensor) else x[0], conditions, _call_alone(jac, conditions), rev)
+    for i, module in list(enumerate(sequence.module_list))[:: -1 if rev else 1]:
+        run.add(None, (module, rev, i))
+    return run.end()
+
+
+class _Chain:
+    """Nodes of a GraphINN one after another, in the place of the last of them, as its own loop takes nodes.
+
+    Args:
+        stack: of the graph.
+        nodes: in the order in which they run.
+        rev: whether that is backwards.
+    """
+
+    def __init__(self, stack: Stack, nodes: list[Any], rev: bool) -> None:
+        self.stack, self.nodes, self.last = stack, nodes, nodes[-1]
+        first, last = (nodes[-1], nodes[0]) if rev else (nodes[0], nodes[-1])
+        self.first, self.inputs, self.outputs = first, first.inputs, last.outputs
+        self.conditions = [node for inner in nodes for node in inner.conditions]
+
+    def module(self, x: tuple[Tensor], c: Sequence[Tensor] = (), rev: bool = False, jac: bool = True) -> Any:
+        """What the module of a node does."""
+        starts = list(itertools.accumulate((len(node.conditions) for node in self.nodes), initial=0))
+
+        def conditions(part: Any) -> Sequence[Tensor]:
+            return c[starts[part[2]] : starts[part[2] + 1]]
+
+        run = ReversibleRun(self.stack.at(self.first), x[0], conditions, _call_alone(jac, conditions), rev)
+        for i, node in enumerate(self.nodes):
+            run.add(None, (node.module, rev, i))
+        y, log_det = run.end()
+        return (y,), log_det
+
+    def __hash__(self) -> int:
+        return hash(self.last)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.last
+
+    def __repr__(self) -> str:
+        return " -> ".join(map(repr, self.nodes))
+
+
+def _chained(graph: Any, stack: Stack, rev: bool) -> list[Any]:
+    """The nodes of a GraphINN, those that follow each other as one."""
+    nodes: list[Any] = []
+    ends: dict[Any, _Chain] = {}  # by their last node
+    for node in graph.node_list[:: -1 if rev else 1]:
+        if node.module is None or len(node.inputs) != 1 or len(node.outputs) != 1:
+            nodes.append(node)
+            continue
+        chain = ends.pop((node.outputs if rev else node.inputs)[0][0], None)
+        members = [node] if chain is None else [*chain.nodes, node]
+        joined = ends[node] = _Chain(stack, members, rev)
+        if chain is None:
+            nodes.append(joined)
+        else:
+            nodes[next(i for i, each in enumerate(nodes) if each is chain)] = joined
+    return nodes[:: -1 if rev else 1]
+
+
 # -- sequences --------------------------------------------------------------------------------------------------------
 
 _Way = list[tuple[Any, tuple[Any, ...]]]  # modules and what conditions each, in the order of the call
@@ -222,7 +306,11 @@ def _joined(way: _Way, x: Any, rev: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def sequence_forward(self: Any, x_or_z: Any, c: Any = None, rev: bool = False, jac: bool = True) -> Any:
-    """All blocks in one call."""
+    """All blocks in one call; or, without activations, one after another."""
+    stack = recording(self)
+    if stack is not None and len(self.module_list) and isinstance(c, (list, tuple, type(None))):
+        y, log_det = _rebuilding(self, stack, x_or_z, c, rev, jac)
+        return ((y,) if self.force_tuple_output else y), log_det
     try:
         way = [(m, () if i is None else (c[i],)) for m, i in zip(self.module_list, self.conditions, strict=True)]
     except (TypeError, LookupError, ValueError):  # which the library says better
@@ -248,7 +336,14 @@ def graph_forward(
     intermediate_outputs: bool = False,
     x: Any = None,
 ) -> Any:
-    """The same, where each node but the conditions reads the one before it."""
+    """The same, where each node but the conditions reads the one before it.
+
+    Without activations it may have branches: nodes with one input and one output join the node before, all others are the
+    library's.
+    """
+    stack = None if intermediate_outputs else recording(self)
+    if stack is not None:
+        return own(self, "forward")(View(self, node_list=_chained(self, stack, rev)), x_or_z, c, rev, jac, False, x)
     way = (
         None if intermediate_outputs or x is not None or not jac else _way_of(self, (c,) if isinstance(c, Tensor) else c or ())
     )
@@ -274,106 +369,6 @@ def _way_of(graph: Any, c: Sequence[Any]) -> _Way | None:
     return way if before is graph.out_nodes[0] else None
 
 
-# -- with memory="reversible" ---------------------------------------------------------------------------------------
-
-
-def _call_alone(jac: bool, conditions: Callable[[Any], Sequence[Tensor]]) -> Call:
-    """Its modules take tuples. Those of wavelets write into what they are given, so each is given a copy."""
-
-    def call(part: Any, x: Tensor) -> tuple[Any, Any]:
-        module, back, *_ = part
-        c = conditions(part)
-        (y, *more), log_det = module((x.clone(),), **({"c": c} if c else {}), rev=back, jac=jac)
-        return ([y, *more] if more else y), log_det
-
-    return call
-
-
-def rebuilding_sequence_forward(self: Any, x_or_z: Any, c: Any = None, rev: bool = False, jac: bool = True) -> Any:
-    """Without activations: every module has one input and one output, and at most one of the conditions."""
-    stack, x = recording(self), x_or_z if isinstance(x_or_z, Tensor) else x_or_z[0]
-    modules = list(self.module_list)
-    if stack is None or not modules or not isinstance(c, (list, tuple, type(None))):
-        return sequence_forward(self, x_or_z, c, rev, jac)
-
-    def conditions(part: Any) -> Sequence[Tensor]:
-        condition = self.conditions[part[2]]
-        return [] if condition is None or c is None else [c[condition]]
-
-    run = ReversibleRun(stack, x, conditions, _call_alone(jac, conditions), rev)
-    for i in range(len(modules))[:: -1 if rev else 1]:
-        run.add(None, (modules[i], rev, i))
-    y, log_det = run.end()
-    return ((y,) if self.force_tuple_output else y), log_det
-
-
-class _Chain:
-    """Nodes of a GraphINN one after another, in the place of the last of them, as its own loop takes nodes.
-
-    Args:
-        stack: of the graph.
-        nodes: in the order in which they run.
-        rev: whether that is backwards.
-    """
-
-    def __init__(self, stack: Stack, nodes: list[Any], rev: bool) -> None:
-        self.stack, self.nodes, self.last = stack, nodes, nodes[-1]
-        first, last = (nodes[-1], nodes[0]) if rev else (nodes[0], nodes[-1])
-        self.first, self.inputs, self.outputs = first, first.inputs, last.outputs
-        self.conditions = [node for inner in nodes for node in inner.conditions]
-
-    def module(self, x: tuple[Tensor], c: Sequence[Tensor] = (), rev: bool = False, jac: bool = True) -> Any:
-        """What the module of a node does."""
-        starts = list(itertools.accumulate((len(node.conditions) for node in self.nodes), initial=0))
-
-        def conditions(part: Any) -> Sequence[Tensor]:
-            return c[starts[part[2]] : starts[part[2] + 1]]
-
-        run = ReversibleRun(self.stack.at(self.first), x[0], conditions, _call_alone(jac, conditions), rev)
-        for i, node in enumerate(self.nodes):
-            run.add(None, (node.module, rev, i))
-        y, log_det = run.end()
-        return (y,), log_det
-
-    def __hash__(self) -> int:
-        return hash(self.last)
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other is self.last
-
-    def __repr__(self) -> str:
-        return " -> ".join(map(repr, self.nodes))
-
-
-def rebuilding_graph_forward(
-    self: Any,
-    x_or_z: Any,
-    c: Any = None,
-    rev: bool = False,
-    jac: bool = True,
-    intermediate_outputs: bool = False,
-    x: Any = None,
-) -> Any:
-    """Without activations: nodes with one input and one output join the node before; all others are the library's."""
-    stack = None if intermediate_outputs else recording(self)
-    if stack is None:
-        return graph_forward(self, x_or_z, c, rev, jac, intermediate_outputs, x)
-    nodes: list[Any] = []
-    ends: dict[Any, _Chain] = {}  # by their last node
-    for node in self.node_list[:: -1 if rev else 1]:
-        if node.module is None or len(node.inputs) != 1 or len(node.outputs) != 1:
-            nodes.append(node)
-            continue
-        chain = ends.pop((node.outputs if rev else node.inputs)[0][0], None)
-        members = [node] if chain is None else [*chain.nodes, node]
-        joined = ends[node] = _Chain(stack, members, rev)
-        if chain is None:
-            nodes.append(joined)
-        else:
-            nodes[next(i for i, each in enumerate(nodes) if each is chain)] = joined
-    return own(self, "forward")(View(self, node_list=nodes[:: -1 if rev else 1]), x_or_z, c, rev, jac, False, x)
-
-
 _BLOCKS = {"GLOWCouplingBlock": read_glow, "NICECouplingBlock": read_nice, "RNVPCouplingBlock": read_realnvp}
 FREIA = Library(
     name="FrEIA",
@@ -388,7 +383,7 @@ FREIA = Library(
         MODULES + "fixed_transforms.PermuteRandom": PERMUTATION,
     },
     containers={
-        "FrEIA.framework.sequence_inn.SequenceINN": Container({"forward": rebuilding_sequence_forward}, stacks=True),
-        "FrEIA.framework.graph_inn.GraphINN": Container({"forward": rebuilding_graph_forward}, stacks=True),
+        "FrEIA.framework.sequence_inn.SequenceINN": Container({"forward": sequence_forward}, stacks=True),
+        "FrEIA.framework.graph_inn.GraphINN": Container({"forward": graph_forward}, stacks=True),
     },
 )

@@ -28,7 +28,7 @@ from flowkern.adapters.network import (
 )
 from flowkern.adapters.nflows import NORM, PERMUTATION
 from flowkern.adapters.reversible import ReversibleRun, Stack, recording
-from flowkern.adapters.run import elementwise, joinable, permutation
+from flowkern.adapters.run import elementwise, joinable, of_vectors, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
 from flowkern.univariate import UnivariateMap
 
@@ -61,6 +61,19 @@ def _asked(layer: Any) -> Any:
 def _context(layer: Any) -> Any:
     asked = _asked(layer)
     return asked.keywords["context"] if isinstance(asked, functools.partial) else None
+
+
+def _given(layer: Any, context: Tensor | None) -> Any:
+    """A layer for a context: a conditional one makes it, one that was made for a context takes another."""
+    if context is None:
+        return layer
+    if hasattr(layer, "condition"):
+        return layer.condition(context)
+    asked = functools.partial(_asked(layer).func, context=context)
+    setattr(layer, "nn" if "split_dim" in vars(layer) else "arn", asked)
+    if "spline" in layer._modules:
+        layer.spline.nn = asked
+    return layer
 
 
 def read_conditional(layer: Any) -> PeerNetwork:
@@ -112,12 +125,7 @@ def _read(arn: Any, sizes: list[int], map: UnivariateMap) -> PeerNetwork:
 
 def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """Base to event."""
-    if context is not None and hasattr(layer, "condition"):
-        layer = layer.condition(context)
-    elif context is not None:
-        layer.arn = functools.partial(layer.arn.func, context=context)
-        if "spline" in layer._modules:
-            layer.spline.nn = layer.arn
+    layer = _given(layer, context)
     y = layer(x)
     return y, layer.log_abs_det_jacobian(x, y)
 
@@ -151,27 +159,26 @@ def _inverse(self: Any, y: Tensor) -> Tensor:
 
 def read_coupling(layer: Any) -> PeerNetwork:
     """layers[i] and one activation between them; the context's columns come first; parameters are (means, log-scales)."""
-    if layer.dim != -1:
-        raise UnsupportedError(f"it splits along dimension {layer.dim}: only vectors have an operator")
-    return _read_coupling(_network(layer.nn), layer.split_dim, layer.log_scale_min_clip, layer.log_scale_max_clip)
+    clips = layer.log_scale_min_clip, layer.log_scale_max_clip
+    return _read_coupling(_network(layer.nn), layer.split_dim, layer.dim, *clips)
 
 
 def read_conditional_coupling(layer: Any) -> PeerNetwork:
     """The same for the twin that makes a transform for each context."""
-    options = {"dim": -1, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0, **layer.kwargs}
-    if options["dim"] != -1:
-        raise UnsupportedError(f"it splits along dimension {options['dim']}: only vectors have an operator")
-    return _read_coupling(layer.nn, layer.split_dim, options["log_scale_min_clip"], options["log_scale_max_clip"])
+    default = {"dim": -1, "log_scale_min_clip": -5.0, "log_scale_max_clip": 3.0}
+    return _read_coupling(layer.nn, layer.split_dim, **{**default, **layer.kwargs})
 
 
-def _read_coupling(net: Any, split_dim: int, low: float, high: float) -> PeerNetwork:
+def _read_coupling(net: Any, split_dim: int, dim: int, log_scale_min_clip: float, log_scale_max_clip: float) -> PeerNetwork:
     """From event to base, as training takes it."""
+    if dim != -1:
+        raise UnsupportedError(f"it splits along dimension {dim}: only vectors have an operator")
     net = expect(net, DENSE + ("ConditionalDenseNN" if getattr(net, "context_dim", 0) else "DenseNN"), "network")
     sizes = list(net.param_dims)
     if len(sizes) != 2 or sizes[0] != sizes[1]:
         raise UnsupportedError(f"its network has parameters of sizes {sizes}, expected two of one size")
     split = Split(range(split_dim), range(split_dim, split_dim + sizes[0]))
-    map = affine("clamped_exp", "standardize", low, high)
+    map = affine("clamped_exp", "standardize", log_scale_min_clip, log_scale_max_clip)
     linears = [expect(m, "torch.nn.modules.linear.Linear", "linear map") for m in net.layers]
     network = MaskedCoupling(split, map, net.context_dim, linears, layout="parameter_major", context_first=True)
     network.activation = activation_of(net.f)
@@ -180,10 +187,7 @@ def _read_coupling(net: Any, split_dim: int, low: float, high: float) -> PeerNet
 
 def evaluate_coupling(layer: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """Event to base."""
-    if context is not None and hasattr(layer, "condition"):
-        layer = layer.condition(context)
-    elif context is not None:
-        layer.nn = functools.partial(layer.nn.func, context=context)
+    layer = _given(layer, context)
     x = layer.inv(y)
     return x, -layer.log_abs_det_jacobian(x, y)
 
@@ -213,7 +217,8 @@ def condition(self: Any, context: Tensor) -> Any:
     if torch.compiler.is_compiling():
         return transform  # nothing is read, checked or made anew while a graph is made
     if checked(self) and state is not None:
-        attach(transform, {id(conditional): plain for conditional, plain in _PLAIN}[id(state.layer)], None, state.network)
+        plain = next(plain for conditional, plain in _PLAIN if conditional is state.layer)
+        attach(transform, plain, None, state.network)
     return transform
 
 
@@ -290,7 +295,7 @@ _KINDS = {
 }
 
 
-_NETWORKS = ("network", "coupling")
+_NETWORKS = {"network": False, "coupling": True}  # whether forward is from event to base
 
 
 @by_class
@@ -298,7 +303,7 @@ def _kind(cls: type) -> str | None:
     if getattr(cls, "_call", None) is _call:
         return "network"  # it is accelerated
     if getattr(cls, "_call", None) is _coupling_call:
-        return "coupling"  # likewise, and forward is from event to base
+        return "coupling"  # likewise
     if class_path(cls) == "pyro.distributions.torch_transform.ComposeTransformModule":
         return "composed"
     if cls is torch.distributions.transforms._InverseTransform:
@@ -308,7 +313,7 @@ def _kind(cls: type) -> str | None:
 
 def _steps(transform: Any, kind: str, back: bool, x: Tensor, context: Tensor | None) -> list[ops.Step] | None:
     if kind in _NETWORKS:
-        return steps_in_chain(transform, x, context, back != (kind == "coupling"), False)
+        return steps_in_chain(transform, x, context, back != _NETWORKS[kind], False)
     step = _step(transform, kind, back, x)
     return None if step is None else [step]
 
@@ -341,12 +346,7 @@ def _way_of(distribution: Any, x: Any) -> list[tuple[Any, str, bool]] | None:
         return None
     way: list[tuple[Any, str, bool]] = []
     join = _spread_all(distribution.transforms, False, way)
-    return way if join or (rebuilds and way and all(map(_of_vectors, way))) else None
-
-
-def _of_vectors(part: tuple[Any, str, bool]) -> bool:
-    """Or of numbers."""
-    return part[0].domain.event_dim < 2 and part[0].codomain.event_dim == part[0].domain.event_dim
+    return way if join or (rebuilds and way and all(of_vectors(transform) for transform, *_ in way)) else None
 
 
 def _reversibly(way: list[tuple[Any, str, bool]], x: Tensor, stack: Stack, back: bool) -> tuple[Tensor, Tensor]:
@@ -368,7 +368,7 @@ def _reversibly(way: list[tuple[Any, str, bool]], x: Tensor, stack: Stack, back:
     for transform, kind, turned in way:
         part = transform, turned, kind
         if kind in _NETWORKS:
-            run.network(transform, turned != (kind == "coupling"), part)
+            run.network(transform, turned != _NETWORKS[kind], part)
         else:
             run.add(None, part)
     return run.end()

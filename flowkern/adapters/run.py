@@ -42,6 +42,11 @@ def touched(module: Any, methods: frozenset[str], hooks: bool = True) -> bool:
     )
 
 
+def of_vectors(transform: Any) -> bool:
+    """Whether events of a transform of torch.distributions are vectors, or numbers, on either side."""
+    return transform.domain.event_dim < 2 and transform.codomain.event_dim == transform.domain.event_dim
+
+
 class Run:
     """One way through layers.
 

@@ -30,7 +30,7 @@ from flowkern.adapters.network import (
     spline,
 )
 from flowkern.adapters.reversible import ReversibleRun, Stack, recording
-from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
+from flowkern.adapters.run import Run, elementwise, joinable, of_vectors, permutation, touched
 from flowkern.adapters.state import own, peer_class
 from flowkern.backends import exporting
 from flowkern.univariate import Affine, UnivariateMap
@@ -366,7 +366,7 @@ def _reversibly(x: Tensor, c: Tensor | None, way: list[Any], back: bool, stack: 
 
     def call(part: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         transform = _transform_of(part, c)
-        if not _of_vectors(transform):
+        if not of_vectors(transform):
             raise _OtherEventsError
         y, ladj = transform.call_and_ladj(x)
         return y, _sum_rightmost(ladj, 1 - transform.domain.event_dim)
@@ -393,11 +393,6 @@ class _OtherEventsError(Exception):
     """A transform is of events that are no vectors."""
 
 
-def _of_vectors(transform: Any) -> bool:
-    """Or of numbers."""
-    return transform.domain.event_dim < 2 and transform.codomain.event_dim == transform.domain.event_dim
-
-
 def composed_forward(self: Any, c: Tensor | None = None) -> Any:
     """The transform for a context: zuko's class, which joins its layers."""
     if torch.compiler.is_compiling() or exporting() or not _is_context(c):
@@ -410,7 +405,7 @@ def composed_forward(self: Any, c: Tensor | None = None) -> Any:
             way += part
         else:
             way.append(layer(c) if stack is None else (layer, False, None))
-    simple = stack is not None or all(type(p) is tuple or _of_vectors(p) for p in way)
+    simple = stack is not None or all(type(p) is tuple or of_vectors(p) for p in way)
     if not simple or (stack is None and not _has_network(way)):
         return sys.modules["zuko.transforms"].ComposedTransform(*(_transform_of(part, c) for part in way))
     return _joined_classes().transform(way, c, self)

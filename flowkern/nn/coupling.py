@@ -99,7 +99,7 @@ class Coupling(Transform):
         if places:
             if len(event) > 1 or network is not None:
                 raise ValueError("circular: expected features of vectors, and no network, which would not know of them")
-            self.map = circular_map(self.map)
+            self.map = tied = circular_map(self.map)
         chosen = _transformed(mask, event) ^ bool(swap)
         self.count = int(chosen.sum())
         if self.count in (0, self.features):
@@ -112,7 +112,7 @@ class Coupling(Transform):
         if network is None and len(event) > 1:
             network = ConvNet(inputs + context, outputs, hidden, activation)
         if places:
-            network = _periodic(places, chosen, hidden, context, activation, circular_map(map))
+            network = _periodic(places, chosen, hidden, context, activation, tied)
         if network is None:
             network = mlp([inputs + context, *widths("hidden", hidden), outputs], activation)
         self.network = network
@@ -187,7 +187,7 @@ class Coupling(Transform):
         if x.dtype in HALF or autocasts(x) or torch._C._are_functorch_transforms_active():
             return None
         found = coupling_step.linear_layers(self._modules["network"])  # type: ignore[arg-type]
-        if found is None or not coupling_step.worthwhile(found[0], x):
+        if found is None or not coupling_step.worthwhile(x, (layer.weight.numel() for layer in found[0])):
             return None
         linears, activation = found
         self._follow()

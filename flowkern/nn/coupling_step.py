@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,9 @@ def _does_more(module: nn.Module) -> bool:
     return has_hooks(module) or "forward" in module.__dict__
 
 
-def worthwhile(linears: Sequence[nn.Linear], x: Tensor) -> bool:
-    """Whether the kernels are expected to be faster than torch's layers."""
-    return x.shape[:-1].numel() >= FEW_ROWS or sum(layer.weight.numel() for layer in linears) <= FEW_WEIGHTS
+def worthwhile(x: Tensor, weights: Iterable[int]) -> bool:
+    """Whether the kernels are expected to be faster than torch's layers, of so many weights each."""
+    return x.shape[:-1].numel() >= FEW_ROWS or sum(weights) <= FEW_WEIGHTS
 
 
 @functools.lru_cache(128)
