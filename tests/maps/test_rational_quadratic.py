@@ -76,15 +76,14 @@ def of_circular_normflows(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tenso
 
 
 def of_zuko(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
-    transform = pytest.importorskip("zuko.transforms").MonotonicRQSTransform(*parts)
-    if not inverse:
-        return transform.call_and_ladj(x)
-    u = transform.inv(x)
-    return u, -transform.call_and_ladj(u)[1]
+    return by_zuko(pytest.importorskip("zuko.transforms").MonotonicRQSTransform(*parts), x, inverse)
 
 
 def of_circular_zuko(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
-    transform = pytest.importorskip("zuko.flows.spline").CircularRQSTransform(*parts)
+    return by_zuko(pytest.importorskip("zuko.flows.spline").CircularRQSTransform(*parts), x, inverse)
+
+
+def by_zuko(transform: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     if not inverse:
         return transform.call_and_ladj(x)
     u = transform.inv(x)

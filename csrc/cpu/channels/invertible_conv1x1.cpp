@@ -188,8 +188,8 @@ void mix_backward(const ImageShape& shape, Images<T> g_z, Images<T> a, const T* 
   constexpr int64_t R = kPixels<T>;
   constexpr int Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
   const int64_t channels = shape.channels, width = sums_width<T>(channels);
-  T *const other = memory + whole_tiles(channels, kChunkRows) * R, *const inputs =
-                                                                       other + whole_tiles(channels, kChunkRows) * R;
+  T* const other = memory + whole_tiles(channels, kChunkRows) * R;
+  T* const inputs = other + whole_tiles(channels, kChunkRows) * R;
   if (channels % R)  // the lanes beyond the channels, whose sums nobody reads
     for (int64_t i = width / R - 1, r = 0; r < R * R; ++r) inputs[i * R * R + r] = 0;
   T* const sums = inputs + width * R;
