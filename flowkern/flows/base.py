@@ -16,6 +16,7 @@ from flowkern import ops
 from flowkern._checks import check_float, sizes, whole_number
 from flowkern.config import configured
 from flowkern.nn.checks import check_event, event_size, flat
+from flowkern.nn.constants import Constants
 from flowkern.nn.heads import randn, uniform
 
 
@@ -106,7 +107,7 @@ class StandardLogistic(_Standard):
         return drawn.log() - torch.log1p(-drawn)
 
 
-class PartlyUniform(_Standard):
+class PartlyUniform(Constants, _Standard):
     """Uniform over an interval in some features, N(0, 1) in the others.
 
     Args:
@@ -130,8 +131,7 @@ class PartlyUniform(_Standard):
         self.length = upper - self.lower
         chosen = torch.tensor([d in uniform for d in range(features)], device="cpu")
         for name, t in {"chosen": chosen, "rest": ~chosen}.items():
-            places = t.nonzero().flatten().to(torch.get_default_device())
-            self.register_buffer(name, places, persistent=False)
+            self.constant(name, t.nonzero().flatten())
 
     def log_prob(self, z: Tensor) -> Tensor:
         return ops.normal_log_prob(self._rows(z).index_select(-1, self.rest)) - len(self.chosen) * math.log(self.length)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowkern import ops
-from flowkern._checks import check_features, check_float, sizes, whole_number, widths
+from flowkern._checks import check_features, check_float, check_generator, sizes, whole_number, widths
 from flowkern.nn import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.distribution_transform import real
 from flowkern.nn.heads import normal_terms, randn
@@ -178,5 +178,6 @@ class PosteriorDistribution(Distribution):
         self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Samples and their log-densities from one call."""
+        check_generator(generator)
         shape = self._extended_shape(sizes("sample_shape", sample_shape))
         return self.parameters.draw(randn(tuple(shape), self.encoded, generator), self.encoded)

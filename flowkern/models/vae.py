@@ -48,7 +48,8 @@ class VAE(Model):
     - ``log_prob`` is that bound with ``importance`` samples, an estimate of log p(x) from below, in memory that does not grow
       with them where there is no gradient.
 
-    Noise is drawn by torch's own generator in training; in evaluation it is the same in every call. Values beyond the
+    Noise is drawn by torch's own generator in training; in evaluation it is the same in every call, but for programs that are
+    exported or traced, which know no other generator. Values beyond the
     likelihood's are refused; on a GPU they are not looked for, since it would have to wait.
 
     Args:
@@ -101,8 +102,6 @@ class VAE(Model):
 
     takes_shapes = True
     default_data = "digits"
-    _like: Tensor
-    _free_bits: Tensor | None
 
     @configured
     def __init__(
@@ -134,7 +133,6 @@ class VAE(Model):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("_like", torch.empty(0), persistent=False)  # follows the model's device and dtype
         given = {
             "posterior": posterior,
             "network": network,
@@ -152,7 +150,7 @@ class VAE(Model):
         self.samples, self.importance = whole_number("samples", samples, 1), whole_number("importance", importance, 1)
         self.kl_warmup, self.beta = whole_number("kl_warmup", kl_warmup, 0), 1.0
         self._dreg = gradient == "dreg"
-        self.register_buffer("_free_bits", _free_bits(free_bits, self.latent), persistent=False)
+        self._free_bits = _free_bits(free_bits, self.latent)
         if self._free_bits is not None and (self.samples > 1 or self._dreg):
             raise ValueError("free_bits: only the bound of one sample, with the pathwise gradient, has a divergence to bound")
         steps = whole_number("transforms", transforms, 1)
@@ -166,6 +164,11 @@ class VAE(Model):
             self.encoder = vae_networks.encoder(network, self.event_shape, self._posterior.outputs, **sizes_of)
         if decoder is None:
             self.decoder = vae_networks.decoder(network, self.latent, self.event_shape, self.head.outputs, **sizes_of)
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the model's device and dtype."""
+        return next(self.parameters(), torch.empty(0))
 
     @property
     def conditional(self) -> bool:
@@ -210,7 +213,7 @@ class VAE(Model):
         divergence = kl.mean(0).sum()
         cost = divergence
         if self._free_bits is not None and self.training:
-            cost = torch.maximum(kl.mean(0), self._free_bits).sum()
+            cost = torch.maximum(kl.mean(0), kl.new_tensor(self._free_bits)).sum()
         return {"loss": reconstruction + beta * cost, "reconstruction": reconstruction.detach(), "kl": divergence.detach()}
 
     def _divergence(self, eps: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,7 +322,9 @@ class VAE(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """Means (..., *event_shape) of p(x | z) of z (..., latent)."""
+        check_tensor("z", z)
         check_event("z", z, (self.latent,))
+        check_like("z", z, self._like, "the weights")
         return self.head.mean(self._parameters_of(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -408,7 +413,7 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
     return fnn.Gaussian() if variance == "pixel" else fnn.IsotropicGaussian(std, variance == "learned")
 
 
-def _free_bits(given: float | Sequence[float] | None, latent: int) -> Tensor | None:
+def _free_bits(given: float | Sequence[float] | None, latent: int) -> list[float] | None:
     if given is None:
         return None
     bits = numbers("free_bits", given).float()
@@ -416,7 +421,7 @@ def _free_bits(given: float | Sequence[float] | None, latent: int) -> Tensor | N
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
     if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
         raise ValueError(f"free_bits: expected nats of at least 0, not all of them 0 (None is for no free bits), got {given}")
-    return bits.expand(latent).clone()
+    return bits.expand(latent).tolist()
 
 
 def _module(name: str, given: nn.Module | None) -> Any:

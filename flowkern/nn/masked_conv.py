@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkern._checks import one_of, whole_number
 from flowkern.config import configured
+from flowkern.nn.constants import Constants
 
 KINDS = ("A", "B", "rows")
 
@@ -23,7 +24,7 @@ def colours(features: int, channels: int) -> Tensor:
     return torch.arange(features, device="cpu") * channels // features
 
 
-class MaskedConv2d(nn.Module):
+class MaskedConv2d(Constants, nn.Module):
     r"""A convolution of maps (..., height, width, inputs) that sees the rows above a pixel and the columns before it.
 
     Of the pixel itself it sees the channels before that of an output (mask A), or that one too (mask B): features belong to
@@ -74,14 +75,14 @@ class MaskedConv2d(nn.Module):
             read, to = colours(inputs, channels), colours(outputs // parts, channels).repeat(parts)
             mask[..., -1, self.side + 1 :] = 0
             mask[..., -1, self.side] = (read < to[:, None]) if kind == "A" else (read <= to[:, None])
-        self.register_buffer("mask", mask.to(self.weight.device), persistent=False)
+        self.constant("mask", mask.bool())
         bound = float(mask[-1].sum().clamp(min=1)) ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def masked(self) -> Tensor:
         """The weight (outputs, inputs, rows, columns), zero where the mask is."""
-        return torch.where(self.mask.bool(), self.weight, 0)
+        return torch.where(self.mask, self.weight, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.masked()

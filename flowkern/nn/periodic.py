@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowkern._checks import numbers, whole_number
 from flowkern.config import configured
+from flowkern.nn.constants import Constants
 from flowkern.nn.log_det import batch_log_det
 from flowkern.nn.made import MADE
 from flowkern.nn.transform import Unconditional
@@ -42,7 +43,7 @@ def circular_map(map: UnivariateMap) -> RationalQuadratic:
     return RationalQuadratic(map.bins, map.interval, "unconstrained", map.parametrization, map.settings)
 
 
-class Wrap(Unconditional):
+class Wrap(Constants, Unconditional):
     r"""Angles as numbers of an interval: :math:`z = l + L\,\mathrm{frac}((x - a) / P + t)` for circular features.
 
     The circle [a, a + P) becomes the interval [l, l + L), and angles whole turns apart are the same. Other features pass as
@@ -98,7 +99,7 @@ class Wrap(Unconditional):
         chosen[places], start[places], period[places] = True, ends[:, 0], ends[:, 1] - ends[:, 0]
         self.log_det = float((math.log(self.length) - period[places].log()).sum())
         for name, t in {"chosen": chosen, "start": start, "period": period}.items():
-            self.register_buffer(name, t.to(torch.get_default_device()), persistent=False)
+            self.constant(name, t)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x, self.chosen)
@@ -120,7 +121,7 @@ def _fraction(turns: Tensor) -> Tensor:
     return turns - turns.floor().detach()
 
 
-class Tie(nn.Module):
+class Tie(Constants, nn.Module):
     """The last layer of a network that gives the parameters of :func:`circular_map`: both ends of a spline are tied.
 
     Those of a circular feature have one derivative, its first; those of the others the derivative one, so that what
@@ -149,7 +150,7 @@ class Tie(nn.Module):
             rows, free = rows.t(), free.t()
         given = (~free).double() * map.identity[-1]
         for name, t in {"rows": rows, "free": free, "given": given}.items():
-            self.register_buffer(name, t.flatten().to(torch.get_default_device()), persistent=False)
+            self.constant(name, t.flatten())
 
     def forward(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias as they are used."""
@@ -157,7 +158,7 @@ class Tie(nn.Module):
         return weight[self.rows] * free[:, None], bias[self.rows] * free + self.given.to(bias)
 
 
-class PeriodicMADE(MADE):
+class PeriodicMADE(Constants, MADE):
     r"""A masked network that sees each circular feature as a point of a polygon, and gives the parameters of a tied spline.
 
     The corners of the polygon are on the circle; its start is the origin. A first layer of fixed weights, rectified numbers
@@ -199,7 +200,7 @@ class PeriodicMADE(MADE):
         tables = {"sources": sources, "columns": first + second, "signs": signs, "knots": knots, "factors": cosines + sines}
         for name, values in tables.items():
             dtype = torch.int64 if name in ("sources", "columns") else torch.float64
-            self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
+            self.constant(name, torch.tensor(values, dtype=dtype, device="cpu"))
 
     def _columns(self) -> int:
         return self.features + len(self.circular)
@@ -241,7 +242,7 @@ class PeriodicMADE(MADE):
         return weights, [-knots, *biases]
 
 
-class PeriodicMLP(nn.Sequential):
+class PeriodicMLP(Constants, nn.Sequential):
     """Linear layers with an activation between each two, which see circular features by cosine and sine, for a coupling.
 
     Args:
@@ -258,7 +259,7 @@ class PeriodicMLP(nn.Sequential):
         super().__init__(*layers)
         self.add_module("tie", Tie(map, transformed, parameter_major=True))
         self.lower, self.length = map.interval[0], map.interval[1] - map.interval[0]
-        self.register_buffer("seen", torch.tensor(circular, dtype=torch.int64), persistent=False)
+        self.constant("seen", torch.tensor(circular, dtype=torch.int64, device="cpu"))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = (x.index_select(-1, self.seen) - self.lower) * (2 * math.pi / self.length)

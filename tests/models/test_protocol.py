@@ -153,6 +153,14 @@ def test_the_first_call_under_a_transform_of_torch_func(name: str) -> None:
 
 
 @NAMES
+def test_a_model_made_without_values_takes_them_from_a_state(name: str) -> None:
+    model = models()[name].eval()
+    twin, given = copy.deepcopy(model).to("meta").to_empty(device="cpu"), batch(name, model, 2)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin.log_prob(*given), model.log_prob(*given))
+
+
+@NAMES
 def test_loss(name: str) -> None:
     model = models()[name]
     given = batch(name, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -342,6 +343,20 @@ def test_bad_arguments() -> None:
         VAE(4, samples=2, free_bits=0.1)
     with pytest.raises(TypeError, match=r"^encoder: expected a torch\.nn\.Module, got str$"):
         VAE(4, encoder="linear")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^z: expected dtype torch\.float32 like the weights, got torch\.float64$"):
+        VAE(4, latent=2, flow_hidden=(8,)).decode(torch.zeros(3, 2).double())
+
+
+def test_free_bits_are_known_without_values() -> None:
+    """A model that was made without them gets its weights from a state alone."""
+    model = VAE(4, latent=2, flow_hidden=(8,), free_bits=[0.5, 0.2])
+    twin, x = copy.deepcopy(model).to("meta").to_empty(device="cpu"), torch.ones(3, 4)
+    twin.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, twin):
+        torch.manual_seed(0)
+        losses.append(each.loss(x)["loss"])
+    assert torch.equal(*losses)
 
 
 def test_bad_input_comes_to_nothing() -> None:
