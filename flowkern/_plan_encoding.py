@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flowkern.plan import AutoregressivePlan
 
-_VERSION = 3  # of the flat form
+_VERSION = 4  # of the flat form
 _CHUNK = 8  # rows of a packed panel
 
 
@@ -76,7 +76,7 @@ class Encoder:
 
     def encode(self) -> tuple[Tensor, Tensor, int]:
         plan = self.plan
-        header = torch.zeros(23, dtype=torch.int64, device="cpu")
+        header = torch.zeros(25, dtype=torch.int64, device="cpu")
         self.put(header)
         depth = len(plan.units)
         self.blocks = block_levels(plan)
@@ -110,6 +110,8 @@ class Encoder:
             self.put([w for i in range(len(plan.conditioners)) for w in self._conditioner(i)]),
             sum(len(plan.rows_of(c.layer)) for c in plan.conditioners),
             self._conditioner_row(len(plan.conditioners)),
+            plan.conditioner_context,
+            int(plan.reads_features),
         ]
         header.copy_(torch.tensor(values, device="cpu"))
         masks = torch.cat(self.mask_parts) if self.mask_parts else torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -166,6 +168,10 @@ class Encoder:
             columns, starts, at = plan.unit_orders[source], plan.unit_starts[source], self.orders_at[source]
             return self._record(index, plan.masks[index], source, target, columns, starts, at)
         mask, columns = plan.masks[index], plan.feature_order
+        if not plan.reads_features:
+            columns = torch.tensor(plan.context_columns, dtype=torch.int64, device="cpu")
+            starts = torch.full((plan.levels + 1,), plan.context, device="cpu")
+            return self._record(index, mask, source, target, columns, starts, self.put(columns))
         if mask.shape[1] != plan.features:  # the context comes first
             columns = torch.tensor(plan.feature_columns, device="cpu")[columns]
             columns = torch.cat([torch.tensor(plan.context_columns, dtype=torch.int64, device="cpu"), columns])
@@ -179,9 +185,10 @@ class Encoder:
 
     def _conditioner_linear(self, index: int) -> list[int]:
         plan = self.plan
-        mask = torch.ones(plan.masks[plan.conditioners[index].layer].shape[0], plan.context, dtype=torch.bool, device="cpu")
-        columns = torch.arange(plan.context, device="cpu")
-        starts = torch.full((plan.levels + 1,), plan.context, device="cpu")
+        units = plan.masks[plan.conditioners[index].layer].shape[0]
+        mask = torch.ones(units, plan.conditioner_context, dtype=torch.bool, device="cpu")
+        columns = torch.arange(plan.conditioner_context, device="cpu")
+        starts = torch.full((plan.levels + 1,), plan.conditioner_context, device="cpu")
         layer, linear = plan.conditioners[index].layer, len(plan.masks) + index
         return self._record(linear, mask, -2, len(plan.units) + 1 + index, columns, starts, self.put(columns), layer=layer)
 

@@ -19,7 +19,7 @@ from flowkern._tensors import content, outside_modes
 from flowkern.plan import AutoregressivePlan, MadeOnce
 from flowkern.univariate import UnivariateMap
 
-_VERSION = 1  # of the flat form
+_VERSION = 2  # of the flat form
 NORMALS = (None, "output", "input")
 _known: dict[int, weakref.WeakSet[ChainPlan]] = {}
 # What a GPU takes in one launch. Wider layers take longer than their launches do, and their cotangents, which a chain keeps
@@ -36,6 +36,16 @@ class Network(NamedTuple):
     map: UnivariateMap
 
 
+class Coupling(NamedTuple):
+    """The same of the features ``transformed``, whose network reads the context and then the features ``passing``."""
+
+    inverse: bool
+    plan: AutoregressivePlan
+    map: UnivariateMap
+    passing: tuple[int, ...]
+    transformed: tuple[int, ...]
+
+
 class Permute(NamedTuple):
     """v_i = u_order[i]."""
 
@@ -48,7 +58,7 @@ class Elementwise(NamedTuple):
     inverse: bool
 
 
-Step = Network | Permute | Elementwise
+Step = Network | Coupling | Permute | Elementwise
 
 
 class ChainPlan(MadeOnce):
@@ -61,10 +71,10 @@ class ChainPlan(MadeOnce):
 
     @outside_modes()
     def __init__(self, steps: Sequence[Step], normal: str | None = None) -> None:
-        plans = [step.plan for step in steps if isinstance(step, Network)]
-        self.features, self.context = plans[0].features, max(p.context for p in plans)
+        networks = [step for step in steps if isinstance(step, (Network, Coupling))]
+        self.features, self.context = features_of(networks[0]), max(context_of(step) for step in networks)
         self.normal = normal
-        self.joined: list[Network | Elementwise] = []  # the steps but for the permutations
+        self.joined: list[Network | Coupling | Elementwise] = []  # the steps but for the permutations
         self.orders: list[Tensor] = []  # for each of them, where in the result of the one before each feature is
         self.tables: dict[object, object] = {}
         self.shapes: list[tuple[int, ...]] = []  # of the weights and biases, shifts and scales
@@ -82,10 +92,10 @@ class ChainPlan(MadeOnce):
                 continue
             self.joined.append(step)
             self.orders.append(order)
-            records += self._network(step, order) if isinstance(step, Network) else self._elementwise(step, order)
+            records += self._elementwise(step, order) if isinstance(step, Elementwise) else self._network(step, order)
             order = torch.arange(self.features, device="cpu")
         self.count, self.final = len(self.joined), order
-        work = sum(p.packed_size for p in plans)
+        work = sum(step.plan.packed_size for step in networks)
         order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
         values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
         values += [order_at, self.packed_size, self._rows, work, records_at]
@@ -106,6 +116,8 @@ class ChainPlan(MadeOnce):
 
         They do where all networks are narrow, go from data to noise, and differ in masks, widths and addends only. A flow's do.
         """
+        if any(isinstance(s, Coupling) for s in self.joined):
+            return False
         networks = [s for s in self.joined if isinstance(s, Network)]
         kinds = {
             (s.inverse, s.map.key, p.parameters, p.activation, p.constant, p.skip, bool(p.gates), set(p.residuals) <= {None})
@@ -120,25 +132,39 @@ class ChainPlan(MadeOnce):
         at, self._length = self._length, self._length + len(words)
         return at
 
-    def _network(self, step: Network, order: Tensor) -> list[int]:
+    def _network(self, step: Network | Coupling, order: Tensor) -> list[int]:
         plan = step.plan
-        if plan.features != self.features:
-            raise ValueError(f"steps: expected networks of {self.features} features, got one of {plan.features}")
+        if features_of(step) != self.features:
+            raise ValueError(f"steps: expected networks of {self.features} features, got one of {features_of(step)}")
         if plan not in self._places:
             padded = torch.zeros(-(-len(plan.mask_bytes) // 8) * 8, dtype=torch.uint8, device="cpu")
             padded[: len(plan.mask_bytes)] = plan.mask_bytes
             self._places[plan] = self._put(plan.meta), self._put(padded.view(torch.int64))
         plan_at, mask_at = self._places[plan]
         map_at = self._put(torch.tensor([bits(v) for v in step.map.numbers.tolist()], device="cpu"))
-        order_at = self._put(order[plan.feature_order])
-        record = [int(step.inverse), order_at, plan_at, mask_at, map_at, self.packed_size, self._rows]
+        if isinstance(step, Coupling):
+            there = torch.tensor([*step.transformed, *step.passing], device="cpu")
+            kind, order_at, passing = 4 + int(step.inverse), self._put(torch.cat([order[there], there])), len(step.passing)
+        else:
+            kind, order_at, passing = int(step.inverse), self._put(order[plan.feature_order]), 0
+        record = [kind, order_at, plan_at, mask_at, map_at, self.packed_size, self._rows, passing]
         self.packed_size += plan.packed_size
         self._rows += plan.saved_rows
         self.shapes += [*plan.weight_shapes, *plan.bias_shapes]
         return record
 
     def _elementwise(self, step: Elementwise, order: Tensor) -> list[int]:
-        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, 0]
+        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, 0, 0]
         self.packed_size += 2 * self.features
         self.shapes += [(self.features,)] * 2
         return record
+
+
+def features_of(step: Network | Coupling) -> int:
+    """Of the states before and after it."""
+    return step.plan.features + (len(step.passing) if isinstance(step, Coupling) else 0)
+
+
+def context_of(step: Network | Coupling) -> int:
+    """What its network reads of the chain's context."""
+    return step.plan.context - (len(step.passing) if isinstance(step, Coupling) else 0)

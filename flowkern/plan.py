@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from flowkern._checks import one_of
+from flowkern._checks import one_of, whole_number
 from flowkern._compiling import constant_while_compiling
 from flowkern._plan_encoding import Encoder
 from flowkern._tensors import content, outside_modes
@@ -97,6 +97,9 @@ class AutoregressivePlan(MadeOnce):
             connection if it has as many columns.
         conditioners: the linear maps of the context, see :class:`Conditioner`. Their weights (units, context) come after
             those of the layers.
+        conditioner_context: how many features of the context, the first ones, conditioners read; all by default.
+        features: of a network that reads the context alone, as that of a coupling (:class:`flowkern.ops.CouplingStep`): how
+            many features it gives parameters for.
 
     Raises:
         ValueError: if shapes do not fit, or the masks let a feature depend on itself.
@@ -131,13 +134,18 @@ class AutoregressivePlan(MadeOnce):
         context: int = 0,
         context_columns: Sequence[int] = (),
         conditioners: Sequence[Conditioner | tuple[Any, ...]] = (),
+        conditioner_context: int | None = None,
+        features: int | None = None,
     ) -> None:
         masks = [(m.detach().cpu() if isinstance(m, Tensor) else torch.tensor(m, device="cpu")) != 0 for m in masks]
         depth = len(masks) - 1 - int(skip)
         self.masks = masks
         self.context, self.context_columns = context, tuple(context_columns)
         self.conditioners = tuple(Conditioner(*c) for c in conditioners)
-        self.features = masks[0].shape[1] - len(self.context_columns) if masks and masks[0].dim() == 2 else 0
+        self.conditioner_context = context if conditioner_context is None else conditioner_context
+        read = masks[0].shape[1] - len(self.context_columns) if masks and masks[0].dim() == 2 else 0
+        self.reads_features = features is None
+        self.features = read if features is None else features
         self.parameters = parameters
         self.layout = layout
         self.parameter_order = None if parameter_order is None else tuple(parameter_order)
@@ -159,14 +167,15 @@ class AutoregressivePlan(MadeOnce):
         own = list(self.context_columns)
         reading = [i for i in (0, depth + 1) if own and i < len(masks) and masks[i].shape[1] > max(own)]
         self.whole_contexts = [i for i in reading if bool(masks[i][:, own].all())]
-        self.feature_masks = [self._of_features(m) if i in (0, depth + 1) else m for i, m in enumerate(masks)]
+        self.feature_masks = [self._of_features(i, m) for i, m in enumerate(masks)]
         self._outside: AutoregressivePlan | None = None
         self._sort()
         self.meta, self.mask_bytes, self.packed_size = Encoder(self).encode()
         self.key = hashlib.sha1(content(self.meta) + content(self.mask_bytes), usedforsecurity=False).hexdigest()
         self._register()
         widths = [m.shape[0] for m in self.masks] + [self.masks[c.layer].shape[0] for c in self.conditioners]
-        self.weight_shapes = [tuple(m.shape) for m in self.masks] + [(w, context) for w in widths[len(masks) :]]
+        self.weight_shapes = [tuple(m.shape) for m in self.masks]
+        self.weight_shapes += [(w, self.conditioner_context) for w in widths[len(masks) :]]
         self.bias_shapes = [(w,) for w, has in zip(widths, self.biases, strict=True) if has]
         self.addend_widths = [widths[a] for a in (*self.addends, *self.gates)]
         self.counts = len(self.weight_shapes), len(self.bias_shapes), len(self.addend_widths)  # of the tensors of a call
@@ -189,6 +198,8 @@ class AutoregressivePlan(MadeOnce):
                 raise ValueError(
                     f"masks: shapes {shapes} do not chain: each must have as many columns as the one before has rows"
                 )
+        if not self.reads_features:
+            self._check_features()
         if not isinstance(self.parameters, int) or self.parameters < 1:
             raise ValueError(f"parameters: expected a whole number of at least 1, got {self.parameters!r}")
         rows = self.features * self.parameters
@@ -225,6 +236,13 @@ class AutoregressivePlan(MadeOnce):
             raise ValueError(f"gates: expected distinct hidden layers between 0 and {len(hidden) - 1}, got {self.gates}")
         self._check_context(len(hidden))
 
+    def _check_features(self) -> None:
+        whole_number("features", self.features, 1)
+        further = self.masks[0].shape[1] - len(self.context_columns)
+        if further or self.skip:
+            what = "a skip connection" if self.skip else f"{further} columns beside context_columns"
+            raise ValueError(f"features: expected for a network that reads the context alone, got masks with {what}")
+
     def _check_context(self, depth: int) -> None:
         columns, width = self.context_columns, self.masks[0].shape[1]
         if not isinstance(self.context, int) or self.context < 0:
@@ -233,6 +251,9 @@ class AutoregressivePlan(MadeOnce):
             raise ValueError(f"context_columns: expected {self.context} distinct columns below {width}, got {columns}")
         if self.context and not columns and not self.conditioners:
             raise ValueError(f"context: {self.context} features are read by no context_columns and no conditioners")
+        own = self.conditioner_context
+        if not isinstance(own, int) or not 0 <= own <= self.context:
+            raise ValueError(f"conditioner_context: expected a whole number from 0 to {self.context}, got {own!r}")
         gated = self.gated
         for c in self.conditioners:
             if not self.context or not 0 <= c.layer < depth + (not c.gate) or c.activation not in ACTIVATIONS:
@@ -242,9 +263,10 @@ class AutoregressivePlan(MadeOnce):
         if len(set(gated)) != len(gated) or len(self.conditioners) > _MAX_CONDITIONERS:
             raise ValueError(f"conditioners: a layer has one gate, and a network {_MAX_CONDITIONERS} conditioners at most")
 
-    def _of_features(self, mask: Tensor) -> Tensor:
-        """The columns of a mask that read features."""
-        return mask if mask.shape[1] == self.features else mask[:, self.feature_columns]
+    def _of_features(self, layer: int, mask: Tensor) -> Tensor:
+        """The columns of a mask that read features, of the first layer or the skip connection; of any other the mask."""
+        reads = layer == 0 or (layer == len(self.activated) + 1 and self.skip_reads_context)
+        return mask[:, self.feature_columns] if reads and self.context_columns else mask
 
     @property
     def gated(self) -> list[int]:
@@ -423,6 +445,7 @@ def _make_outside(plan: AutoregressivePlan) -> bool:
             addends=tuple(dict.fromkeys([*plan.addends, *layers])),
             gates=plan.gated,
             biases=plan.biases[: len(plan.masks)],
+            features=None if plan.reads_features else plan.features,
             **plan.structure,
         )
     return True

@@ -24,7 +24,8 @@ class ChainCall {
     for (int64_t i = 0; i < view.steps(); ++i) {
       const StepView s = view.step(i);
       const auto first = static_cast<int64_t>(added_.size());
-      ChainStep<T> step{s.kind(), s.order(), s.row(), first, {s.plan(), nullptr, added_.data() + first, batch},
+      ChainStep<T> step{s.kind(), s.order(), s.passing(),
+                        s.row(),  first,     {s.plan(), nullptr, added_.data() + first, batch},
                         {},       {},        {}};
       if (!s.elementwise()) {
         const PlanView plan = checked(s.plan());
@@ -66,7 +67,9 @@ class ChainCall {
   void give(Matrix<const T> context, T* given) {
     for (int64_t i = 0; i < view.steps(); ++i) {
       ChainStep<T>& step = steps_[i];
-      if (view.step(i).elementwise() || step.net.plan.context() == 0) continue;
+      const StepView s = view.step(i);
+      if (s.elementwise() || s.passing() > 0 || step.net.plan.context() == 0)
+        continue;  // what passes is no row's alike
       masked_network_kernels<T>().give(step.net, context, given + step.row);
       step.net.given = given + step.row;
     }

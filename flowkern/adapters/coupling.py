@@ -29,8 +29,8 @@ from flowkern.adapters.network import (
     steps_disagree,
     stored,
 )
-from flowkern.nn.coupling_step import is_identity_at_zero, worthwhile
-from flowkern.univariate import Affine, UnivariateMap
+from flowkern.nn.coupling_step import worthwhile
+from flowkern.univariate import UnivariateMap
 
 
 @dataclass(frozen=True)
@@ -192,72 +192,58 @@ class CouplingNetwork(Network):
 
 
 class _Of(Linear):
-    """A linear map of the conditioner as one of the whole layer.
+    """A linear map of the conditioner of a coupling.
 
     Args:
-        layer: the layer.
+        layer: the coupling.
         first, last: whether it is the first, the last, or both.
     """
 
     def __init__(self, module: nn.Module, layer: MaskedCoupling, first: bool, last: bool) -> None:
         super().__init__(module)
         self.layer, self.first, self.last = layer, first, last
-        if last and any(layer.rest):
-            self.biased = True
 
     def mask(self) -> Tensor:
-        """What passes, and the context, is read; parameters of what is transformed are given."""
-        weight: Any = stored(self.module, "weight")
-        rows, columns = (torch.ones(n, dtype=torch.bool, device="cpu") for n in weight.shape)
-        if self.first:
-            columns = _marked(self.layer.width, self.layer.reads())
+        """All is read but what is transformed, and all that the conditioner gives is a parameter."""
+        rows, columns = (torch.ones(n, dtype=torch.bool, device="cpu") for n in self.shape)
+        if self.first and self.layer.wide:
+            columns[list(self.layer.split.order)] = False
         if self.last:
-            rows = _marked(self.layer.outputs, self.layer.gives())
+            rows = torch.zeros(self.layer.outputs, dtype=torch.bool, device="cpu")
+            rows[self.layer.gives()] = True
         return rows[:, None] & columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the module's weight."""
+        weight = stored(self.module, "weight")
+        assert weight is not None  # of a linear map
+        rows, columns = weight.shape
+        return rows, columns
 
     def masks(self) -> list[Tensor | None]:
         return []
 
     def tensors(self, read: Reading) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().tensors(read)
-        layer, device = self.layer, weight.device
-        if self.last and layer.factors is not None:
-            factor = layer.factor(weight)
-            weight, bias = weight * factor[:, None], None if bias is None else bias * factor
-        if self.first and not layer.wide:
-            columns = layer.places("columns", device)
-            weight = weight.new_zeros(len(weight), layer.width).index_copy(1, columns, weight)
-        if self.last:
-            if len(weight) < layer.outputs or not layer.wide:
-                weight = weight.new_zeros(layer.outputs, weight.shape[1]).index_copy(0, layer.places("rows", device), weight)
-            if bias is not None:
-                bias = bias.index_select(0, layer.places("order", device)) if layer.wide else bias
-                bias = layer.resting(weight).index_copy(0, layer.places("gives", device), bias)
-            elif self.biased:
-                bias = layer.resting(weight)
-        return weight, bias
+        return self.layer.parameters_of(weight, bias) if self.last else (weight, bias)
 
 
 _COMPILED = "it is being compiled, as the library's own code"
 
 
-def _marked(size: int, places: Sequence[int]) -> Tensor:
-    marked = torch.zeros(size, dtype=torch.bool, device="cpu")
-    marked[list(places)] = True
-    return marked
-
-
 class MaskedCoupling(PeerNetwork):
-    """A coupling layer of vectors as a masked network of two levels: one call for conditioner and map, and for neighbours.
+    """A coupling layer of vectors: one call for conditioner and map, and for neighbours.
 
     Args:
         split: what passes.
-        map: the univariate map; for some parameters, see :func:`at_rest`, it is the identity.
+        map: the univariate map.
         context: number of context features.
-        linears: the conditioner's linear maps, an activation between each two.
+        linears: the conditioner's linear maps, an activation between each two; of another conditioner none, and :meth:`part`
+            is called for each.
         layout, parameter_order: of the conditioner's outputs, as of those of :class:`PeerNetwork`.
         context_first: whether the conditioner reads the context before what passes.
-        given: which parameters of the map the conditioner gives; the others are at rest.
+        given: which parameters of the map the conditioner gives; the others are zero.
         factors: by which these are multiplied.
         wide: whether the conditioner reads and gives all features, those that are masked for nothing.
         parts: the same layer as conditioner and operator, which serve few rows of a large network.
@@ -268,7 +254,7 @@ class MaskedCoupling(PeerNetwork):
         split: Split,
         map: UnivariateMap,
         context: int,
-        linears: Sequence[nn.Module],
+        linears: Sequence[nn.Module] = (),
         *,
         layout: str = "feature_major",
         parameter_order: Sequence[int] | None = None,
@@ -280,71 +266,91 @@ class MaskedCoupling(PeerNetwork):
     ) -> None:
         super().__init__(split.features, context, map, layout=layout, parameter_order=parameter_order)
         self.split, self.parts, self.wide, self.factors = split, parts, wide, factors
-        self.rest, self.given = at_rest(map), range(map.count) if given is None else given
-        self.width, self.outputs = self.features + context, self.features * map.count
-        self.context_columns = range(self.features, self.width)
-        self._context_first = context_first
-        self._places: dict[tuple[str, Any], Tensor] = {}
+        self.given = range(map.count) if given is None else given
+        self.context_columns = range(self._read)[:context] if context_first else range(self._read - context, self._read)
+        self._tables: dict[tuple[str, Any], Tensor] = {}
+        self.weights: list[int] = []
         for i, module in enumerate(linears):
-            first, last = i == 0, i + 1 == len(linears)
-            self.add(_Of(module, self, first, last), activated=not last)
-        shapes: list[Any] = [stored(module, "weight").shape for module in linears]  # type: ignore[union-attr]
-        features = self.features if wide else len(split.order)
-        self._expect("inputs", shapes[0][1], context + (self.features if wide else len(split.passing)))
-        self._expect("outputs", shapes[-1][0], features * len(self.given))
-        self.weights = [rows * columns for rows, columns in shapes]
+            last = i + 1 == len(linears)
+            self.part(module, activated=not last, last=last)
+
+    def part(self, module: nn.Module, *, activated: bool = False, residual: int | None = None, last: bool = False) -> int:
+        """The next linear map of the conditioner; returns its index."""
+        linear = _Of(module, self, not self.linears, last)
+        rows, columns = linear.shape
+        if linear.first:
+            self._expect("inputs", columns, self._read)
+        if last:
+            self._expect("outputs", rows, (self.features if self.wide else len(self.split.order)) * len(self.given))
+        self.weights.append(rows * columns)
+        return self.add(linear, activated=activated, residual=residual)
 
     @staticmethod
     def _expect(what: str, found: int, expected: int) -> None:
         if found != expected:
             raise UnsupportedError(f"its network has {found} {what}, expected {expected}")
 
-    def reads(self) -> list[int]:
-        """The columns of the whole layer that it reads, in the order of the conditioner's."""
-        both = [self.split.passing, self.context_columns]
-        return [i for part in (reversed(both) if self._context_first else both) for i in part]
+    @property
+    def _read(self) -> int:
+        """Columns of the first weight."""
+        return self.context + (self.features if self.wide else len(self.split.passing))
 
-    def gives(self, order: Sequence[int] | None = None) -> list[int]:
-        """The rows of the whole layer that it gives, in the order of the conditioner's."""
-        order, count, size = self.split.order if order is None else order, self.map.count, self.features
+    def structure(self) -> dict[str, Any]:
+        """Its network reads the context alone, to which belongs what passes."""
+        own, passing = list(self.context_columns), list(self.split.passing)
+        if not self.wide:
+            passing = [i for i in range(self._read) if i not in own]
+        return {
+            "context": self.context + len(passing),
+            "context_columns": (*own, *passing),
+            "conditioner_context": self.context,
+            "features": None if self.wide else len(self.split.order),
+        }
+
+    @property
+    def outputs(self) -> int:
+        """Parameters of all features that are transformed."""
+        return len(self.split.order) * self.map.count
+
+    def gives(self) -> list[int]:
+        """Where among these the conditioner's are, in its order."""
+        size, count = len(self.split.order), self.map.count
         if self.layout == "feature_major":
-            return [d * count + i for d in order for i in self.given]
-        return [i * size + d for i in self.given for d in order]
+            return [d * count + i for d in range(size) for i in self.given]
+        return [i * size + d for i in self.given for d in range(size)]
 
-    def places(self, name: str, device: torch.device) -> Tensor:
-        """Of the conditioner's columns and rows among those of the whole layer, and of the rows that mean something in both."""
-        key = name, device
-        if key not in self._places:
-            every = range(self.features)
-            found = {
-                "columns": lambda: self.reads(),
-                "rows": lambda: self.gives(every if self.wide else None),
-                "gives": lambda: self.gives(),
-                "order": lambda: [i * self.features + d for i in range(len(self.given)) for d in self.split.order],
-            }[name]()
+    def parameters_of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The last weight and bias, of all parameters, from the conditioner's."""
+        if self.factors is not None:
+            factor = self._table("factors", weight, self._factors, weight.dtype)
+            weight, bias = weight * factor[:, None], None if bias is None else bias * factor
+        if self.wide:
+            rows = self._table("rows", weight, lambda: [i * self.features + d for i in self._each() for d in self.split.order])
+            weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+        if len(weight) < self.outputs:
+            rows = self._table("gives", weight, self.gives)
+            weight = weight.new_zeros(self.outputs, weight.shape[1]).index_copy(0, rows, weight)
+            bias = None if bias is None else bias.new_zeros(self.outputs).index_copy(0, rows, bias)
+        return weight, bias
+
+    def _each(self) -> range:
+        return range(len(self.given))
+
+    def _factors(self) -> list[float]:
+        order, size = list(self.parameter_order or self._each()), len(self.split.order)
+        values = [(self.factors or ())[order.index(i)] for i in self._each()]  # in the order of the outputs
+        return values * size if self.layout == "feature_major" else [v for v in values for _ in range(size)]
+
+    def _table(self, name: str, like: Tensor, make: Callable[[], list[Any]], dtype: torch.dtype = torch.int64) -> Tensor:
+        key = name, (like.device, dtype)
+        if key not in self._tables:
             with outside_modes():
-                self._places[key] = torch.tensor(found, dtype=torch.int64, device="cpu").to(device)
-        return self._places[key]
+                self._tables[key] = torch.tensor(make(), dtype=dtype, device="cpu").to(like.device)
+        return self._tables[key]
 
-    def resting(self, like: Tensor) -> Tensor:
-        """Outputs for which the map is the identity."""
-        return self._kept("rest", like, lambda: self._per_output(self.rest, self.features))
-
-    def factor(self, like: Tensor) -> Tensor:
-        """Of each of the conditioner's outputs."""
-        return self._kept("factor", like, lambda: self._per_output(self.factors or (), len(self.split.order)))
-
-    def _per_output(self, values: Sequence[float], features: int) -> list[float]:
-        order = self.parameter_order or range(len(values))
-        values = [values[list(order).index(i)] for i in range(len(values))]  # in the order of the outputs
-        return list(values) * features if self.layout == "feature_major" else [v for v in values for _ in range(features)]
-
-    def _kept(self, name: str, like: Tensor, make: Callable[[], list[float]]) -> Tensor:
-        key = name, (like.device, like.dtype)
-        if key not in self._places:
-            with outside_modes():
-                self._places[key] = torch.tensor(make(), dtype=like.dtype, device="cpu").to(like.device)
-        return self._places[key]
+    def step(self, inverse: bool, arguments: dict[str, Any]) -> ops.Step:
+        """A coupling."""
+        return ops.CouplingStep(inverse, arguments, self.split.passing, self.split.order)
 
     def busy(self) -> str | None:
         """The same; a compiler joins what the library's code is made of."""
@@ -358,7 +364,7 @@ class MaskedCoupling(PeerNetwork):
         """A new plan where it is."""
         if not (self.split.follow() if self.parts is None else self.parts.follow()):
             return False
-        self._places = {}
+        self._tables = {}
         self._plan()
         return True
 
@@ -453,15 +459,6 @@ class CouplingSteps(Network):
     def disagreement(self, evaluate: Callable[..., Any], noise: Callable[..., Tensor]) -> str | None:
         """Compares on two rows."""
         return steps_disagree(self, evaluate, noise(2, self.features), noise(2, self.context) if self.context else None)
-
-
-def at_rest(map: UnivariateMap) -> tuple[float, ...]:
-    """Parameters for which a map leaves a number exactly as it is."""
-    if is_identity_at_zero(map):
-        return (0.0,) * map.count
-    if isinstance(map, Affine) and map.scale == "sigmoid" and map.constants[1] == 0:
-        return 0.0, 1e4  # whose sigmoid is 1 in every dtype, and has a logarithm of 0
-    raise UnsupportedError("its map is not the identity for any parameters, so that its network has no operator")
 
 
 def linear_maps(modules: Any) -> tuple[list[nn.Module], tuple[str, float | None]]:

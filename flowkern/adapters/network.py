@@ -423,12 +423,15 @@ class PeerNetwork(Network):
                 residuals=tuple(self.residuals[:depth]),
                 skip=self.skipped is not None,
                 biases=(*(linear.biased for linear in linears), *(linear.biased for linear in self._conditions)),
-                context=self.context,
-                context_columns=tuple(self.context_columns),
                 conditioners=tuple(self.conditioners),
+                **self.structure(),
             )
         except ValueError as error:
             raise UnsupportedError(f"its network does not fit: {error}") from None
+
+    def structure(self) -> dict[str, Any]:
+        """Of the plan: what the network reads of a context."""
+        return {"context": self.context, "context_columns": tuple(self.context_columns)}
 
     def _masks(self) -> list[Tensor | None]:
         return [mask for linear in self._all() for mask in linear.masks()]
@@ -555,7 +558,11 @@ class PeerNetwork(Network):
             ChangedError: as :meth:`arguments`.
         """
         arguments = self.arguments()
-        return [ops.NetworkStep(inverse, arguments if packed is None else {**arguments, "packed": packed})]
+        return [self.step(inverse, arguments if packed is None else {**arguments, "packed": packed})]
+
+    def step(self, inverse: bool, arguments: dict[str, Any]) -> ops.Step:
+        """The same, of these arguments."""
+        return ops.NetworkStep(inverse, arguments)
 
     def packed(self) -> Tensor | None:
         """The weights as the CPU kernels read them."""
@@ -574,10 +581,9 @@ class PeerNetwork(Network):
 
 def run_steps(x: Tensor, context: Tensor | None, steps: Sequence[ops.Step]) -> tuple[Tensor, Tensor]:
     """By one call of an operator."""
-    if len(steps) > 1:
+    step = steps[0]
+    if len(steps) > 1 or not isinstance(step, ops.NetworkStep):
         return ops.autoregressive_chain(x, steps, context)
-    (step,) = steps
-    assert isinstance(step, ops.NetworkStep)
     return (ops.autoregressive_inverse if step.inverse else ops.autoregressive)(x, **step.arguments, context=context)
 
 

@@ -83,7 +83,7 @@ class PeerLayer(Unconditional):
         if self.network is not None and joinable(output):
             seen = self.given[0] if self.given else None
             match steps_in_chain(self.part[0], output, seen, self.network, False):
-                case [ops.NetworkStep() as step] if (found := rebuilt(step, output, seen)) is not None:
+                case [(ops.NetworkStep() | ops.CouplingStep()) as step] if (found := rebuilt(step, output, seen)) is not None:
                     return found
         try:
             if self.conditioners:

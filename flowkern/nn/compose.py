@@ -131,7 +131,7 @@ class _Run:
         self.x, self.context, self.inverse, self.normal = x, context, inverse, normal
         self.transforms: list[Transform] = []  # those that wait, and what they are as steps
         self.steps: list[ops.Step] = []
-        self.network: ops.NetworkStep | None = None  # the first of these
+        self.network: ops.NetworkStep | ops.CouplingStep | None = None  # the first of these
         self.total: Tensor | None = None
 
     def through(self, transforms: Sequence[Transform]) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class _Run:
                 continue
             self.transforms.append(transform)
             self.steps.append(step)
-            if self.network is None and type(step) is ops.NetworkStep:
+            if self.network is None and isinstance(step, (ops.NetworkStep, ops.CouplingStep)):
                 self.network = step
         self._flush(last=True)
         assert self.total is not None

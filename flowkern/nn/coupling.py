@@ -29,9 +29,7 @@ class Coupling(Transform):
 
     Both directions cost one pass. Two layers in a row, the second with ``swap``, transform every feature.
 
-    In a stack on the CPU, a conditioner of linear layers and one activation is part of one call for the layer and its
-    neighbours, where the map with parameters of zero is the identity. A number that is not finite may then reach every
-    feature of its row.
+    In a stack on the CPU, a network of linear layers and one activation is part of one call for the layer and its neighbours.
 
     Of an image (channels, height, width) whole channels are transformed, and the network sees the others; or any of its
     numbers, and the network sees the image with zeros in their places, and the mask. A context is added as channels, the same
@@ -74,8 +72,6 @@ class Coupling(Transform):
     place: Tensor
     passing: Tensor
     columns: Tensor
-    wide_columns: Tensor
-    wide_rows: Tensor
 
     @configured
     def __init__(
@@ -141,13 +137,7 @@ class Coupling(Transform):
         self.register_buffer("passing", (~of_channel).nonzero().flatten().to(device), persistent=False)
         columns = chosen[:0] if self.whole else chosen
         self.register_buffer("columns", columns.nonzero().flatten().to(device), persistent=False)
-        # Of vectors, where the conditioner's columns and rows are in a masked network of all features.
-        vectors = len(self._event_shape) == 1
-        self._chosen = tuple(chosen.tolist()) if vectors else ()
-        read = torch.cat([~chosen, torch.ones(self.context, dtype=torch.bool)]) if vectors else chosen[:0]
-        given = chosen.repeat(self.map.count) if vectors else chosen[:0]
-        self.register_buffer("wide_columns", read.nonzero().flatten().to(device), persistent=False)
-        self.register_buffer("wide_rows", given.nonzero().flatten().to(device), persistent=False)
+        self._chosen = tuple(chosen.tolist()) if len(self._event_shape) == 1 else ()
 
     def _follow(self) -> None:
         """New tables where the mask was changed in place. Only eager code looks: the check would break a graph."""
@@ -182,8 +172,8 @@ class Coupling(Transform):
         return self._mapped(z, self._conditioned("z", z, context), context, inverse=True)
 
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
-        if type(self) not in (Coupling, AffineCoupling, AdditiveCoupling) or not self._joins or not x.is_cpu:
-            return None  # a subclass may do more than these
+        if type(self) not in (Coupling, AffineCoupling, AdditiveCoupling) or not self._chosen or not x.is_cpu:
+            return None  # a subclass may do more than these, and convolutions are no such network
         if x.dtype in HALF or autocasts(x) or torch._C._are_functorch_transforms_active():
             return None
         found = coupling_step.linear_layers(self._modules["network"])  # type: ignore[arg-type]
@@ -191,15 +181,7 @@ class Coupling(Transform):
             return None
         linears, activation = found
         self._follow()
-        hidden = tuple(layer.out_features for layer in linears[:-1])
-        plan = coupling_step.plan_of(self._chosen, hidden, self.map.count, self.context, activation)
-        places = self.wide_columns, self.wide_rows
-        return coupling_step.network_step(linears, plan, self.map, *places, self.features, self.context, inverse)
-
-    @property
-    def _joins(self) -> bool:
-        """Whether it may be a step of a chain: of vectors, with a map that is the identity for parameters of zero."""
-        return bool(self._chosen) and coupling_step.is_identity_at_zero(self.map)
+        return coupling_step.coupling_step(linears, activation, self.map, self._chosen, self.context, inverse)
 
     def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         # What passes is the same on both sides: the network runs once, on it, and then x is filled in.

@@ -1,8 +1,4 @@
-"""A coupling layer of vectors as a masked network of two levels, and so as a step of a chain.
-
-The conditioner's first matrix gets columns of zeros for the features that are transformed, its last one rows of zeros for
-those that pass: where the map with parameters of zero is the identity, that is the whole layer.
-"""
+"""A coupling layer of vectors as a step of a chain: its network, linear layers and one activation, and its map in one call."""
 
 from __future__ import annotations
 
@@ -17,19 +13,12 @@ from flowkern import ops
 from flowkern._tensors import outside_modes
 from flowkern.nn.checks import has_hooks
 from flowkern.plan import AutoregressivePlan
-from flowkern.univariate import Affine, UnivariateMap
+from flowkern.univariate import UnivariateMap
 
 _NAMES = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Identity: "identity"}
 # Packing all weights takes as long as so many rows (docs/measured.md); fewer are done sooner by torch, but for networks
 # whose single calls take longer than their products.
 FEW_ROWS, FEW_WEIGHTS = 128, 2**16
-
-
-def is_identity_at_zero(map: UnivariateMap) -> bool:
-    """Whether parameters of zero leave a number exactly as it is."""
-    if not isinstance(map, Affine) or map.scale not in ("none", "exp", "clamped_exp", "soft_clipped_exp", "tanh"):
-        return False
-    return map.scale != "clamped_exp" or map.constants[0] <= 0 <= map.constants[1]
 
 
 def linear_layers(network: nn.Module) -> tuple[list[nn.Linear], str] | None:
@@ -56,42 +45,30 @@ def worthwhile(x: Tensor, weights: Iterable[int]) -> bool:
 
 @functools.lru_cache(128)
 def plan_of(
-    transformed: tuple[bool, ...], hidden: tuple[int, ...], parameters: int, context: int, activation: str
+    passing: int, transformed: int, hidden: tuple[int, ...], parameters: int, context: int, activation: str
 ) -> AutoregressivePlan:
-    """The masks: what passes, and the context, is read; parameters of what is transformed are given, parameter by parameter."""
+    """Of a network that reads what passes, then the context, and gives the transformed features parameter by parameter."""
+    widths = [passing + context, *hidden, transformed * parameters]
     with outside_modes():
-        chosen = torch.tensor(transformed, device="cpu")
-        reads = torch.cat([~chosen, torch.ones(context, dtype=torch.bool, device="cpu")])
-        gives = chosen.repeat(parameters)
-        every = [reads, *(torch.ones(n, dtype=torch.bool, device="cpu") for n in hidden)]
-        masks = [units[:, None] & read for read, units in itertools.pairwise([*every, gives])]
-        features = len(transformed)
-        return AutoregressivePlan(
-            masks,
-            parameters=parameters,
-            layout="parameter_major",
-            activation=activation,
-            context=context,
-            context_columns=range(features, features + context),
-        )
+        masks = [torch.ones(rows, columns, dtype=torch.bool, device="cpu") for columns, rows in itertools.pairwise(widths)]
+    return AutoregressivePlan(
+        masks,
+        parameters=parameters,
+        layout="parameter_major",
+        activation=activation,
+        context=passing + context,
+        context_columns=[*range(passing, passing + context), *range(passing)],
+        features=transformed,
+    )
 
 
-def network_step(
-    linears: Sequence[nn.Linear],
-    plan: AutoregressivePlan,
-    map: UnivariateMap,
-    columns: Tensor,
-    rows: Tensor,
-    features: int,
-    context: int,
-    inverse: bool,
-) -> ops.NetworkStep:
-    """The step: ``columns`` are those of its first matrix that the conditioner's are, ``rows`` those of the last."""
-    weights: list[Tensor] = [layer.weight for layer in linears]
-    biases: list[Tensor] = [layer.bias for layer in linears]
-    first = weights[0]
-    weights[0] = first.new_zeros(len(first), features + context).index_copy(1, columns, first)
-    last = weights[-1]
-    weights[-1] = last.new_zeros(features * map.count, last.shape[1]).index_copy(0, rows, last)
-    biases[-1] = last.new_zeros(features * map.count).index_copy(0, rows, biases[-1])
-    return ops.NetworkStep(inverse, {"weights": weights, "biases": biases, "plan": plan, "map": map})
+def coupling_step(
+    linears: Sequence[nn.Linear], activation: str, map: UnivariateMap, chosen: Sequence[bool], context: int, inverse: bool
+) -> ops.CouplingStep:
+    """The step of a layer that transforms the ``chosen`` features."""
+    transformed = tuple(i for i, moves in enumerate(chosen) if moves)
+    passing = tuple(i for i, moves in enumerate(chosen) if not moves)
+    hidden = tuple(layer.out_features for layer in linears[:-1])
+    plan = plan_of(len(passing), len(transformed), hidden, map.count, context, activation)
+    arguments = {"weights": [n.weight for n in linears], "biases": [n.bias for n in linears], "plan": plan, "map": map}
+    return ops.CouplingStep(inverse, arguments, passing, transformed)

@@ -1,6 +1,7 @@
 """The operators: contracts, checks, gradients, choice of backend."""
 
 from flowkern import bindings  # noqa: F401, registers operators and their shapes
+from flowkern.ops._coupling import CouplingStep
 from flowkern.ops.actnorm import actnorm
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
@@ -25,6 +26,7 @@ from flowkern.ops.wavenet_generate import WaveNetState, wavenet_generate
 from flowkern.ops.wavenet_layer import wavenet_layer
 
 __all__ = [
+    "CouplingStep",
     "ElementwiseStep",
     "NetworkStep",
     "PermutationStep",

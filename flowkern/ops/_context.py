@@ -31,7 +31,8 @@ def outside(
     kept = sum(plan.biases[:count])
     found = iter(biases[kept:])
     for c, weight, has in zip(plan.conditioners, weights[count:], plan.biases[count:], strict=True):
-        value = activate(c.activation, _linear(context, weight, next(found) if has else None), plan.constant_of(c.activation))
+        read = context[..., : plan.conditioner_context]
+        value = activate(c.activation, _linear(read, weight, next(found) if has else None), plan.constant_of(c.activation))
         (gates if c.gate else terms.setdefault(c.layer, [])).append(value)
     return inner, list(biases[:kept]), [sum(terms[a][1:], terms[a][0]) for a in plan.outside.addends] + gates
 
@@ -41,7 +42,7 @@ def _apart(plan: AutoregressivePlan, weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Where either come first they are views, whose gradients one kernel joins; indices would be copied to a GPU at every call.
     """
-    columns, features = plan.context_columns, plan.features
+    columns, features = plan.context_columns, plan.features if plan.reads_features else 0
     if columns == tuple(range(features, features + plan.context)):
         first, last = weight.split([features, plan.context], 1)
         return first, last

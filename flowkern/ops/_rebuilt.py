@@ -10,15 +10,18 @@ from torch import Tensor
 
 from flowkern._checks import HALF, autocasts
 from flowkern.backends import Kernels, kernels_for
+from flowkern.ops._coupling import CouplingStep, coupling_call
 from flowkern.ops._network import as_rows
 from flowkern.ops._network_call import Call
 from flowkern.ops._network_function import NetworkFunction
 from flowkern.ops.autoregressive import forward_call
-from flowkern.ops.autoregressive_chain import NetworkStep
+from flowkern.ops.autoregressive_chain import ChainCall, NetworkStep
 from flowkern.ops.autoregressive_inverse import inverse_call
 
 
-def rebuilt(step: NetworkStep, output: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+def rebuilt(
+    step: NetworkStep | CouplingStep, output: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
     r"""The input of a step, a leaf, and the step's output and log-determinant as functions of it, in one pass.
 
     A density pass and the sweep back compute the same numbers in the same layout, whichever of the two is run. So what the
@@ -42,15 +45,11 @@ def rebuilt(step: NetworkStep, output: Tensor, context: Tensor | None = None) ->
         >>> found is None or found[0].is_leaf
         True
     """
-    get, plan = step.arguments.get, step.arguments["plan"]
-    placed = plan, get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
-    call, back = forward_call(*placed), inverse_call(*placed)
-    if step.inverse:
-        call, back = back, call
-    kernels = kernels_for(output, call.name, call.map)
+    call, back = _calls(step)
+    kernels = kernels_for(output, call.name, step.arguments.get("map"))
     if kernels.plain or not kernels.on_cpu or autocasts(output) or output.dtype in HALF or torch.compiler.is_compiling():
         return None
-    addends = get("addends", ())
+    addends = step.arguments.get("addends", ())
     rows, conditions, added, _ = as_rows(output, context, addends)
     tensors = [*step.arguments["weights"], *step.arguments["biases"]]
     with torch.no_grad():
@@ -62,11 +61,28 @@ def rebuilt(step: NetworkStep, output: Tensor, context: Tensor | None = None) ->
     return x, value.reshape(output.shape), log_det.reshape(batch)
 
 
-def _exchanged(call: Call, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _calls(step: NetworkStep | CouplingStep) -> tuple[Call | ChainCall, Call | ChainCall]:
+    """The call of a step and the one back."""
+    if isinstance(step, CouplingStep):
+        return _coupling_of(step), _coupling_of(step._replace(inverse=not step.inverse))
+    get = step.arguments.get
+    placed = step.arguments["plan"], get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
+    calls = forward_call(*placed), inverse_call(*placed)
+    return calls[::-1] if step.inverse else calls
+
+
+def _coupling_of(step: CouplingStep) -> ChainCall:
+    known, key = step.arguments["plan"].chains, ("alone", step.inverse, step.arguments["map"].key, *step[2:])
+    if key not in known:
+        known[key] = ChainCall([coupling_call(step)], None)
+    return known[key]
+
+
+def _exchanged(call: Call | ChainCall, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What a call kept, with its input and its output in each other's places, as the opposite call keeps them."""
     packed, saved = state
     assert call.chain is not None
-    features, first = call.plan.features, call.chain.context
+    features, first = call.chain.features, call.chain.context
     if saved.numel():
         tiles = saved.view(-1, call.chain.kept_rows, saved.shape[-1] // call.chain.kept_rows)
         ends = tiles[:, first : first + 2 * features]
@@ -77,7 +93,7 @@ def _exchanged(call: Call, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 class _Rebuilt:
     """A call whose outputs and state are known; it gives them away, since it would live as long as what it held lives."""
 
-    def __init__(self, call: Call, value: Tensor, log_det: Tensor, state: Sequence[Tensor]) -> None:
+    def __init__(self, call: Call | ChainCall, value: Tensor, log_det: Tensor, state: Sequence[Tensor]) -> None:
         self.known: list[Any] = [((value.detach(), log_det), state)]
         self.name, self.solves, self.parameters = call.name, call.solves, call.parameters
         self.gradients, self.in_plain_pytorch = call.gradients, call.in_plain_pytorch

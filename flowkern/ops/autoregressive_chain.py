@@ -16,6 +16,7 @@ from flowkern._library import MAPS
 from flowkern.backends import Kernels, has_triton_map, kernels_for
 from flowkern.chain import NORMALS, ChainPlan, Elementwise, Network, Permute
 from flowkern.ops._context import outside
+from flowkern.ops._coupling import CouplingCall, CouplingStep, check_coupling, coupling_call
 from flowkern.ops._network import as_rows, with_gradients
 from flowkern.ops._network_call import Call, chain_gradients, run_chain, unflatten
 from flowkern.ops._network_checks import check_network, check_packed
@@ -46,7 +47,7 @@ class ElementwiseStep(NamedTuple):
     scale: Tensor
 
 
-Step = NetworkStep | PermutationStep | ElementwiseStep
+Step = NetworkStep | CouplingStep | PermutationStep | ElementwiseStep
 _is_meta = attrgetter("is_meta")
 
 
@@ -61,7 +62,8 @@ def autoregressive_chain(
 
     Args:
         x: input (..., features).
-        steps: :class:`NetworkStep`, at least one, :class:`PermutationStep` and :class:`ElementwiseStep`.
+        steps: :class:`NetworkStep` or :class:`CouplingStep`, at least one of either, :class:`PermutationStep` and
+            :class:`ElementwiseStep`.
         context: of the networks whose plans take one (..., context features).
         normal: ``"output"`` adds the standard-normal log-density of the result to the log-determinant, which gives the
             log-density of x under a flow from data to noise; with ``"input"`` the second result is the standard-normal
@@ -148,13 +150,13 @@ class ChainCall:
 
     name, solves = "autoregressive_chain", False
 
-    def __init__(self, parts: Sequence[Call | Permute | Elementwise], normal: str | None) -> None:
+    def __init__(self, parts: Sequence[Call | CouplingCall | Permute | Elementwise], normal: str | None) -> None:
         self.parts, self.normal = parts, normal
-        steps = [Network(p.solves, p.plan, p.map) if isinstance(p, Call) else p for p in parts]  # type: ignore[arg-type]
-        self.chain = ChainPlan(steps, normal)
+        self.chain = ChainPlan([_planned(p) for p in parts], normal)
         self.parameters = len(self.chain.shapes)
         self.places = self._places()
-        maps = [s.map for s in steps if isinstance(s, Network)]
+        self.couples = any(isinstance(p, CouplingCall) for p in parts)
+        maps = [s.map for s in self.chain.joined if not isinstance(s, Elementwise)]
         self.native = all(m.kind in MAPS for m in maps)
         self.compiled = all(has_triton_map(m.family) for m in maps)
 
@@ -171,7 +173,8 @@ class ChainCall:
         """
         if kernels.on_cpu:
             return self.native
-        return self.compiled and self.outside.chain.alike and not (low and any(isinstance(p, Elementwise) for p in self.parts))
+        alike = self.compiled and not self.couples and self.outside.chain.alike
+        return alike and not (low and any(isinstance(p, Elementwise) for p in self.parts))
 
     def keeps_inputs(self, kernels: Kernels) -> bool:
         return True
@@ -183,7 +186,7 @@ class ChainCall:
         for part in self.parts:
             if isinstance(part, Permute):
                 continue
-            weights, count = (part.weights, part.parameters) if isinstance(part, Call) else (0, 2)
+            weights, count = (0, 2) if isinstance(part, Elementwise) else (part.weights, part.parameters)
             places[0] += range(at, at + weights)
             places[1] += range(at + weights, at + count)
             at += count
@@ -259,7 +262,7 @@ class ChainCall:
         given, addends = iter(tensors[: self.parameters]), iter(tensors[self.parameters :])
         steps: list[Transform] = []
         for part in self.parts:
-            if isinstance(part, Call):
+            if isinstance(part, (Call, CouplingCall)):
                 own = [next(given) for _ in range(part.parameters)] + [next(addends) for _ in part.plan.addend_widths]
                 steps.append(_with(part.in_plain_pytorch, context if part.plan.context else None, *own))
             elif isinstance(part, Permute):
@@ -267,6 +270,13 @@ class ChainCall:
             else:
                 steps.append(_with(reference.elementwise, next(given), next(given), part.inverse))
         return reference.autoregressive_chain(x, steps, self.normal)
+
+
+def _planned(part: Call | CouplingCall | Permute | Elementwise) -> Any:
+    """A step as the plan of a chain has it."""
+    if isinstance(part, CouplingCall):
+        return part.step
+    return Network(part.solves, part.plan, part.map) if isinstance(part, Call) and part.map is not None else part
 
 
 def _with(function: Callable[..., Any], *given: Any) -> Transform:
@@ -284,12 +294,12 @@ def _gather(
     packed: list[Tensor] = []
     first, networks = None, 0
     for step in steps:
-        if isinstance(step, NetworkStep):
+        if isinstance(step, (NetworkStep, CouplingStep)):
             arguments = step.arguments
             get, plan = arguments.get, arguments["plan"]
             map = get("map")
             constants = get("constants")
-            key += (step.inverse, plan)
+            key += (step.inverse, plan, *step[2:])  # of a coupling what passes and what is transformed
             key += (
                 (get("scale", "exp"), get("placement", "standardize"), constants and tuple(constants))
                 if map is None
@@ -310,7 +320,8 @@ def _gather(
             key.append(step.inverse)
             tensors += (step.shift, step.scale)
         else:
-            raise TypeError(f"steps: expected NetworkStep, PermutationStep or ElementwiseStep, got {type(step).__name__}")
+            names = "NetworkStep, CouplingStep, PermutationStep or ElementwiseStep"
+            raise TypeError(f"steps: expected {names}, got {type(step).__name__}")
     if first is None:
         return None, tensors, addends, packed
     known = tuple(key)
@@ -322,9 +333,11 @@ def _gather(
 
 
 def _make(steps: Sequence[Step], normal: str | None) -> ChainCall:
-    parts: list[Call | Permute | Elementwise] = []
+    parts: list[Call | CouplingCall | Permute | Elementwise] = []
     for step in steps:
-        if isinstance(step, NetworkStep):
+        if isinstance(step, CouplingStep):
+            parts.append(coupling_call(step))
+        elif isinstance(step, NetworkStep):
             get = step.arguments.get
             placed = get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
             parts.append((inverse_call if step.inverse else forward_call)(step.arguments["plan"], *placed))
@@ -349,6 +362,9 @@ def _alone(step: Step, context: Tensor | None) -> Transform:
         return partial(reference.permutation, order=step.order)
     if isinstance(step, ElementwiseStep):
         return partial(reference.elementwise, shift=step.shift, scale=step.scale, inverse=step.inverse)
+    if isinstance(step, CouplingStep):
+        tensors = *step.arguments["weights"], *step.arguments["biases"]
+        return _with(coupling_call(step).by_operator, context, *tensors)
     operator = autoregressive_inverse if step.inverse else autoregressive
     return partial(operator, **step.arguments, context=context if step.arguments["plan"].context else None)
 
@@ -365,6 +381,8 @@ def _explain(x: Tensor, steps: Sequence[Step], context: Tensor | None) -> None:
                 if a.get("packed") is not None:
                     check_packed(a["packed"], a["plan"], x)
                 takes_context = takes_context or a["plan"].context > 0
+            elif isinstance(step, CouplingStep):
+                takes_context = check_coupling(x, step, context) or takes_context
             elif isinstance(step, ElementwiseStep):
                 for name, t in (("shift", step.shift), ("scale", step.scale)):
                     check_tensor(name, t)

@@ -1,6 +1,7 @@
 // Transforms one after another: a tile goes through all of them, and back, while it is in the cache.
 #include "cpu/masked_networks/autoregressive.h"
 #include "cpu/masked_networks/autoregressive_inverse.h"
+#include "cpu/masked_networks/coupling.h"
 
 namespace flowkern::FK_ISA {
 
@@ -14,13 +15,6 @@ void add_normal(const T* x, int64_t n, double* log_prob) {
       const double v = x[i * R + r];
       log_prob[r] -= 0.5 * v * v + kHalfLogTwoPi;
     }
-}
-
-// A context that is not finite shows in its row: an infinite one may vanish in the network.
-template <class T, int R>
-void add_zero_if_finite(const T* x, int64_t n, double* log_det) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int r = 0; r < R; ++r) log_det[r] += x[i * R + r] - x[i * R + r];
 }
 
 template <class T, int R>
@@ -84,6 +78,12 @@ void autoregressive_chain(const Chain<T>& chain, StepRange range, Matrix<const T
       case StepKind::density: autoregressive<T, R>(step, rows, state, conditions, next, sum, step_kept, scratch); break;
       case StepKind::inverse:
         autoregressive_inverse<T, R>(step, rows, state, conditions, next, sum, step_kept, scratch);
+        break;
+      case StepKind::coupling:
+        coupling<T, R, false>(step, rows, state, conditions, next, sum, step_kept, scratch);
+        break;
+      case StepKind::coupling_inverse:
+        coupling<T, R, true>(step, rows, state, conditions, next, sum, step_kept, scratch);
         break;
       default: elementwise<T, R>(step, features, state, next, sum);
     }
@@ -149,6 +149,12 @@ void autoregressive_chain_backward(const Chain<T>& chain, StepRange range, const
       case StepKind::inverse:
         autoregressive_inverse_backward<T>(step, rows, state, conditions, network, g, g_log_det, g, wanted, scratch);
         break;
+      case StepKind::coupling:
+        coupling_backward<T, false>(step, rows, before, conditions, network, g, g_log_det, g, wanted, scratch);
+        break;
+      case StepKind::coupling_inverse:
+        coupling_backward<T, true>(step, rows, before, conditions, network, g, g_log_det, g, wanted, scratch);
+        break;
       default: {
         T* g_before = scratch;
         elementwise_backward<T>(step, features, before, state, g, g_log_det, g_before, deltas);
@@ -175,7 +181,7 @@ void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
       const Chunk& k = w.chunk(i);
       const T* column = net.packed + k.offset;
       T sums[kChunkRows] = {};
-      for (int64_t q = 0; q < plan.context(); ++q, column += kChunkRows)
+      for (int64_t q = 0; q < plan.start(w.source(), 0); ++q, column += kChunkRows)
         for (int64_t j = 0; j < kChunkRows; ++j) sums[j] += column[j] * context(0, q);
       for (int64_t j = 0; j < k.rows; ++j) to[k.row + j] += sums[j];
     }

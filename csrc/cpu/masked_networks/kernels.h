@@ -33,9 +33,12 @@ struct NetworkBackward {
 template <class T>
 struct ChainStep {
   StepKind kind;
-  const int64_t* order;  // where what the step takes, in its own order, lies in the state before it
-  int64_t row;           // of a network: first of its rows among those of all
-  int64_t addend;        // first of its addends among those of all steps
+  // Where what the step takes, in its own order, lies in the state before it. Of a coupling: what it transforms, then
+  // what passes; and once more, in the state after it.
+  const int64_t* order;
+  int64_t passing;
+  int64_t row;     // of a network: first of its rows among those of all
+  int64_t addend;  // first of its addends among those of all steps
   MaskedNetwork<T> net;
   Map<T> map;
   const T *shift, *scale;  // of an elementwise step [features]

@@ -36,8 +36,10 @@ FK_INLINE void scatter_rows(const T* src, const int64_t* order, int64_t n, T* ds
 template <class T, int R>
 class Tile {
  public:
-  // `context` [context][R], `scratch` of scratch_rows(plan) rows, `kept` of plan.saved_rows() rows or null.
-  Tile(const MaskedNetwork<T>& net, TileRows rows, const T* context, T* scratch, T* kept)
+  // `context` [context][R], `scratch` of scratch_rows(plan) rows, `kept` of plan.saved_rows() rows or null. The last
+  // features of the context may be the rows order[i] of `state`, `passing` of them.
+  Tile(const MaskedNetwork<T>& net, TileRows rows, const T* context, T* scratch, T* kept, const T* state = nullptr,
+       const int64_t* order = nullptr, int64_t passing = 0)
       : net_(net), plan_(net.plan), rows_(rows) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
@@ -60,7 +62,8 @@ class Tile {
       p[l] = keeps_output ? other : keep;
       a[l] = keeps_output ? keep : other;
     }
-    if (context) __builtin_memcpy(input_, context, plan_.context() * R * sizeof(T));
+    if (context) __builtin_memcpy(input_, context, (plan_.context() - passing) * R * sizeof(T));
+    gather_rows<T, R>(state, order, passing, x - passing * R);
     condition(kept, take);
   }
 

@@ -66,9 +66,10 @@ class TileGradient {
  public:
   static constexpr int R = kTileRows<T>;
 
-  // The features are the rows order[i] of `state`, in the order of the plan; `context` is [context][R].
+  // The features are the rows order[i] of `state`, in the order of the plan, and after them the last `passing` features
+  // of the context; `context` is [context][R], the others.
   TileGradient(const MaskedNetwork<T>& net, TileRows rows, const T* state, const int64_t* order, const T* context,
-               const NetworkBackward<T>& in, T* scratch)
+               const NetworkBackward<T>& in, T* scratch, int64_t passing = 0)
       : net_(net), plan_(net.plan), in_(in), rows_(rows) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
@@ -89,7 +90,9 @@ class TileGradient {
     }
     spare_ = scratch;
     __builtin_memset(g_input_, 0, plan_.inputs() * R * sizeof(T));
-    if (context) __builtin_memcpy(input_, context, plan_.context() * R * sizeof(T));
+    g_passing = g_x - passing * R;
+    if (context) __builtin_memcpy(input_, context, (plan_.context() - passing) * R * sizeof(T));
+    gather_rows<T, R>(state, order + plan_.features(), passing, x - passing * R);
     gather_rows<T, R>(state, order, plan_.features(), x);
     // For the weight gradients. First, since it reads what was saved in one stream, which brings it into the cache.
     if (in.activations)
@@ -139,11 +142,14 @@ class TileGradient {
     }
   }
 
-  // After either of these: adds the cotangent of the context, [context][R].
+  // After either of these: the cotangent of the context, of which that of what passes stays here; that of the others is
+  // added to g [context][R], if anybody wants it.
   void add_context_cotangent(T* g) const {
-    for (int c = 0; c < plan_.linears(); ++c)
-      if (plan_.linear(c).source() < 0) product(plan_.linear(c), 0, 0, plan_.levels(), 0, plan_.context(), false);
-    for (int64_t i = 0; i < plan_.context() * R; ++i) g[i] += g_input_[i];
+    for (int c = 0; c < plan_.linears(); ++c) {
+      const LinearView w = plan_.linear(c);
+      if (w.source() < 0) product(w, 0, 0, plan_.levels(), 0, plan_.start(w.source(), 0), false);
+    }
+    for (T* from = g_input_; g && from < g_passing; ++from) *g++ += *from;
   }
 
   // Writes the cotangents of the addends and gates.
@@ -165,6 +171,7 @@ class TileGradient {
   }
 
   T *x, *g_x, *value;  // features, their cotangents, room for the cotangents of their images
+  T* g_passing;        // cotangents of the last features of the context
   const T* out;        // parameters
   T* delta_out;
 

@@ -8,28 +8,29 @@
 
 namespace flowkern {
 
-constexpr int64_t kChainVersion = 1;
+constexpr int64_t kChainVersion = 2;
 
 // What a chain adds to its log-determinant: nothing; the log-density of its result under the standard normal, which
 // gives that of its input; or that of its input, from which the log-determinant is then taken away, which gives that of
 // its result.
 enum class Normal : int64_t { none, output, input };
 
-// autoregressive, its inverse, u * scale + shift, and (u - shift) / scale.
-enum class StepKind : int64_t { density, inverse, scale_shift, standardize };
+// autoregressive, its inverse, u * scale + shift, (u - shift) / scale, a coupling, and its inverse.
+enum class StepKind : int64_t { density, inverse, scale_shift, standardize, coupling, coupling_inverse };
 
 class StepView {
  public:
   explicit StepView(const int64_t* base, const int64_t* record) : base_(base), r_(record) {}
   StepKind kind() const { return static_cast<StepKind>(r_[0]); }
-  bool elementwise() const { return kind() >= StepKind::scale_shift; }
-  const int64_t* order() const { return base_ + r_[1]; }
+  bool elementwise() const { return kind() == StepKind::scale_shift || kind() == StepKind::standardize; }
+  const int64_t* order() const { return base_ + r_[1]; }  // see ChainStep
   PlanView plan() const { return PlanView(base_ + r_[2]); }
   const uint8_t* mask() const { return reinterpret_cast<const uint8_t*>(base_ + r_[3]); }
   const double* map() const { return reinterpret_cast<const double*>(base_ + r_[4]); }
-  int64_t packed() const { return r_[5]; }  // first of its numbers in the packed buffer
-  int64_t row() const { return r_[6]; }     // of a network: first of its rows among those of all
-  static constexpr int64_t kFields = 7;
+  int64_t packed() const { return r_[5]; }   // first of its numbers in the packed buffer
+  int64_t row() const { return r_[6]; }      // of a network: first of its rows among those of all
+  int64_t passing() const { return r_[7]; }  // features that a coupling lets pass
+  static constexpr int64_t kFields = 8;
 
  private:
   const int64_t* base_;

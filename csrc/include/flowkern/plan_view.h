@@ -10,7 +10,7 @@
 
 namespace flowkern {
 
-constexpr int64_t kPlanVersion = 3;
+constexpr int64_t kPlanVersion = 4;
 constexpr int kMaxHidden = 64;  // hidden layers; bounds the pointer arrays that live on the stack
 constexpr int kMaxConditioners = 64;
 // Nodes: hidden layers from 0, then the parameters, then the conditioners; before them these two.
@@ -123,11 +123,15 @@ class PlanView {
   ConditionerView conditioner(int i) const { return ConditionerView(base_ + base_[20] + i * ConditionerView::kFields); }
   int64_t conditioner_units() const { return base_[21]; }
   int64_t saved_rows() const { return base_[22]; }  // see row_of
+  int64_t conditioner_context() const {
+    return base_[23];
+  }                                                       // the first features of the context, which conditioners read
+  bool reads_features() const { return base_[24] != 0; }  // rather than the context alone
 
   // Rows (inputs, units or parameters) that are known before level t, for any source or target.
   FK_ALWAYS_INLINE int64_t start(int node, int64_t level) const {
-    if (node == kInput) return context() + feature_starts()[level];
-    if (node == kContext) return context();
+    if (node == kInput) return context() + (reads_features() ? feature_starts()[level] : 0);
+    if (node == kContext) return conditioner_context();
     if (node > hidden()) node = conditioner(node - hidden() - 1).layer();
     return node < hidden() ? hidden(node).starts()[level] : feature_starts()[level] * parameters();
   }
