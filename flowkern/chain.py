@@ -19,7 +19,7 @@ from flowkern._tensors import content, outside_modes
 from flowkern.plan import AutoregressivePlan, MadeOnce
 from flowkern.univariate import UnivariateMap
 
-_VERSION = 2  # of the flat form
+_VERSION = 3  # of the flat form
 NORMALS = (None, "output", "input")
 _known: dict[int, weakref.WeakSet[ChainPlan]] = {}
 # What a GPU takes in one launch. Wider layers take longer than their launches do, and their cotangents, which a chain keeps
@@ -58,7 +58,13 @@ class Elementwise(NamedTuple):
     inverse: bool
 
 
-Step = Network | Coupling | Permute | Elementwise
+class LULinear(NamedTuple):
+    """v = L U u + bias with triangular L and U, or its inverse."""
+
+    inverse: bool
+
+
+Step = Network | Coupling | Permute | Elementwise | LULinear
 
 
 class ChainPlan(MadeOnce):
@@ -74,7 +80,7 @@ class ChainPlan(MadeOnce):
         networks = [step for step in steps if isinstance(step, (Network, Coupling))]
         self.features, self.context = features_of(networks[0]), max(context_of(step) for step in networks)
         self.normal = normal
-        self.joined: list[Network | Coupling | Elementwise] = []  # the steps but for the permutations
+        self.joined: list[Network | Coupling | Elementwise | LULinear] = []  # the steps but for the permutations
         self.orders: list[Tensor] = []  # for each of them, where in the result of the one before each feature is
         self.tables: dict[object, object] = {}
         self.shapes: list[tuple[int, ...]] = []  # of the weights and biases, shifts and scales
@@ -92,7 +98,7 @@ class ChainPlan(MadeOnce):
                 continue
             self.joined.append(step)
             self.orders.append(order)
-            records += self._elementwise(step, order) if isinstance(step, Elementwise) else self._network(step, order)
+            records += self._vectors(step, order) if isinstance(step, (Elementwise, LULinear)) else self._network(step, order)
             order = torch.arange(self.features, device="cpu")
         self.count, self.final = len(self.joined), order
         work = sum(step.plan.packed_size for step in networks)
@@ -116,7 +122,7 @@ class ChainPlan(MadeOnce):
 
         They do where all networks are narrow, go from data to noise, and differ in masks, widths and addends only. A flow's do.
         """
-        if any(isinstance(s, Coupling) for s in self.joined):
+        if any(isinstance(s, (Coupling, LULinear)) for s in self.joined):
             return False
         networks = [s for s in self.joined if isinstance(s, Network)]
         kinds = {
@@ -153,11 +159,19 @@ class ChainPlan(MadeOnce):
         self.shapes += [*plan.weight_shapes, *plan.bias_shapes]
         return record
 
-    def _elementwise(self, step: Elementwise, order: Tensor) -> list[int]:
-        record = [2 + int(step.inverse), self._put(order), 0, 0, 0, self.packed_size, 0, 0]
-        self.packed_size += 2 * self.features
-        self.shapes += [(self.features,)] * 2
+    def _vectors(self, step: Elementwise | LULinear, order: Tensor) -> list[int]:
+        kind = (2 if isinstance(step, Elementwise) else 6) + int(step.inverse)
+        record = [kind, self._put(order), 0, 0, 0, self.packed_size, 0, 0]
+        sizes = vector_sizes(step, self.features)
+        self.packed_size += sum(sizes)
+        self.shapes += [(n,) for n in sizes]
         return record
+
+
+def vector_sizes(step: Elementwise | LULinear, features: int) -> list[int]:
+    """Of the vectors of a step: shift and scale; or entries of L below its diagonal, of U above its own, this one, the bias."""
+    triangle = features * (features - 1) // 2
+    return [features] * 2 if isinstance(step, Elementwise) else [triangle, triangle, features, features]
 
 
 def features_of(step: Network | Coupling) -> int:

@@ -31,4 +31,14 @@ void scatter(const T* src, TileRows rows, const int64_t* order, int64_t n, Matri
   }
 }
 
+// Rows of a tile in another order: dst[i] = src[order[i]], and back.
+template <class T, int R>
+FK_INLINE void gather_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + i * R, src + order[i] * R, R * sizeof(T));
+}
+template <class T, int R>
+FK_INLINE void scatter_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
+  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + order[i] * R, src + i * R, R * sizeof(T));
+}
+
 }  // namespace flowkern::FK_ISA

@@ -24,10 +24,10 @@ class ChainCall {
     for (int64_t i = 0; i < view.steps(); ++i) {
       const StepView s = view.step(i);
       const auto first = static_cast<int64_t>(added_.size());
-      ChainStep<T> step{s.kind(), s.order(), s.passing(),
-                        s.row(),  first,     {s.plan(), nullptr, added_.data() + first, batch},
-                        {},       {},        {}};
-      if (!s.elementwise()) {
+      ChainStep<T> step{
+          s.kind(), s.order(), s.passing(), s.row(), first, {s.plan(), nullptr, added_.data() + first, batch},
+          {},       {},        {},          {}};
+      if (s.network()) {
         const PlanView plan = checked(s.plan());
         step.map = univariate_map<T>(s.map());
         STD_TORCH_CHECK(plan.parameters() == step.map.map.count, "flowkern: the map does not belong to this plan");
@@ -39,7 +39,7 @@ class ChainCall {
     STD_TORCH_CHECK(added_.size() == addends.size(), "flowkern: the addends do not belong to these plans");
     chain = {steps_.data(),  view.steps(), view.features(),
              view.context(), view.order(), view.normal(),
-             view.kept(),    batch,        rows + 4 * view.features() + 2 * view.context()};
+             view.kept(),    batch,        rows + 8 * view.features() + 2 * view.context()};
   }
 
   // Where the packed weights are: all in `own`, or those of networks in one vector each.
@@ -51,6 +51,8 @@ class ChainCall {
       const T* at = own + s.packed();
       if (s.elementwise()) {
         step.shift = at, step.scale = at + view.features();
+      } else if (s.lu_linear()) {
+        step.entries = at;
       } else if (packed.empty()) {
         step.net.packed = at;
       } else {
@@ -67,10 +69,9 @@ class ChainCall {
   void give(Matrix<const T> context, T* given) {
     for (int64_t i = 0; i < view.steps(); ++i) {
       ChainStep<T>& step = steps_[i];
-      const StepView s = view.step(i);
-      if (s.elementwise() || s.passing() > 0 || step.net.plan.context() == 0)
-        continue;  // what passes is no row's alike
-      masked_network_kernels<T>().give(step.net, context, given + step.row);
+      const int64_t own = view.step(i).network() ? step.net.plan.context() - step.passing : 0;
+      if (own == 0) continue;
+      masked_network_kernels<T>().give(step.net, own, context, given + step.row);
       step.net.given = given + step.row;
     }
   }
@@ -83,7 +84,7 @@ class ChainCall {
     int64_t bytes = 0;
     for (int64_t i = 0; i < view.steps(); ++i) {
       const StepView s = view.step(i);
-      const int64_t size = s.elementwise() ? 0 : s.plan().packed_size() * static_cast<int64_t>(sizeof(T));
+      const int64_t size = !s.network() ? 0 : s.plan().packed_size() * static_cast<int64_t>(sizeof(T));
       if (found.empty() || bytes + size > kCacheBytes) found.push_back({i, i}), bytes = 0;
       found.back().end = i + 1;
       bytes += size;
@@ -107,16 +108,19 @@ void pack(const ChainView& view, const Tensors& tensors, bool packed_before, T* 
   size_t next = 0;
   for (int64_t i = 0; i < view.steps(); ++i) {
     const StepView s = view.step(i);
-    const size_t count = s.elementwise() ? 2 : s.plan().linears() + biased(s.plan());
+    const size_t count = s.elementwise() ? 2 : s.lu_linear() ? 4 : s.plan().linears() + biased(s.plan());
     STD_TORCH_CHECK(next + count <= tensors.size(), "flowkern: the weights do not belong to these plans");
     const Tensor* given = tensors.data() + next;
     next += count;
-    if (s.elementwise()) {
-      for (int64_t j = 0; j < 2; ++j) {
+    if (!s.network()) {
+      const int64_t n = view.features(), triangle = n * (n - 1) / 2;
+      T* to = own + s.packed();
+      for (size_t j = 0; j < count; ++j) {
         const Tensor& t = given[j];
-        STD_TORCH_CHECK(on_cpu(t) && t.dim() == 1 && t.size(0) == view.features() && t.scalar_type() == kDtype<T>,
-                        "flowkern: a shift or scale does not belong to this chain");
-        for (int64_t f = 0; f < view.features(); ++f) own[s.packed() + j * view.features() + f] = matrix<T>(t)(f, 0);
+        const int64_t size = s.lu_linear() && j < 2 ? triangle : n;
+        STD_TORCH_CHECK(on_cpu(t) && t.dim() == 1 && t.size(0) == size && t.scalar_type() == kDtype<T>,
+                        "flowkern: a vector of a step does not belong to this chain");
+        for (int64_t f = 0; f < size; ++f) *to++ = matrix<T>(t)(f, 0);
       }
     } else if (!packed_before) {
       packings.emplace_back(s.plan(), given, given + s.plan().linears(), s.mask(), own + s.packed());
@@ -197,6 +201,8 @@ std::tuple<Tensor, Tensor, Tensors, Tensors> autoregressive_chain_backward(
         const StepView s = v.step(i);
         if (s.elementwise())
           weights.add_elementwise(v.features());
+        else if (s.lu_linear())
+          weights.add_lu_linear(v.features());
         else
           weights.add(s.plan(), s.mask());
       }

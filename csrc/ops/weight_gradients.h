@@ -58,8 +58,20 @@ class WeightGradients {
     const int64_t row = begin_step(2 * features);
     if (!wanted_) return;
     for (int64_t i = 0; i < 2; ++i) {
-      vectors_.push_back({row + i * features, features, shapes_.size()});
+      vectors_.push_back({(row + i * features) * rows_, rows_, features, shapes_.size()});
       shapes_.push_back({{features}, true});
+    }
+  }
+
+  // The next step, linear: its entries, whose cotangents a tile sums over its rows.
+  void add_lu_linear(int64_t features) {
+    const int64_t below = features * (features - 1) / 2, entries = features * (features + 1);
+    int64_t at = begin_step((entries + rows_ - 1) / rows_) * rows_;
+    if (!wanted_) return;
+    for (int64_t size : {below, below, features, features}) {
+      vectors_.push_back({at, 1, size, shapes_.size()});
+      shapes_.push_back({{size}, true});
+      at += size;
     }
   }
 
@@ -100,7 +112,7 @@ class WeightGradients {
         const Item& m = items_[i];
         k.weight_gradient(products[m.network], m.linear, m.panel, m.begin, m.end);
       });
-      for (const Vector& v : vectors_) k.add_row_sums(memory + v.row * rows_, deltas, count, v.size, found[v.result]);
+      for (const Vector& v : vectors_) k.add_row_sums(memory + v.at, v.width, deltas, count, v.size, found[v.result]);
     }
     parallel(static_cast<int64_t>(items_.size()), 2 * work * rows_, [&](int64_t i) {
       const Item& m = items_[i];
@@ -128,7 +140,7 @@ class WeightGradients {
     int64_t panel, begin, end;
   };
   struct Vector {
-    int64_t row, size;
+    int64_t at, width, size;  // of each tile: where it begins, over how many numbers each of its own is summed
     size_t result;
   };
 

@@ -73,34 +73,38 @@ class Split:
 
 
 class MaskSplit(Split):
-    """A split that a buffer says: a checkpoint may bring another.
+    """A split that buffers say: a checkpoint may bring another.
 
     Args:
         layer: the library's.
-        name: of the buffer.
-        split: from this buffer to the features that pass and those that are transformed.
+        names: of the buffers.
+        split: from these buffers to the features that pass and those that are transformed.
     """
 
-    def __init__(self, layer: nn.Module, name: str, split: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self._buffers, self._name, self._split = layer._buffers, name, split  # the buffers live as long as the layer
+    def __init__(self, layer: nn.Module, names: Sequence[str], split: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self._buffers, self._names, self._split = layer._buffers, names, split  # the buffers live as long as the layer
         super().__init__(*self._read())
 
     def _read(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        mask = self._buffers.get(self._name)
-        if mask is None or mask.is_meta:
+        masks = self._now()
+        if any(mask is None or mask.is_meta for mask in masks):
             raise UnsupportedError("what it transforms is no buffer with values")
-        self._seen = mask, version(mask)
+        self._seen = [(mask, version(mask)) for mask in masks]
         with outside_modes():
-            passing, order = self._split(mask)
+            passing, order = self._split(*masks)
             return tuple(passing.tolist()), tuple(order.tolist())
 
+    def _now(self) -> list[Any]:
+        return [self._buffers.get(name) for name in self._names]
+
     def touched(self) -> bool:
-        """Whether the buffer was exchanged, or written to."""
-        mask, before = self._seen
-        return self._buffers.get(self._name) is not mask or version(mask) != before
+        """Whether a buffer was exchanged, or written to."""
+        return any(
+            now is not mask or version(mask) != before for now, (mask, before) in zip(self._now(), self._seen, strict=True)
+        )
 
     def follow(self) -> bool:
-        """A new split where it was changed."""
+        """A new split where one was changed."""
         if not self.touched():
             return False
         before = self.passing, self.order

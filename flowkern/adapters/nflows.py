@@ -25,11 +25,13 @@ from flowkern.adapters.network import (
     by_class,
     differs,
     expect,
+    parameter_of,
     spline,
 )
 from flowkern.adapters.reversible import ReversibleRun, recording, reversibly
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
-from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING, outside
+from flowkern.adapters.spline_couplings import coupling_inverse, expect_dropout, spline_coupling
+from flowkern.adapters.splines import ELEMENTWISE_SPLINE, outside
 from flowkern.adapters.state import own, peer_class
 from flowkern.univariate import RationalQuadratic, UnivariateMap
 
@@ -93,12 +95,6 @@ def add_residual_block(network: PeerNetwork, root: str, block: Any, stream: int)
         network.add(Norm(norms[0]), activated=True)
     network.add(linear(root, block.linear_layers[0], after=norms[1]), activated=True)
     return network.add(linear(root, block.linear_layers[1]), residual=stream)
-
-
-def expect_dropout(block: Any) -> None:
-    """Something else in its place may do what evaluation mode, in which layers are checked, does not show."""
-    if type(block.dropout) not in (nn.Dropout, nn.Identity):
-        raise UnsupportedError(f"its dropout is a {type(block.dropout).__qualname__}, expected Dropout")
 
 
 def linear(root: str, module: Any, before: Any = None, after: Any = None) -> Linear:
@@ -169,7 +165,8 @@ NORM = "one elementwise pass already; beside accelerated layers it may be a part
 
 # -- flows ------------------------------------------------------------------------------------------------------------
 
-TRANSFORM = frozenset(("forward", "inverse", "_cascade", "_permute", "_serve"))
+_WAYS = ("forward", "inverse", "_cascade", "_permute", "_serve")
+TRANSFORM = frozenset((*_WAYS, "forward_no_cache", "inverse_no_cache", "_create_lower_upper", "logabsdet"))
 _NORMAL = frozenset(("log_prob", "_log_prob", "sample", "_sample", "sample_and_log_prob"))
 
 
@@ -205,6 +202,9 @@ def spread(run: Run | ReversibleRun, kind_of: Callable[[type], Any], layer: Any,
             spread(run, kind_of, part, back)
     elif isinstance(kind, InverseWay):
         spread(run, kind_of, layer._modules[kind.inner], not back)
+    elif isinstance(kind, TurnedWay):
+        for name in kind.inner if back else reversed(kind.inner):
+            spread(run, kind_of, layer._modules[name], not back)
     elif isinstance(kind, NetworkWay):
         run.network(layer, back != kind.turned, (layer, back))
     else:
@@ -221,7 +221,7 @@ def spread_out(kind_of: Callable[[type], Any], run: ReversibleRun, layer: Any, b
     spread(run, kind, layer, back)
 
 
-def _permutation(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+def permuted(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
     return permutation(layer._buffers["_permutation"], back, x.shape[1]) if layer._dim == 1 else None
 
 
@@ -244,6 +244,16 @@ def _act_norm(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
     return elementwise(x, back, layer.shift, layer.scale)
 
 
+def lu_linear(layer: Any, x: Tensor, back: bool) -> ops.Step | None:
+    """Unless the library would take its matrices from a cache, as in evaluation mode it may."""
+    found = (parameter_of(layer, name) for name in ("lower_entries", "upper_entries", "unconstrained_upper_diag", "bias"))
+    vectors = [v for v in found if v is not None and v.dtype is x.dtype and v.is_cpu]
+    if len(vectors) < 4 or len(vectors[-1]) != x.shape[1] or (layer.using_cache and not layer.training):
+        return None
+    lower, upper, diagonal, bias = vectors
+    return ops.LULinearStep(back, lower, upper, F.softplus(diagonal) + layer.eps, bias)
+
+
 class CompositeWay:
     """Layers one after another."""
 
@@ -252,6 +262,12 @@ class InverseWay(NamedTuple):
     """A layer backwards, and which module that is."""
 
     inner: str
+
+
+class TurnedWay(NamedTuple):
+    """Layers one after another, each of which goes forwards where the whole goes backwards; the modules that they are."""
+
+    inner: tuple[str, ...]
 
 
 class NetworkWay(NamedTuple):
@@ -263,8 +279,9 @@ class NetworkWay(NamedTuple):
 _PARTS: dict[str, Any] = {
     "base.CompositeTransform": CompositeWay,
     "base.InverseTransform": InverseWay("_transform"),
-    "permutations.Permutation": _permutation,
+    "permutations.Permutation": permuted,
     "standard.PointwiseAffineTransform": _pointwise,
+    "lu.LULinear": lu_linear,
     "normalization.BatchNorm": _batch_norm,
     "normalization.ActNorm": _act_norm,
 }
@@ -276,7 +293,7 @@ def kinds(table: Mapping[str, Any], others: Mapping[Any, NetworkWay] | None = No
     Args:
         others: accelerated layers by their method ``inverse``, besides those of this file.
     """
-    accelerated = {inverse: NetworkWay(), **(others or {})}
+    accelerated = {inverse: NetworkWay(), coupling_inverse: NetworkWay(), **(others or {})}
 
     @by_class
     def kind_of(cls: type) -> Any:
@@ -376,7 +393,7 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
             autoregressive + "MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Layer(
                 functools.partial(read_spline, transforms + ".made."), evaluate, METHODS
             ),
-            transforms + ".coupling.PiecewiseRationalQuadraticCouplingTransform": SPLINE_COUPLING,
+            transforms + ".coupling.PiecewiseRationalQuadraticCouplingTransform": spline_coupling(root + ".nn.nets.resnet."),
             transforms + ".nonlinearities.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
         },
         left_alone={

@@ -31,12 +31,15 @@ from flowkern.adapters.nflows import (
     SPLINE,
     InverseWay,
     NetworkWay,
+    TurnedWay,
     add_residual_block,
     context_width,
     evaluate,
     expect_dropout,
     kinds,
     linear,
+    lu_linear,
+    permuted,
     rows_joinable,
     spline_of,
     spread,
@@ -44,7 +47,8 @@ from flowkern.adapters.nflows import (
 )
 from flowkern.adapters.reversible import reversibly
 from flowkern.adapters.run import Run, elementwise, permutation
-from flowkern.adapters.splines import ELEMENTWISE_SPLINE, SPLINE_COUPLING
+from flowkern.adapters.spline_couplings import spline_coupling
+from flowkern.adapters.splines import ELEMENTWISE_SPLINE
 from flowkern.adapters.state import own
 from flowkern.univariate import Affine, UnivariateMap
 
@@ -156,7 +160,7 @@ def read_masked(layer: Any) -> CouplingSteps:
         if module is torch.zeros_like:
             continue
         linears, activation = _conditioner(module)
-        split = MaskSplit(layer, "b", _halves)
+        split = MaskSplit(layer, ("b",), _halves)
         network = MaskedCoupling(split, map, 0, linears, layout="parameter_major", given=given, wide=True)
         network.activation = activation
         network.finish(module)
@@ -222,7 +226,11 @@ _AFFINE = _FLOWS + "affine.coupling."
 _SPLINES = _FLOWS + "neural_spline."
 _PERMUTE = {
     _FLOWS + "mixing.Permute": _permute,
+    _FLOWS + "mixing.LULinearPermute": TurnedWay(("permutation", "linear")),
+    _FLOWS + "mixing._RandomPermutation": permuted,
+    _FLOWS + "mixing._LULinear": lu_linear,
     _SPLINES + "wrapper.AutoregressiveRationalQuadraticSpline": InverseWay("mprqat"),
+    _SPLINES + "wrapper.CoupledRationalQuadraticSpline": InverseWay("prqct"),
 }
 _CONSTANT = {_FLOWS + "normalization.ActNorm": _act_norm, _AFFINE + "AffineConstFlow": _constant}
 # With a context, which constant layers and couplings do not take.
@@ -364,7 +372,7 @@ NORMFLOWS = Library(
         _SPLINES + "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Layer(read_spline, evaluate, METHODS),
         _AFFINE + "AffineCouplingBlock": Layer(read_block, evaluate_coupling, _COUPLING),
         _AFFINE + "MaskedAffineFlow": Layer(read_masked, evaluate_coupling, _COUPLING),
-        _SPLINES + "coupling.PiecewiseRationalQuadraticCoupling": SPLINE_COUPLING,
+        _SPLINES + "coupling.PiecewiseRationalQuadraticCoupling": spline_coupling("normflows.nets.resnet."),
         _SPLINES + "coupling.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
     },
     left_alone={

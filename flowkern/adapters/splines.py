@@ -1,4 +1,4 @@
-"""Splines that a library evaluates with parameters that it already has, in couplings and elementwise layers.
+"""Splines that a library evaluates with parameters that it already has; its elementwise layers, whose parameters these are.
 
 The library's own code runs, its networks, masks and hooks included; only the splines are the operator's. What is here serves
 nflows, the copy of it that glasflow carries, and normflows, which are alike.
@@ -105,7 +105,7 @@ def outside(x: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     return (x < interval[0]) | (x > interval[1])
 
 
-def _read(layer: Any, bins: int, gain: float, shape: Sequence[int]) -> Splines:
+def read_splines(layer: Any, bins: int, gain: float, shape: Sequence[int]) -> Splines:
     tails, scaled = layer.tails, isinstance(layer.tail_bound, Tensor)
     mixed = list(tails) if isinstance(tails, (list, tuple)) else None
     if any(tail not in ("linear", "circular") for tail in (mixed or [tails or "linear"])):
@@ -120,49 +120,17 @@ def _read(layer: Any, bins: int, gain: float, shape: Sequence[int]) -> Splines:
     return Splines(map, mixed, scaled and tails is not None, shape)
 
 
-# -- couplings ----------------------------------------------------------------------------------------------------------
-
-
-def read_coupling(layer: Any) -> Splines:
-    """A coupling whose network gives all numbers of a feature together; raw sizes are divided as the width of it says."""
-    width = next((getattr(layer.transform_net, n) for n in _WIDTHS if hasattr(layer.transform_net, n)), 1)
-    return _read(layer, layer.num_bins, width**-0.5, (len(layer.transform_features),))
-
-
-_WIDTHS = ("hidden_features", "hidden_channels")
-
-
-def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: bool = False) -> Pair:
-    """The splines of the transformed features."""
-    state = serving(self, inverse)
-    if state is not None:
-        raw = state.network.parts(transform_params)
-        if state.network.fits(self, inputs, raw):
-            found: Pair = state.network(self, inputs, raw, inverse)
-            return found
-    theirs: Pair = own(self, "_piecewise_cdf")(self, inputs, transform_params, inverse)
-    return theirs
-
-
-def _compare_coupling(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
-    x = network.unscaled(layer, u)
-    raw = 2 * noise(*x.shape, network.map.count)
-    ours = network(layer, x, network.parts(raw), inverse)
-    return ours, type(layer)._piecewise_cdf(layer, x, raw, inverse)  # which changes the raw numbers
-
-
-SPLINE_COUPLING = Layer(read_coupling, _compare_coupling, {"_piecewise_cdf": piecewise_cdf}, inner=("unconditional_transform",))
-
 # -- elementwise layers -------------------------------------------------------------------------------------------------
 
 
 def read_elementwise(layer: Any) -> Splines:
     """A layer that holds the parameters of its splines."""
     *shape, bins = layer.unnormalized_widths.shape
-    return _read(layer, bins, 1.0, shape)
+    return read_splines(layer, bins, 1.0, shape)
 
 
-def _held(layer: Any) -> list[Tensor]:
+def held(layer: Any) -> list[Tensor]:
+    """Raw widths, heights and derivatives."""
     return [layer.unnormalized_widths, layer.unnormalized_heights, layer.unnormalized_derivatives]
 
 
@@ -170,7 +138,7 @@ def elementwise_spline(self: Any, inputs: Tensor, inverse: bool = False) -> Pair
     """The splines of all features, and the sum of their log-derivatives."""
     state = serving(self, inverse)
     if state is not None:
-        raw = _held(self)
+        raw = held(self)
         if state.network.fits(self, inputs, raw) and inputs.shape[1:] == state.network.shape:
             return _summed(state.network(self, inputs, raw, inverse))
     theirs: Pair = own(self, "_spline")(self, inputs, inverse)
@@ -183,7 +151,7 @@ def _summed(found: Pair) -> Pair:
 
 def _compare_elementwise(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
     x = network.unscaled(layer, u)
-    return _summed(network(layer, x, _held(layer), inverse)), type(layer)._spline(layer, x, inverse)
+    return _summed(network(layer, x, held(layer), inverse)), type(layer)._spline(layer, x, inverse)
 
 
 ELEMENTWISE_SPLINE = Layer(read_elementwise, _compare_elementwise, {"_spline": elementwise_spline})

@@ -180,7 +180,7 @@ def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
     map = _univariate(layer)
     if not isinstance(map, Affine):
         raise UnsupportedError("its univariate map is a spline: only affine couplings have an operator here")
-    split = MaskSplit(layer, "mask", lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()))
+    split = MaskSplit(layer, ("mask",), lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()))
     parts = CouplingNetwork(layer, split, map, ASKED)
     modules = list(layer.hyper)
     linears, between = modules[::2], modules[1::2]

@@ -5,7 +5,14 @@ from flowkern.ops._coupling import CouplingStep
 from flowkern.ops.actnorm import actnorm
 from flowkern.ops.affine import affine
 from flowkern.ops.autoregressive import autoregressive
-from flowkern.ops.autoregressive_chain import ElementwiseStep, NetworkStep, PermutationStep, Step, autoregressive_chain
+from flowkern.ops.autoregressive_chain import (
+    ElementwiseStep,
+    LULinearStep,
+    NetworkStep,
+    PermutationStep,
+    Step,
+    autoregressive_chain,
+)
 from flowkern.ops.autoregressive_inverse import autoregressive_inverse
 from flowkern.ops.causal_conv1d import causal_conv1d
 from flowkern.ops.causal_conv1d_update import causal_conv1d_update
@@ -28,6 +35,7 @@ from flowkern.ops.wavenet_layer import wavenet_layer
 __all__ = [
     "CouplingStep",
     "ElementwiseStep",
+    "LULinearStep",
     "NetworkStep",
     "PermutationStep",
     "Step",

@@ -14,7 +14,7 @@ from flowkern import reference
 from flowkern._checks import HALF, autocasts, check_features, check_float, check_like, check_tensor
 from flowkern._library import MAPS
 from flowkern.backends import Kernels, has_triton_map, kernels_for
-from flowkern.chain import NORMALS, ChainPlan, Elementwise, Network, Permute
+from flowkern.chain import NORMALS, ChainPlan, Elementwise, LULinear, Network, Permute, vector_sizes
 from flowkern.ops._context import outside
 from flowkern.ops._coupling import CouplingCall, CouplingStep, check_coupling, coupling_call
 from flowkern.ops._network import as_rows, with_gradients
@@ -47,7 +47,21 @@ class ElementwiseStep(NamedTuple):
     scale: Tensor
 
 
-Step = NetworkStep | CouplingStep | PermutationStep | ElementwiseStep
+class LULinearStep(NamedTuple):
+    """v = L U u + bias, or its inverse.
+
+    L has ones on its diagonal. ``lower`` are its entries below it and ``upper`` those of U above its own, row by row, each
+    (features (features - 1) / 2,); ``diagonal`` of U and ``bias`` are (features,).
+    """
+
+    inverse: bool
+    lower: Tensor
+    upper: Tensor
+    diagonal: Tensor
+    bias: Tensor
+
+
+Step = NetworkStep | CouplingStep | PermutationStep | ElementwiseStep | LULinearStep
 _is_meta = attrgetter("is_meta")
 
 
@@ -62,8 +76,8 @@ def autoregressive_chain(
 
     Args:
         x: input (..., features).
-        steps: :class:`NetworkStep` or :class:`CouplingStep`, at least one of either, :class:`PermutationStep` and
-            :class:`ElementwiseStep`.
+        steps: :class:`NetworkStep` or :class:`CouplingStep`, at least one of either, :class:`PermutationStep`,
+            :class:`ElementwiseStep` and :class:`LULinearStep`.
         context: of the networks whose plans take one (..., context features).
         normal: ``"output"`` adds the standard-normal log-density of the result to the log-determinant, which gives the
             log-density of x under a flow from data to noise; with ``"input"`` the second result is the standard-normal
@@ -150,13 +164,13 @@ class ChainCall:
 
     name, solves = "autoregressive_chain", False
 
-    def __init__(self, parts: Sequence[Call | CouplingCall | Permute | Elementwise], normal: str | None) -> None:
+    def __init__(self, parts: Sequence[Part], normal: str | None) -> None:
         self.parts, self.normal = parts, normal
         self.chain = ChainPlan([_planned(p) for p in parts], normal)
         self.parameters = len(self.chain.shapes)
         self.places = self._places()
-        self.couples = any(isinstance(p, CouplingCall) for p in parts)
-        maps = [s.map for s in self.chain.joined if not isinstance(s, Elementwise)]
+        self.on_cpu = any(isinstance(p, (CouplingCall, LULinear)) for p in parts)
+        maps = [s.map for s in self.chain.joined if not isinstance(s, (Elementwise, LULinear))]
         self.native = all(m.kind in MAPS for m in maps)
         self.compiled = all(has_triton_map(m.family) for m in maps)
 
@@ -173,7 +187,7 @@ class ChainCall:
         """
         if kernels.on_cpu:
             return self.native
-        alike = self.compiled and not self.couples and self.outside.chain.alike
+        alike = self.compiled and not self.on_cpu and self.outside.chain.alike
         return alike and not (low and any(isinstance(p, Elementwise) for p in self.parts))
 
     def keeps_inputs(self, kernels: Kernels) -> bool:
@@ -186,7 +200,7 @@ class ChainCall:
         for part in self.parts:
             if isinstance(part, Permute):
                 continue
-            weights, count = (0, 2) if isinstance(part, Elementwise) else (part.weights, part.parameters)
+            weights, count = (part.weights, part.parameters) if isinstance(part, (Call, CouplingCall)) else (0, _vectors(part))
             places[0] += range(at, at + weights)
             places[1] += range(at + weights, at + count)
             at += count
@@ -268,11 +282,20 @@ class ChainCall:
             elif isinstance(part, Permute):
                 steps.append(partial(reference.permutation, order=part.order))
             else:
-                steps.append(_with(reference.elementwise, next(given), next(given), part.inverse))
+                oracle = reference.elementwise if isinstance(part, Elementwise) else reference.lu_linear
+                steps.append(_with(oracle, *(next(given) for _ in range(_vectors(part))), part.inverse))
         return reference.autoregressive_chain(x, steps, self.normal)
 
 
-def _planned(part: Call | CouplingCall | Permute | Elementwise) -> Any:
+Part = Call | CouplingCall | Permute | Elementwise | LULinear
+
+
+def _vectors(part: Elementwise | LULinear) -> int:
+    """How many vectors a step has."""
+    return len(vector_sizes(part, 1))
+
+
+def _planned(part: Part) -> Any:
     """A step as the plan of a chain has it."""
     if isinstance(part, CouplingCall):
         return part.step
@@ -316,11 +339,11 @@ def _gather(
             first, networks = first or plan, networks + 1
         elif isinstance(step, PermutationStep):
             key.append(step.order)
-        elif isinstance(step, ElementwiseStep):
-            key.append(step.inverse)
-            tensors += (step.shift, step.scale)
+        elif isinstance(step, (ElementwiseStep, LULinearStep)):
+            key += (type(step), step.inverse)
+            tensors += step[1:]
         else:
-            names = "NetworkStep, CouplingStep, PermutationStep or ElementwiseStep"
+            names = "NetworkStep, CouplingStep, PermutationStep, ElementwiseStep or LULinearStep"
             raise TypeError(f"steps: expected {names}, got {type(step).__name__}")
     if first is None:
         return None, tensors, addends, packed
@@ -333,7 +356,7 @@ def _gather(
 
 
 def _make(steps: Sequence[Step], normal: str | None) -> ChainCall:
-    parts: list[Call | CouplingCall | Permute | Elementwise] = []
+    parts: list[Part] = []
     for step in steps:
         if isinstance(step, CouplingStep):
             parts.append(coupling_call(step))
@@ -342,8 +365,12 @@ def _make(steps: Sequence[Step], normal: str | None) -> ChainCall:
             placed = get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
             parts.append((inverse_call if step.inverse else forward_call)(step.arguments["plan"], *placed))
         else:
-            parts.append(Permute(step.order) if isinstance(step, PermutationStep) else Elementwise(step.inverse))
+            parts.append(Permute(step.order) if isinstance(step, PermutationStep) else _of_vectors(step))
     return ChainCall(parts, normal)
+
+
+def _of_vectors(step: ElementwiseStep | LULinearStep) -> Elementwise | LULinear:
+    return Elementwise(step.inverse) if isinstance(step, ElementwiseStep) else LULinear(step.inverse)
 
 
 def _one_by_one(
@@ -361,7 +388,9 @@ def _alone(step: Step, context: Tensor | None) -> Transform:
     if isinstance(step, PermutationStep):
         return partial(reference.permutation, order=step.order)
     if isinstance(step, ElementwiseStep):
-        return partial(reference.elementwise, shift=step.shift, scale=step.scale, inverse=step.inverse)
+        return _with(reference.elementwise, *step[1:], step.inverse)
+    if isinstance(step, LULinearStep):
+        return _with(reference.lu_linear, *step[1:], step.inverse)
     if isinstance(step, CouplingStep):
         tensors = *step.arguments["weights"], *step.arguments["biases"]
         return _with(coupling_call(step).by_operator, context, *tensors)
@@ -383,12 +412,12 @@ def _explain(x: Tensor, steps: Sequence[Step], context: Tensor | None) -> None:
                 takes_context = takes_context or a["plan"].context > 0
             elif isinstance(step, CouplingStep):
                 takes_context = check_coupling(x, step, context) or takes_context
-            elif isinstance(step, ElementwiseStep):
-                for name, t in (("shift", step.shift), ("scale", step.scale)):
+            elif isinstance(step, (ElementwiseStep, LULinearStep)):
+                for name, t, size in zip(step._fields[1:], step[1:], vector_sizes(_of_vectors(step), x.shape[-1]), strict=True):
                     check_tensor(name, t)
                     check_like(name, t, x, "x")
-                    if t.shape != x.shape[-1:]:
-                        raise ValueError(f"{name}: expected shape ({x.shape[-1]},), got {tuple(t.shape)}")
+                    if t.shape != (size,):
+                        raise ValueError(f"{name}: expected shape ({size},), got {tuple(t.shape)}")
             elif sorted(step.order) != list(range(x.shape[-1])):
                 raise ValueError(f"order: expected a permutation of 0 to {x.shape[-1] - 1}, got {step.order}")
         except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from flowkern.reference.actnorm import actnorm
 from flowkern.reference.affine import affine, affine_map
 from flowkern.reference.autoregressive import autoregressive
-from flowkern.reference.autoregressive_chain import autoregressive_chain, elementwise, permutation
+from flowkern.reference.autoregressive_chain import autoregressive_chain, elementwise, lu_linear, permutation
 from flowkern.reference.autoregressive_inverse import autoregressive_inverse
 from flowkern.reference.causal_conv1d import causal_conv1d
 from flowkern.reference.causal_conv1d_update import causal_conv1d_update
@@ -41,6 +41,7 @@ __all__ = [
     "log_det",
     "logistic_mixture",
     "logistic_mixture_sample",
+    "lu_linear",
     "masked_mlp",
     "normal_log_prob",
     "permutation",

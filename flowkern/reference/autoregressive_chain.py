@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowkern.reference.normal_log_prob import normal_log_prob
@@ -20,6 +22,22 @@ def elementwise(x: Tensor, shift: Tensor, scale: Tensor, inverse: bool = False) 
     """(v, log_det) with v = x scale + shift, or its inverse (x - shift) / scale."""
     log_det = scale.abs().log().sum()
     return ((x - shift) / scale, -log_det) if inverse else (x * scale + shift, log_det)
+
+
+def lu_linear(
+    x: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor, bias: Tensor, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(v, log_det) with v = L U x + bias, or its inverse; entries of L below its diagonal of ones, and of U above its own."""
+    n = x.shape[-1]
+    below = tuple(torch.tril_indices(n, n, -1, device=x.device))
+    above = tuple(torch.triu_indices(n, n, 1, device=x.device))
+    matrix_l = torch.eye(n, dtype=x.dtype, device=x.device).index_put(below, lower)
+    matrix_u = torch.diag(diagonal).index_put(above, upper)
+    log_det = diagonal.abs().log().sum()
+    if not inverse:
+        return F.linear(F.linear(x, matrix_u), matrix_l, bias), log_det
+    y = torch.linalg.solve_triangular(matrix_l, (x - bias).unsqueeze(-1), upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(matrix_u, y, upper=True).squeeze(-1), -log_det
 
 
 def autoregressive_chain(x: Tensor, steps: Sequence[Transform], normal: str | None = None) -> tuple[Tensor, Tensor]:

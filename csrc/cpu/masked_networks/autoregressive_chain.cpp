@@ -2,6 +2,7 @@
 #include "cpu/masked_networks/autoregressive.h"
 #include "cpu/masked_networks/autoregressive_inverse.h"
 #include "cpu/masked_networks/coupling.h"
+#include "cpu/masked_networks/lu_linear.h"
 
 namespace flowkern::FK_ISA {
 
@@ -85,6 +86,8 @@ void autoregressive_chain(const Chain<T>& chain, StepRange range, Matrix<const T
       case StepKind::coupling_inverse:
         coupling<T, R, true>(step, rows, state, conditions, next, sum, step_kept, scratch);
         break;
+      case StepKind::lu_linear:
+      case StepKind::lu_linear_inverse: lu_linear<T, R>(step, features, state, next, sum, scratch); break;
       default: elementwise<T, R>(step, features, state, next, sum);
     }
     T* before = state;
@@ -155,6 +158,10 @@ void autoregressive_chain_backward(const Chain<T>& chain, StepRange range, const
       case StepKind::coupling_inverse:
         coupling_backward<T, true>(step, rows, before, conditions, network, g, g_log_det, g, wanted, scratch);
         break;
+      case StepKind::lu_linear:
+      case StepKind::lu_linear_inverse:
+        lu_linear_backward<T>(step, features, before, state, g, g_log_det, g, deltas, scratch);
+        break;
       default: {
         T* g_before = scratch;
         elementwise_backward<T>(step, features, before, state, g, g_log_det, g_before, deltas);
@@ -171,17 +178,18 @@ void autoregressive_chain_backward(const Chain<T>& chain, StepRange range, const
 }
 
 template <class T>
-void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
+void give(const MaskedNetwork<T>& net, int64_t own, Matrix<const T> context, T* given) {
   const PlanView& plan = net.plan;
   __builtin_memset(given, 0, plan.saved_rows() * sizeof(T));
   for (int l = 0; l < plan.linears(); ++l) {
     const LinearView w = plan.linear(l);
+    const int64_t read = plan.start(w.source(), 0), columns = read < own ? read : own;
     T* to = given + plan.row_of(w.target());
     for (int64_t i = 0; i < w.chunks() && w.source() < 0; ++i) {
       const Chunk& k = w.chunk(i);
       const T* column = net.packed + k.offset;
       T sums[kChunkRows] = {};
-      for (int64_t q = 0; q < plan.start(w.source(), 0); ++q, column += kChunkRows)
+      for (int64_t q = 0; q < columns; ++q, column += kChunkRows)
         for (int64_t j = 0; j < kChunkRows; ++j) sums[j] += column[j] * context(0, q);
       for (int64_t j = 0; j < k.rows; ++j) to[k.row + j] += sums[j];
     }
@@ -197,11 +205,11 @@ void give(const MaskedNetwork<T>& net, Matrix<const T> context, T* given) {
 #define FK_FORWARD(T, R)                                                                                             \
   template void autoregressive_chain<T, R>(const Chain<T>&, StepRange, Matrix<const T>, Matrix<const T>, T*, T*, T*, \
                                            int64_t, T*);
-#define FK_INSTANTIATE(T)                                              \
-  FK_FORWARD(T, 1)                                                     \
-  FK_FORWARD(T, kSmallRows<T>)                                         \
-  FK_FORWARD(T, kTileRows<T>)                                          \
-  template void give<T>(const MaskedNetwork<T>&, Matrix<const T>, T*); \
+#define FK_INSTANTIATE(T)                                                       \
+  FK_FORWARD(T, 1)                                                              \
+  FK_FORWARD(T, kSmallRows<T>)                                                  \
+  FK_FORWARD(T, kTileRows<T>)                                                   \
+  template void give<T>(const MaskedNetwork<T>&, int64_t, Matrix<const T>, T*); \
   template void autoregressive_chain_backward<T>(const Chain<T>&, StepRange, const ChainBackward<T>&, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -42,6 +42,7 @@ struct ChainStep {
   MaskedNetwork<T> net;
   Map<T> map;
   const T *shift, *scale;  // of an elementwise step [features]
+  const T* entries;  // of a linear one: below the diagonal of L, above that of U, row by row, U's diagonal, the bias
 };
 
 // Transforms one after another on a batch. What a tile keeps for a backward pass is [kept][tile rows]: the context, the
@@ -100,8 +101,9 @@ struct MaskedNetworkKernels {
                int linear, int64_t chunk_begin, int64_t chunk_end);
 
   // What one context contributes to every row, in the rows of PlanView::row_of: of a layer, and of the parameters, the
-  // biases and the products with the context; of a conditioner its result.
-  void (*give)(const MaskedNetwork<T>&, Matrix<const T> context, T* given);
+  // biases and the products with the context, of which a coupling's network is given the first `own` features here; of
+  // a conditioner its result.
+  void (*give)(const MaskedNetwork<T>&, int64_t own, Matrix<const T> context, T* given);
 
   // Index 0, 1: small tiles; 2: bulk tiles. `saved` may be null. `scratch` holds scratch_rows(plan), or
   // chain.scratch_rows, tile rows.
@@ -119,8 +121,8 @@ struct MaskedNetworkKernels {
   void (*weight_gradient)(const WeightGradient<T>&, int linear, int64_t panel, int64_t begin, int64_t end);
   // After the last group: the weights' gradients from the sums of the chunks [begin, end).
   void (*unpack)(const WeightGradient<T>&, int linear, int64_t begin, int64_t end);
-  // sums[i] += row i of all tiles, which lie `stride` elements apart.
-  void (*add_row_sums)(const T* rows, int64_t stride, int64_t tiles, int64_t n, T* sums);
+  // sums[i] += the numbers [i * width, (i + 1) * width) of all tiles, which lie `stride` numbers apart.
+  void (*add_row_sums)(const T* rows, int64_t width, int64_t stride, int64_t tiles, int64_t n, T* sums);
 };
 
 // Tile rows of scratch that every kernel above can rely on: input, result, parameters, and for each hidden unit its

@@ -22,16 +22,6 @@ void activate(Activation kind, double constant, const T* in, T* out, int64_t n) 
   });
 }
 
-// Rows of a tile in another order: dst[i] = src[order[i]], and back.
-template <class T, int R>
-FK_INLINE void gather_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
-  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + i * R, src + order[i] * R, R * sizeof(T));
-}
-template <class T, int R>
-FK_INLINE void scatter_rows(const T* src, const int64_t* order, int64_t n, T* dst) {
-  for (int64_t i = 0; i < n; ++i) __builtin_memcpy(dst + order[i] * R, src + i * R, R * sizeof(T));
-}
-
 // One tile: pointers into scratch, or into what is kept for a backward pass, for every node of the network.
 template <class T, int R>
 class Tile {
@@ -40,7 +30,7 @@ class Tile {
   // features of the context may be the rows order[i] of `state`, `passing` of them.
   Tile(const MaskedNetwork<T>& net, TileRows rows, const T* context, T* scratch, T* kept, const T* state = nullptr,
        const int64_t* order = nullptr, int64_t passing = 0)
-      : net_(net), plan_(net.plan), rows_(rows) {
+      : net_(net), plan_(net.plan), rows_(rows), own_(net.plan.context() - passing) {
     const auto take = [&](int64_t n) {
       T* p = scratch;
       scratch += n * R;
@@ -62,7 +52,7 @@ class Tile {
       p[l] = keeps_output ? other : keep;
       a[l] = keeps_output ? keep : other;
     }
-    if (context) __builtin_memcpy(input_, context, (plan_.context() - passing) * R * sizeof(T));
+    if (context) __builtin_memcpy(input_, context, own_ * R * sizeof(T));
     gather_rows<T, R>(state, order, passing, x - passing * R);
     condition(kept, take);
   }
@@ -124,7 +114,7 @@ class Tile {
   }
 
   // Columns of w whose products are in net_.given already.
-  int64_t contributed(const LinearView& w) const { return net_.given && w.source() < 0 ? plan_.context() : 0; }
+  int64_t contributed(const LinearView& w) const { return net_.given && w.source() < 0 ? own_ : 0; }
 
   // The conditioners from the context: what each layer will be given.
   template <class Take>
@@ -218,6 +208,7 @@ class Tile {
   const MaskedNetwork<T>& net_;
   const PlanView& plan_;
   TileRows rows_;
+  int64_t own_;                        // features of the context but for those of the state
   T* input_;                           // the context, then the features
   T* ungated_[kMaxHidden];             // where a gated layer keeps its value before the gate, or null
   T* conditioners_[kMaxConditioners];  // before and after their activation

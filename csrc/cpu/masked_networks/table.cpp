@@ -7,7 +7,7 @@ namespace flowkern::FK_ISA {
 template <class T>
 void pack(PlanView, const Matrix<const T>*, const Matrix<const T>*, const uint8_t*, T*, int, int64_t, int64_t);
 template <class T>
-void give(const MaskedNetwork<T>&, Matrix<const T>, T*);
+void give(const MaskedNetwork<T>&, int64_t, Matrix<const T>, T*);
 template <class T, int R>
 void masked_mlp(const MaskedNetwork<T>&, Matrix<const T>, Matrix<const T>, T*, T*, int64_t, T*);
 template <class T, int R>
@@ -22,7 +22,7 @@ void weight_gradient(const WeightGradient<T>&, int, int64_t, int64_t, int64_t);
 template <class T>
 void unpack(const WeightGradient<T>&, int, int64_t, int64_t);
 template <class T>
-void add_row_sums(const T*, int64_t, int64_t, int64_t, T*);
+void add_row_sums(const T*, int64_t, int64_t, int64_t, int64_t, T*);
 template <class T>
 const MaskedNetworkKernels<T>& masked_network_kernels() {
   static constexpr MaskedNetworkKernels<T> kTable = {

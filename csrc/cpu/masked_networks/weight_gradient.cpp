@@ -60,12 +60,11 @@ void unpack(const WeightGradient<T>& g, int linear, int64_t begin, int64_t end) 
 }
 
 template <class T>
-void add_row_sums(const T* rows, int64_t stride, int64_t tiles, int64_t n, T* sums) {
-  constexpr int R = kTileRows<T>;
+void add_row_sums(const T* rows, int64_t width, int64_t stride, int64_t tiles, int64_t n, T* sums) {
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
     for (int64_t tile = 0; tile < tiles; ++tile)
-      for (int r = 0; r < R; ++r) sum += rows[tile * stride + i * R + r];
+      for (int64_t r = 0; r < width; ++r) sum += rows[tile * stride + i * width + r];
     sums[i] += static_cast<T>(sum);
   }
 }
@@ -73,7 +72,7 @@ void add_row_sums(const T* rows, int64_t stride, int64_t tiles, int64_t n, T* su
 #define FK_INSTANTIATE(T)                                                                     \
   template void weight_gradient<T>(const WeightGradient<T>&, int, int64_t, int64_t, int64_t); \
   template void unpack<T>(const WeightGradient<T>&, int, int64_t, int64_t);                   \
-  template void add_row_sums<T>(const T*, int64_t, int64_t, int64_t, T*);
+  template void add_row_sums<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 

@@ -8,21 +8,33 @@
 
 namespace flowkern {
 
-constexpr int64_t kChainVersion = 2;
+constexpr int64_t kChainVersion = 3;
 
 // What a chain adds to its log-determinant: nothing; the log-density of its result under the standard normal, which
 // gives that of its input; or that of its input, from which the log-determinant is then taken away, which gives that of
 // its result.
 enum class Normal : int64_t { none, output, input };
 
-// autoregressive, its inverse, u * scale + shift, (u - shift) / scale, a coupling, and its inverse.
-enum class StepKind : int64_t { density, inverse, scale_shift, standardize, coupling, coupling_inverse };
+// autoregressive, its inverse, u * scale + shift, (u - shift) / scale, a coupling, its inverse, L U u + bias, its
+// inverse.
+enum class StepKind : int64_t {
+  density,
+  inverse,
+  scale_shift,
+  standardize,
+  coupling,
+  coupling_inverse,
+  lu_linear,
+  lu_linear_inverse
+};
 
 class StepView {
  public:
   explicit StepView(const int64_t* base, const int64_t* record) : base_(base), r_(record) {}
   StepKind kind() const { return static_cast<StepKind>(r_[0]); }
   bool elementwise() const { return kind() == StepKind::scale_shift || kind() == StepKind::standardize; }
+  bool lu_linear() const { return kind() == StepKind::lu_linear || kind() == StepKind::lu_linear_inverse; }
+  bool network() const { return !elementwise() && !lu_linear(); }
   const int64_t* order() const { return base_ + r_[1]; }  // see ChainStep
   PlanView plan() const { return PlanView(base_ + r_[2]); }
   const uint8_t* mask() const { return reinterpret_cast<const uint8_t*>(base_ + r_[3]); }

@@ -125,7 +125,7 @@ class PlanView {
   int64_t saved_rows() const { return base_[22]; }  // see row_of
   int64_t conditioner_context() const {
     return base_[23];
-  }                                                       // the first features of the context, which conditioners read
+  }  // the first features of the context, which conditioners read
   bool reads_features() const { return base_[24] != 0; }  // rather than the context alone
 
   // Rows (inputs, units or parameters) that are known before level t, for any source or target.
