@@ -123,6 +123,44 @@ def network(
     return Network(plan, [], [], drawn_map(scale, placement, constants, map), gain).redrawn(seed)
 
 
+def coupling_network(
+    passing: int,
+    transformed: int,
+    hidden: Sequence[int] = (16, 16),
+    *,
+    context: int = 0,
+    gated: bool = False,
+    wide: bool = False,
+    seed: int = 0,
+    scale: str = "exp",
+    placement: str = "standardize",
+    constants: tuple[float, ...] | None = None,
+    map: UnivariateMap | None = None,
+    **structure: Any,
+) -> Network:
+    """The network of a coupling: it reads what passes and then the context, which may gate the last of three layers.
+
+    ``wide``: there are columns for what is transformed, after those for what passes, which are masked.
+    """
+    parameters = map.count if map is not None else 1 if scale == "none" else 2
+    unread = transformed if wide else 0
+    widths = [passing + unread + context, *hidden, transformed * parameters]
+    masks = [torch.ones(rows, columns, dtype=torch.bool) for columns, rows in itertools.pairwise(widths)]
+    masks[0][:, passing : passing + unread] = False
+    if gated:
+        structure |= {"conditioners": ((2, "sigmoid", True),), "residuals": (None, None, 0)}
+    plan = AutoregressivePlan(
+        masks,
+        parameters=parameters,
+        context=passing + context,
+        context_columns=[*range(passing + unread, widths[0]), *range(passing)],
+        conditioner_context=context,
+        features=None if wide else transformed,
+        **structure,
+    )
+    return Network(plan, [], [], drawn_map(scale, placement, constants, map)).redrawn(seed)
+
+
 # -- calls ------------------------------------------------------------------------------------------------------------
 
 TRANSFORMS = ("autoregressive", "autoregressive_inverse")

@@ -19,15 +19,15 @@ from flowkern.ops._network_call import check_count
 from flowkern.ops._network_checks import check_packed, check_parameters
 from flowkern.ops.coupling import coupling
 from flowkern.reference.autoregressive import split_parameters
-from flowkern.univariate import check_map
+from flowkern.univariate import UnivariateMap, chosen_map
 
 
 class CouplingStep(NamedTuple):
     """The univariate map of the features ``transformed``, whose parameters a network gives for the features ``passing``.
 
-    Both together are all features. The arguments are ``weights``, ``biases``, ``plan``, ``map`` and, perhaps, ``packed``. The
-    plan is one whose network reads the context alone (its ``features``): the chain's, then what passes. Its features are the
-    transformed ones in their order here.
+    Both together are all features. The arguments are those of :func:`autoregressive`, without addends. The plan is one whose
+    network reads the context alone (see its ``features``): the chain's, then what passes. Its features are the transformed
+    ones in their order here.
     """
 
     inverse: bool
@@ -78,10 +78,15 @@ class CouplingCall:
         return mapped(x, *parameters, transformed=self._columns.to(x.device), inverse=self.step.inverse)
 
 
+def map_of(step: CouplingStep) -> UnivariateMap:
+    """Its univariate map, given as to :func:`flowkern.ops.autoregressive`."""
+    get = step.arguments.get
+    return chosen_map(get("map"), get("scale", "exp"), get("placement", "standardize"), get("constants"))
+
+
 def coupling_call(step: CouplingStep) -> CouplingCall:
     """What is constant about a step."""
-    arguments = step.arguments
-    return CouplingCall(Coupling(step.inverse, arguments["plan"], check_map(arguments["map"]), step.passing, step.transformed))
+    return CouplingCall(Coupling(step.inverse, step.arguments["plan"], map_of(step), step.passing, step.transformed))
 
 
 def check_coupling(x: Tensor, step: CouplingStep, context: Tensor | None) -> bool:

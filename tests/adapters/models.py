@@ -128,6 +128,16 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
             given = {"activation": torch.tanh, "context_features": context or None, **options}
             return transforms.MaskedAffineAutoregressiveTransform(5, 24, num_blocks=2, **given)
 
+        def coupling(parity: int) -> Any:
+            resnet = importlib.import_module(root + ".nn.nets").ResidualNet
+
+            def net(inputs: int, outputs: int) -> Any:
+                return resnet(inputs, outputs, 16, context or None, activation=torch.tanh)
+
+            mask = [(i + parity) % 2 for i in range(5)]
+            options = {"num_bins": 4, "tails": "linear", "tail_bound": 2.0}
+            return transforms.PiecewiseRationalQuadraticCouplingTransform(mask, net, **options)
+
         standardize = transforms.PointwiseAffineTransform(shift=torch.randn(5), scale=torch.rand(5) + 0.5)
         plain = {"use_residual_blocks": False}
         layers = [
@@ -138,7 +148,7 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
             transforms.ReversePermutation(5),
             layer(),
         ]
-        if made != "maf":
+        if made not in ("maf", "splines"):
             norm = transforms.ActNorm(5)
             norm.initialized.fill_(True)
             inner = transforms.CompositeTransform([layer(use_batch_norm=True), norm])
@@ -147,8 +157,10 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
                 transforms.BatchNorm(5),
                 transforms.PointwiseAffineTransform(0.3, 1.7),
             ]
-        if made == "with LULinear":
-            layers.insert(2, transforms.LULinear(5))
+        if made == "with SVDLinear":
+            layers.insert(2, transforms.SVDLinear(5, num_householder=2))
+        if made == "splines":  # as sbi's nsf, with layers of other kinds around
+            layers = [standardize, coupling(0), transforms.LULinear(5), layer(), coupling(1), transforms.LULinear(5)]
         embedding = nn.Sequential(nn.Linear(3, context), nn.Tanh()) if context else None
         noise = normal.StandardNormal((5,)) if base == "standard" else normal.DiagonalNormal((5,))
         flow = settle(flows.Flow(transforms.CompositeTransform(layers), noise, embedding)).double()
@@ -227,8 +239,12 @@ def normflows_flow(context: int = 0, made: str = "maf", joined: int = 1) -> Mode
             norm = nf.flows.ActNorm(5)
             norm.data_dep_init_done.fill_(1)
             flows += [norm, nf.flows.affine.coupling.AffineConstFlow(5, scale=False)]
-        if made == "with LULinear":
-            flows.insert(2, nf.flows.LULinearPermute(5))
+        if made == "with InvertibleAffine":
+            flows.insert(2, nf.flows.InvertibleAffine(5))
+        if made == "splines":
+            given = {"num_context_channels": context or None, "tail_bound": 2.0, "activation": nn.Tanh}
+            couplings = [nf.flows.CoupledRationalQuadraticSpline(5, 2, 16, reverse_mask=r, **given) for r in (False, True)]
+            flows = [couplings[0], nf.flows.LULinearPermute(5), couplings[1], nf.flows.LULinearPermute(5)]
         q0 = nf.distributions.DiagGaussian(5)
         if made == "another base":
             q0 = nf.distributions.GaussianMixture(3, 5)
@@ -360,13 +376,15 @@ MODELS = {
     "normflows: MAF": normflows_flow(),
     "normflows: context": normflows_flow(3),
     "normflows: norms": normflows_flow(made="norms"),
-    "normflows: with a layer between": normflows_flow(made="with LULinear", joined=2),
+    "normflows: with a layer between": normflows_flow(made="with InvertibleAffine", joined=2),
+    "normflows: splines": normflows_flow(3, made="splines"),
     "normflows: another base": normflows_flow(made="another base"),
     "normflows: temperature": normflows_flow(made="temperature"),
     "nflows: MAF": nflows_flow("nflows"),
     "nflows: context": nflows_flow("nflows", 4),
     "nflows: norms": nflows_flow("nflows", 4, "norms"),
-    "nflows: with a layer between": nflows_flow("nflows", 0, "with LULinear", joined=2),
+    "nflows: with a layer between": nflows_flow("nflows", 0, "with SVDLinear", joined=2),
+    "nflows: splines": nflows_flow("nflows", 4, "splines"),
     "nflows: another base": nflows_flow("nflows", 4, base="diagonal"),
     "glasflow: its own flow": glasflow_flow(),
     "glasflow: context": nflows_flow("glasflow.nflows", 4, "norms"),

@@ -157,7 +157,7 @@ def hooked_inside(model: Any) -> Any:
     """The second autoregressive layer, or coupling."""
     names = ("Autoregressive", "Coupling")
     layers = [m for m in model.modules() if any(n in type(m).__name__ for n in names) and hasattr(m, "parameters")]
-    own = ("Masked", "General")
+    own = ("Masked", "General", "Piecewise")
     found = [
         m for m in layers if state.is_accelerated(m) or type(m).__name__.startswith(own) or type(m).__name__.endswith("Block")
     ]

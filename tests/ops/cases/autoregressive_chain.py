@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import networks
@@ -11,14 +11,15 @@ import torch
 from calls import Example
 from case import Bad, Case
 from hypothesis import strategies as st
-from networks import network
+from networks import coupling_network, network
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.ops import ElementwiseStep, NetworkStep, PermutationStep
+from flowkern.ops import CouplingStep, ElementwiseStep, LULinearStep, NetworkStep, PermutationStep
 
 FEATURES = 11
-# A network is (inverse, structure); "permute", and "scale" or "divide" for an elementwise step, are the others.
+# A network is (inverse, structure), a coupling one with "passing" in its structure; the others are "permute", "scale" or
+# "divide" for an elementwise step, "lu" or "solve" for a linear one.
 Layer = tuple[bool, Mapping[str, Any]] | str
 Layers = tuple[Layer, ...]
 REVERSED = tuple(range(FEATURES))[::-1]
@@ -34,6 +35,15 @@ CHAINS: dict[str, Layers] = {
     "context": ((False, CONTEXT), (True, {**CONTEXT, "order": REVERSED}), (False, {}), (True, GATED)),
     "permutations": ("permute", "permute", (False, {}), "permute", (True, {"order": REVERSED}), "permute"),
     "elementwise": ("divide", (False, {}), "scale", "permute", (True, {}), "divide"),
+    "couplings": (
+        (False, {"passing": (4, 0, 7)}),
+        (True, {"passing": range(10), "context": 4, "wide": True, "layout": "parameter_major"}),
+        "permute",
+        (False, {"passing": (1, 3, 5, 7, 9), "context": 4, "gated": True, "hidden": (16, 9, 16), "scale": "sigmoid"}),
+        (True, {"passing": (10,), "hidden": (), "placement": "scale_shift", "scale": "softplus"}),
+        (False, {"passing": (2, 8), "scale": "none", "hidden": (70,)}),
+    ),
+    "triangles": ("lu", (False, {}), "permute", "solve", (True, {"passing": (1, 2)})),
     "everything": ("divide", "permute", (True, GATED), "scale", "permute", (False, {**CONTEXT, "addends": (1,)}), "permute"),
 }
 
@@ -54,12 +64,28 @@ def draw(
         prefix = f"step {number} "
         if isinstance(layer, str):
             parts.append((prefix, layer, tuple(torch.randperm(features, generator=generator).tolist())))
-            if layer != "permute":
+            if layer in ("lu", "solve"):
+                for name in ("lower", "upper"):
+                    parameters[prefix + name] = 0.5 * drawn(features * (features - 1) // 2) / features**0.5
+                parameters[prefix + "diagonal"] = (0.4 * drawn(features)).exp()
+                parameters[prefix + "bias"] = 0.3 * drawn(features)
+            elif layer != "permute":
                 sign = 1 - 2 * torch.randint(0, 2, (features,), generator=generator)
                 parameters[prefix + "shift"] = 0.3 * drawn(features)
                 parameters[prefix + "scale"] = sign * (0.4 * drawn(features)).exp()
             continue
         inverse, structure = layer
+        if "passing" in structure:
+            made, passing = dict(structure), tuple(structure["passing"])
+            del made["passing"]
+            transformed = tuple(f for f in torch.randperm(features, generator=generator).tolist() if f not in passing)
+            net = coupling_network(len(passing), len(transformed), seed=seed + number, **made)
+            parts.append((prefix, (inverse, passing, transformed), net))
+            if made.get("context"):
+                inputs["context"] = drawn(rows, made["context"]) if "context" not in inputs else inputs["context"]
+            for kind, tensors in (("weight", net.weights), ("bias", net.biases)):
+                parameters.update({f"{prefix}{kind} {i}": t for i, t in enumerate(tensors)})
+            continue
         name = "autoregressive_inverse" if inverse else "autoregressive"
         part = networks.draw(name, rows, seed + number, features=features, **{"hidden": (16, 16), **structure})
         parts.append((prefix, inverse, part))
@@ -73,6 +99,15 @@ def draw(
         for prefix, kind, part in parts:
             if kind == "permute":
                 steps.append(PermutationStep(part))
+            elif kind in ("lu", "solve"):
+                vectors = (t[prefix + name] for name in ("lower", "upper", "diagonal", "bias"))
+                steps.append(LULinearStep(kind == "solve", *vectors))
+            elif isinstance(kind, tuple):
+                own, (backwards, passing, transformed) = t, kind
+                weights = [own[f"{prefix}weight {i}"] for i in range(len(part.weights))]
+                biases = [own[f"{prefix}bias {i}"] for i in range(len(part.biases))]
+                given = {"weights": weights, "biases": biases, "plan": part.plan, **part.map}
+                steps.append(CouplingStep(backwards, given, passing, transformed))
             elif isinstance(kind, str):
                 steps.append(ElementwiseStep(kind == "divide", t[prefix + "shift"], t[prefix + "scale"]))
             else:
@@ -106,10 +141,32 @@ def any_variation(draw: Any) -> dict[str, Any]:
             "addends": draw(st.sampled_from([(), (0,), (1, 0)])),
             **draw(st.sampled_from(contexts)),
         }
-        layers += draw(st.lists(st.sampled_from(["permute", "scale", "divide"]), max_size=2))
+        if features > 1 and draw(st.booleans()):
+            passing = draw(st.lists(st.integers(0, features - 1), min_size=1, max_size=features - 1, unique=True))
+            structure = {
+                "passing": passing,
+                "context": draw(st.sampled_from([0, context])),
+                "wide": draw(st.booleans()),
+                **{name: structure[name] for name in ("hidden", "activation", "scale")},
+            }
+        layers += draw(st.lists(st.sampled_from(["permute", "scale", "divide", "lu"]), max_size=2))
         layers.append((draw(st.booleans()), structure))
     layers += draw(st.lists(st.sampled_from(["permute", "scale", "divide"]), max_size=1))
     return {"features": features, "layers": tuple(layers), "normal": draw(st.sampled_from([None, "output", "input"]))}
+
+
+def coupled(**other: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A coupling as second step, with something else of it; arguments, or what passes and is transformed."""
+
+    def change(given: dict[str, Any]) -> dict[str, Any]:
+        net = coupling_network(3, 8)
+        weights, biases = ([t.float() for t in part] for part in (net.weights, net.biases))
+        arguments = {"weights": weights, "biases": biases, "plan": net.plan}
+        arguments = {**arguments, **{k: v(arguments[k]) for k, v in other.items() if k in arguments}}
+        made = CouplingStep(False, arguments, other.get("passing", (4, 0, 7)), (1, 2, 3, 5, 6, 8, 9, 10))
+        return {"steps": [given["steps"][0], made]}
+
+    return change
 
 
 def step(argument: str, value: Any) -> Any:
@@ -125,7 +182,7 @@ def step(argument: str, value: Any) -> Any:
 
 BAD: dict[str, Bad] = {
     "no steps": (lambda a: {"steps": []}, ValueError, "steps: expected at least one"),
-    "no network": (lambda a: {"steps": [(False, {})]}, TypeError, "steps: expected NetworkStep, PermutationStep or"),
+    "no network": (lambda a: {"steps": [(False, {})]}, TypeError, "steps: expected NetworkStep, CouplingStep, PermutationStep"),
     "an unknown normal": (lambda a: {"normal": "both"}, ValueError, "normal: expected 'output', 'input' or None, got 'both'"),
     "a context": (lambda a: {"context": a["x"]}, ValueError, r"context: no step takes one, got shape \(3, 11\)"),
     "order": (
@@ -160,6 +217,20 @@ BAD: dict[str, Bad] = {
         r"steps\[1\]: x: expected shape \(\.\.\., 3\), got \(3, 11\)",
     ),
 }
+BAD |= {
+    "a feature twice": (
+        coupled(passing=(4, 1, 7)),
+        ValueError,
+        r"steps\[1\]: passing, transformed: expected each of 11 features",
+    ),
+    "another network": (coupled(plan=lambda _: network().plan), ValueError, r"steps\[1\]: passing, transformed: .* 5 of them"),
+    "weights of a coupling": (coupled(weights=lambda w: w[1:]), ValueError, r"steps\[1\]: weights: expected 3 tensors, got 2"),
+    "entries of a triangle": (
+        lambda a: {"steps": [*a["steps"], LULinearStep(True, a["x"][0], *[a["x"][0]] * 3)]},
+        ValueError,
+        r"steps\[3\]: lower: expected shape \(55,\), got \(11,\)",
+    ),
+}
 SMOOTH = (
     (False, {"scale": "tanh", "context": 2, "columns": "after"}),
     (True, {"scale": "softplus", "placement": "scale_shift", "addends": (0,)}),
@@ -182,6 +253,10 @@ CASE = Case(
     smooth={
         "both": {"features": 3, "layers": smooth(SMOOTH)},
         "everything": {"features": 3, "layers": ("divide", *smooth(SMOOTH), "permute"), "normal": "output"},
+        "couplings": {
+            "features": 3,
+            "layers": ("lu", *smooth(((False, {"passing": (2, 0), "context": 2}), (True, {"passing": (1,)}))), "solve"),
+        },
         "noise": {"features": 3, "layers": ("scale", *smooth(SMOOTH), "permute"), "normal": "input"},
     },
     layouts={"density": {}, "everything": {"layers": CHAINS["everything"]}},
