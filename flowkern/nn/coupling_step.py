@@ -27,7 +27,7 @@ FEW_ROWS, FEW_WEIGHTS = 128, 2**16
 
 def is_identity_at_zero(map: UnivariateMap) -> bool:
     """Whether parameters of zero leave a number exactly as it is."""
-    if not isinstance(map, Affine) or map.scale not in ("none", "exp", "clamped_exp", "soft_clipped_exp", "tanh"):
+    if not isinstance(map, Affine) or map.scale not in ("none", "exp", "clamped_exp", "soft_clipped_exp", "tanh", "atan"):
         return False
     return map.scale != "clamped_exp" or map.constants[0] <= 0 <= map.constants[1]
 
