@@ -6,6 +6,7 @@ normflows' masked couplings two networks each.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -92,13 +93,14 @@ def of_pyro(features: int, width: int) -> Made:
     return Made(model, lambda x: model.log_prob(x.clone()), lambda n: model.sample((n,)), parameters)  # a clone is in no cache
 
 
-def of_freia(features: int, width: int) -> Made:
+def of_freia(features: int, width: int, block: str = "AllInOneBlock", couplings: int = 1) -> Made:
+    """Of blocks with so many couplings each."""
     framework = pytest.importorskip("FrEIA.framework", reason="pip install 'flowkern[peers]'")
-    from FrEIA.modules import AllInOneBlock
+    import FrEIA.modules
 
     model, nets = framework.SequenceINN(features), iter(networks(features, width))
-    for _ in range(COUPLINGS):
-        model.append(AllInOneBlock, subnet_constructor=lambda *_: next(nets))
+    for _ in range(COUPLINGS // couplings):
+        model.append(getattr(FrEIA.modules, block), subnet_constructor=lambda *_: next(nets))
 
     def log_prob(x: torch.Tensor) -> torch.Tensor:
         z, log_det = model(x)
@@ -114,6 +116,7 @@ PEERS = {
     "normflows masked": of_normflows_masked,
     "pyro": of_pyro,
     "FrEIA": of_freia,
+    "FrEIA Glow": functools.partial(of_freia, block="GLOWCouplingBlock", couplings=2),
 }
 MAKERS = {"flowkern": of_flowkern, "nflows": of_nflows, **PEERS}
 BY = pytest.mark.parametrize("implementation", [*MAKERS, *(f"{peer} accelerated" for peer in PEERS)])

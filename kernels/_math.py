@@ -54,6 +54,21 @@ def tanh_slope(x):
 
 
 @triton.jit
+def atan(x):
+    """Of |x|: 0, pi/4 or pi/2 and the arctangent of s, a quotient with |s| <= tan(pi/8), by its series."""
+    a = tl.abs(x)
+    middle, upper = a > 0.4142135623730951, a > 2.414213562373095
+    s = tl.where(upper, -1, tl.where(middle, a - 1, a)) / tl.where(upper, a, tl.where(middle, a + 1, 1))
+    TERMS: tl.constexpr = 20 if x.dtype == tl.float64 else 9
+    q, p = s * s, s * 0 + 1 / (2 * TERMS - 1)
+    for i in tl.static_range(2, TERMS + 1):
+        p = 1 / (2 * TERMS - 2 * i + 1) - p * q
+    eighths = tl.where(upper, 2, tl.where(middle, 1, s * 0))
+    r = eighths * 0.7853981633974483 + s * p
+    return tl.where(x < 0, -r, r)
+
+
+@triton.jit
 def normal_cdf(x):
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 

@@ -23,6 +23,7 @@ FK_INLINE double log(double x) { return ::log(x); }
 FK_INLINE double log1p(double x) { return ::log1p(x); }
 FK_INLINE double expm1(double x) { return ::expm1(x); }
 FK_INLINE double tanh(double x) { return ::tanh(x); }
+FK_INLINE double atan(double x) { return ::atan(x); }
 FK_INLINE double abs(double x) { return ::fabs(x); }
 FK_INLINE double floor(double x) { return ::floor(x); }
 FK_INLINE double sqrt(double x) { return ::sqrt(x); }
@@ -90,6 +91,21 @@ FK_INLINE VecD tanh(VecD x) {
   const VecD e = expm1(-2 * abs(x));
   const VecD t = -e / (2 + e);
   return select(x < 0, -t, t);
+}
+
+// atan|x| is 0, pi/4 or pi/2 and the arctangent of s, a quotient with |s| <= tan(pi/8).
+FK_INLINE VecD atan(VecD x) {
+  const VecD a = abs(x);
+  const VecI middle = a > M_SQRT2 - 1, upper = a > M_SQRT2 + 1;
+  const VecD s =
+      select(upper, VecD{} - 1.0, select(middle, a - 1, a)) / select(upper, a, select(middle, a + 1, VecD{} + 1.0));
+  const VecD q = s * s;
+  VecD p = VecD{} + 1.0 / 25;
+  for (double c : {-1.0 / 23, 1.0 / 21, -1.0 / 19, 1.0 / 17, -1.0 / 15, 1.0 / 13, -1.0 / 11, 1.0 / 9, -1.0 / 7, 1.0 / 5,
+                   -1.0 / 3, 1.0})
+    p = p * q + c;
+  const VecD r = select(upper, VecD{} + M_PI_2, select(middle, VecD{} + M_PI_4, VecD{})) + s * p;
+  return select(x < 0, -r, r);
 }
 
 // log(erfc(z) exp(z^2) / t) is smooth in t = 2 / (2 + z) for z >= 0 (Numerical Recipes, section 6.2.2); the

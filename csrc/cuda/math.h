@@ -18,6 +18,8 @@ FK_INLINE float log1p(float x) { return ::log1pf(x); }
 FK_INLINE double log1p(double x) { return ::log1p(x); }
 FK_INLINE float tanh(float x) { return ::tanhf(x); }
 FK_INLINE double tanh(double x) { return ::tanh(x); }
+FK_INLINE float atan(float x) { return ::atanf(x); }
+FK_INLINE double atan(double x) { return ::atan(x); }
 FK_INLINE float abs(float x) { return ::fabsf(x); }
 FK_INLINE float floor(float x) { return ::floorf(x); }
 FK_INLINE float sqrt(float x) { return ::sqrtf(x); }

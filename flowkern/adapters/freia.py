@@ -58,13 +58,16 @@ def _halves(layer: Any) -> tuple[Split, Split]:
     return Split(second, first), Split(first, second)
 
 
+_CLAMPS = (("atan", 0.636, 1.0), ("tanh", 1.0, 1.0), ("tanh", 1.0, 0.5))  # "ATAN", the default, "TANH", "SIGMOID"
+
+
 def _clamped(layer: Any) -> Affine:
-    """exp(clamp f(a)), where f is a hyperbolic tangent."""
+    """exp(clamp f(a)), where f is an arctangent or a hyperbolic tangent."""
     u = torch.linspace(-3, 3, 13, dtype=torch.float64, device="cpu")
-    for gain in (1.0, 0.5):  # "TANH", "SIGMOID"
-        if torch.allclose(layer.f_clamp(u), torch.tanh(gain * u), rtol=0, atol=1e-12):
-            return affine("tanh", "scale_shift", layer.clamp, gain)
-    raise UnsupportedError("its clamp_activation, by default an arctangent, is none of the operators' scale maps")
+    for scale, factor, gain in _CLAMPS:
+        if torch.allclose(layer.f_clamp(u), factor * getattr(torch, scale)(gain * u), rtol=0, atol=1e-12):
+            return affine(scale, "scale_shift", factor * layer.clamp, gain)
+    raise UnsupportedError("its clamp_activation is none of the operators' scale maps")
 
 
 def read_glow(layer: Any) -> CouplingSteps:
@@ -74,6 +77,18 @@ def read_glow(layer: Any) -> CouplingSteps:
     return CouplingSteps([_coupling(layer, name, split, map, context) for name, split in pairs])
 
 
+def read_one_sided(layer: Any) -> CouplingSteps:
+    """The first half passes."""
+    return CouplingSteps([_coupling(layer, "subnet", _halves(layer)[1], _clamped(layer), layer.condition_length)])
+
+
+def read_conditional(layer: Any) -> CouplingSteps:
+    """All features are transformed, by what the conditions say."""
+    _expect_vectors(layer.ndims)
+    split = Split((), range(layer.channels))
+    return CouplingSteps([_coupling(layer, "subnet", split, _clamped(layer), layer.condition_length)])
+
+
 def read_nice(layer: Any) -> CouplingSteps:
     """The same without scales."""
     map, context = Affine("none", "scale_shift"), layer.condition_length
@@ -81,11 +96,17 @@ def read_nice(layer: Any) -> CouplingSteps:
     return CouplingSteps([_coupling(layer, name, split, map, context) for name, split in pairs])
 
 
+_MOST_FEATURES = 16  # of a RealNVP block: the networks of more are faster by themselves (docs/measured.md)
+
+
 def read_realnvp(layer: Any) -> CouplingSteps:
     """A subnet for the scales of each half, and one for its shifts."""
+    halves = _halves(layer)
+    if layer.channels > _MOST_FEATURES:
+        raise UnsupportedError(f"its four networks gain nothing with more than {_MOST_FEATURES} features")
     scales, shifts, context = _clamped(layer), Affine("none", "scale_shift"), layer.condition_length
     networks = []
-    for i, split in zip((2, 1), _halves(layer), strict=True):
+    for i, split in zip((2, 1), halves, strict=True):
         networks.append(_coupling(layer, f"subnet_s{i}", split, scales, context, given=(1,)))
         networks.append(_coupling(layer, f"subnet_t{i}", split, shifts, context))
     return CouplingSteps(networks)
@@ -369,7 +390,13 @@ def _way_of(graph: Any, c: Sequence[Any]) -> _Way | None:
     return way if before is graph.out_nodes[0] else None
 
 
-_BLOCKS = {"GLOWCouplingBlock": read_glow, "NICECouplingBlock": read_nice, "RNVPCouplingBlock": read_realnvp}
+_BLOCKS = {
+    "GLOWCouplingBlock": read_glow,
+    "AffineCouplingOneSided": read_one_sided,
+    "ConditionalAffineTransform": read_conditional,
+    "NICECouplingBlock": read_nice,
+    "RNVPCouplingBlock": read_realnvp,
+}
 FREIA = Library(
     name="FrEIA",
     tested=("0.2", "0.3"),

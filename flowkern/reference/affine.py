@@ -35,6 +35,10 @@ def scale_of(raw: Tensor | None, scale: str, constants: tuple[float, ...]) -> tu
         bound, gain = constants
         log_s = bound * torch.tanh(gain * raw)
         return log_s.exp(), log_s
+    if scale == "atan":
+        factor, gain = constants
+        log_s = factor * torch.atan(gain * raw)
+        return log_s.exp(), log_s
     raise ValueError(f"scale: unknown name {scale!r}")
 
 

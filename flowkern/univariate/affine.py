@@ -14,6 +14,8 @@ scale               s                                      constants           u
 ``softplus``        softplus(a) + eps                      eps = 1e-3          nflows, FlowJAX
 ``sigmoid``         sigmoid(a + bias) + eps                bias = 2, eps = 0   gated IAF, Glow; nsf: eps = 1e-3
 ``tanh``            exp(bound tanh(gain a))                bound = 1, gain = 1 RealNVP, FrEIA
+``atan``            exp(factor atan(gain a))               factor = 2 / pi,    FrEIA: factor = 0.636 clamp
+                                                           gain = 1
 =================== ====================================== =================== ==================================
 
 ================ ================= ==============================================================
@@ -42,7 +44,7 @@ from flowkern._checks import one_of
 from flowkern._compiling import constant_while_compiling
 from flowkern.univariate.map import Reads, UnivariateMap, check_map
 
-SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh")
+SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh", "atan")
 PLACEMENTS = ("scale_shift", "standardize", "shift_scale", "gate")
 
 _DEFAULTS: dict[str, tuple[float, ...]] = {
@@ -53,6 +55,7 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
     "softplus": (1e-3,),
     "sigmoid": (2.0, 0.0),
     "tanh": (1.0, 1.0),
+    "atan": (2 / math.pi, 1.0),
 }
 
 

@@ -6,7 +6,7 @@ OPTIONS holds the numbers of a scale map and a placement in flowkern.univariate.
 import triton
 import triton.language as tl
 
-from flowkern.kernels._math import log_sigmoid, sigmoid, softplus, tanh, tanh_slope
+from flowkern.kernels._math import atan, log_sigmoid, sigmoid, softplus, tanh, tanh_slope
 
 
 @triton.jit
@@ -41,10 +41,14 @@ def raw_scale(a, SCALE: tl.constexpr, CONSTANTS: tl.constexpr):
         else:
             s = r + CONSTANTS[1]
             return s, tl.log(s), r * q / s
-    else:
+    elif SCALE == 6:
         h = tanh(a * CONSTANTS[1])
         slope = CONSTANTS[0] * CONSTANTS[1] * tanh_slope(a * CONSTANTS[1])
         return tl.exp(h * CONSTANTS[0]), h * CONSTANTS[0], slope
+    else:
+        b = a * CONSTANTS[1]
+        log_s = atan(b) * CONSTANTS[0]
+        return tl.exp(log_s), log_s, CONSTANTS[0] * CONSTANTS[1] / (1 + b * b)
 
 
 @triton.jit

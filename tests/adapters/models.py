@@ -335,10 +335,11 @@ def freia_sequence() -> Model:
             "GLOWCouplingBlock",
             "ActNorm",
             "AllInOneBlock",
+            "AffineCouplingOneSided",
             "RNVPCouplingBlock",
         ):
-            clamp = {"clamp_activation": "TANH"} if name[0] in "GR" else {}
-            options = {"subnet_constructor": freia_subnet, **clamp} if name.endswith("Block") else {}
+            clamp = {"clamp_activation": "TANH"} if name == "AffineCouplingOneSided" else {}
+            options = {} if name in ("PermuteRandom", "ActNorm") else {"subnet_constructor": freia_subnet, **clamp}
             sequence.append(getattr(modules, name), **options)
         sequence.module_list[3].init_on_next_batch = False
         return settle(sequence).double()
@@ -355,9 +356,14 @@ def freia_graph() -> Model:
 
         condition = ConditionNode(3)
         nodes = [InputNode(5)]
-        for name in ("NICECouplingBlock", "AllInOneBlock", "GLOWCouplingBlock"):
-            clamp = {"clamp_activation": "TANH"} if name[0] == "G" else {}
-            options = {"subnet_constructor": freia_subnet, **clamp}
+        for name in (
+            "NICECouplingBlock",
+            "AllInOneBlock",
+            "ConditionalAffineTransform",
+            "GLOWCouplingBlock",
+            "RNVPCouplingBlock",
+        ):
+            options = {"subnet_constructor": freia_subnet}
             nodes.append(Node(nodes[-1], getattr(modules, name), options, conditions=condition))
         return settle(GraphINN([*nodes, condition, OutputNode(nodes[-1])])).double()
 

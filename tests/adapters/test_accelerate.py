@@ -344,6 +344,12 @@ def zuko_spline_coupling() -> Any:
     return zuko.flows.coupling.GeneralCouplingTransform(4, univariate=zuko.transforms.MonotonicRQSTransform, shapes=shapes)
 
 
+def freia_block(name: str, features: int) -> Any:
+    from FrEIA import modules
+
+    return getattr(modules, name)([(features,)], subnet_constructor=nn.Linear)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -359,6 +365,8 @@ def zuko_spline_coupling() -> Any:
         (lambda: pyro.distributions.transforms.spline_autoregressive(4), "its splines are of the order 'linear'"),
         (lambda: zuko.flows.MAF(1, 2, transforms=1).transform, "elementwise"),
         (lambda: nf.flows.MaskedAffineAutoregressive(4, 8).to("meta"), "on the meta device"),
+        (lambda: freia_block("GINCouplingBlock", 6), "how its scales are made has no operator"),
+        (lambda: freia_block("RNVPCouplingBlock", 17), "its four networks gain nothing with more than 16 features"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), "no flow layer that flowkern knows"),
     ],
 )

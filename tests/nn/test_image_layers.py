@@ -15,7 +15,7 @@ from flowkern import nn as fnn
 from flowkern.univariate import Affine
 
 SHAPE = (3, 2, 4)
-SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh")
+SCALES = ("none", "exp", "clamped_exp", "soft_clipped_exp", "softplus", "sigmoid", "tanh", "atan")
 MASKS: dict[str, Any] = {
     "halves": "halves",
     "alternating": "alternating",

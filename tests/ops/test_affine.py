@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from accuracy import LONG_DOUBLES, device_of, using
 from cases.affine import CASE
 from contract import check, check_registered, on_each_kernel
 
@@ -32,6 +34,20 @@ def test_extreme_raw_scales_stay_finite_where_the_oracle_does(scale: str, dtype:
     exact = reference.affine(x.double(), shift.double(), raw.double(), constants=default_constants(scale), **options)
     torch.testing.assert_close(z.double(), exact[0], rtol=4 * torch.finfo(dtype).eps, atol=0)
     torch.testing.assert_close(log_det.double(), exact[1], rtol=1e-6, atol=1e-6)
+
+
+@LONG_DOUBLES
+@on_each_kernel(cases=[CASE])
+def test_the_arctangent_in_units_in_the_last_place(case: object, kernels: str, dtype: torch.dtype) -> None:
+    """log s is that of the raw scale itself, in all ranges that it is reduced by: at most 1 on the CPU, 3 elsewhere."""
+    sizes = torch.cat([torch.logspace(-37, 37, 1000), torch.linspace(0.2, 4, 3000)])
+    raw = torch.cat([sizes, -sizes, torch.tensor([0.0, torch.inf, -torch.inf])]).to(dtype)[:, None]
+    x, shift, given = (t.to(device_of(kernels)) for t in (torch.zeros_like(raw), torch.zeros_like(raw), raw))
+    with using(kernels):
+        _, log_det = fk.ops.affine(x, shift, given, scale="atan", placement="scale_shift", constants=(1, 1))
+    exact = np.arctan(raw[:, 0].numpy().astype(np.longdouble))
+    unit = np.spacing(np.abs(exact).astype(raw.numpy().dtype))
+    assert (np.abs(log_det.cpu().numpy() - exact) / unit).max() <= (1 if kernels == "native" else 3)
 
 
 def test_broadcasting() -> None:

@@ -8,7 +8,7 @@
 namespace flowkern::FK_ISA::maps {
 
 // The order of flowkern/univariate/affine.py's SCALES and PLACEMENTS.
-enum class Scale { none, exp, clamped_exp, soft_clipped_exp, softplus, sigmoid, tanh };
+enum class Scale { none, exp, clamped_exp, soft_clipped_exp, softplus, sigmoid, tanh, atan };
 enum class Placement { scale_shift, standardize, shift_scale, gate };
 
 // S is Scale, or a type that converts to one value of it, so that the compiler knows which.
@@ -34,6 +34,7 @@ class affine {
       case Scale::softplus: return f(affine<C, Constant<Scale::softplus>>(map, {}));
       case Scale::sigmoid: return f(affine<C, Constant<Scale::sigmoid>>(map, {}));
       case Scale::tanh: return f(affine<C, Constant<Scale::tanh>>(map, {}));
+      case Scale::atan: return f(affine<C, Constant<Scale::atan>>(map, {}));
     }
   }
 
@@ -122,6 +123,10 @@ class affine {
       case Scale::tanh: {
         const X h = tanh(a * c1_), l = h * c0_;
         return {exp(l), l, c0_ * c1_ * (1 - h * h)};
+      }
+      case Scale::atan: {
+        const X b = a * c1_, l = atan(b) * c0_;
+        return {exp(l), l, c0_ * c1_ / (1 + b * b)};
       }
     }
     __builtin_unreachable();
