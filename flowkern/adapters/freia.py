@@ -96,17 +96,11 @@ def read_nice(layer: Any) -> CouplingSteps:
     return CouplingSteps([_coupling(layer, name, split, map, context) for name, split in pairs])
 
 
-_MOST_FEATURES = 16  # of a RealNVP block: the networks of more are faster by themselves (docs/measured.md)
-
-
 def read_realnvp(layer: Any) -> CouplingSteps:
     """A subnet for the scales of each half, and one for its shifts."""
-    halves = _halves(layer)
-    if layer.channels > _MOST_FEATURES:
-        raise UnsupportedError(f"its four networks gain nothing with more than {_MOST_FEATURES} features")
     scales, shifts, context = _clamped(layer), Affine("none", "scale_shift"), layer.condition_length
     networks = []
-    for i, split in zip((2, 1), halves, strict=True):
+    for i, split in zip((2, 1), _halves(layer), strict=True):
         networks.append(_coupling(layer, f"subnet_s{i}", split, scales, context, given=(1,)))
         networks.append(_coupling(layer, f"subnet_t{i}", split, shifts, context))
     return CouplingSteps(networks)

@@ -28,9 +28,9 @@ from flowkern.adapters.network import (
     parameter_of,
     spline,
 )
+from flowkern.adapters.nflows_couplings import affine_couplings, coupling_inverse, expect_dropout, spline_coupling
 from flowkern.adapters.reversible import ReversibleRun, recording, reversibly
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
-from flowkern.adapters.spline_couplings import coupling_inverse, expect_dropout, spline_coupling
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE, outside
 from flowkern.adapters.state import own, peer_class
 from flowkern.univariate import RationalQuadratic, UnivariateMap
@@ -160,7 +160,7 @@ def _in_a_box(layer: Any) -> bool:
 METHODS = {"forward": forward, "inverse": inverse}
 PERMUTATION = "a permutation is one gather already; beside accelerated layers it is a part of their call"
 SPLINE = "only rational-quadratic splines have an operator"
-COUPLING = "its own code is as fast as the operator after its network, and the network has no operator"
+COUPLING = "only affine, additive and rational-quadratic couplings have an operator"
 NORM = "one elementwise pass already; beside accelerated layers it may be a part of their call"
 
 # -- flows ------------------------------------------------------------------------------------------------------------
@@ -394,6 +394,7 @@ def _library(name: str, root: str, tested: tuple[str, str]) -> Library:
                 functools.partial(read_spline, transforms + ".made."), evaluate, METHODS
             ),
             transforms + ".coupling.PiecewiseRationalQuadraticCouplingTransform": spline_coupling(root + ".nn.nets.resnet."),
+            **{f"{transforms}.coupling.{name}": how for name, how in affine_couplings(root + ".nn.nets.resnet.").items()},
             transforms + ".nonlinearities.PiecewiseRationalQuadraticCDF": ELEMENTWISE_SPLINE,
         },
         left_alone={

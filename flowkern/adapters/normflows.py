@@ -45,9 +45,9 @@ from flowkern.adapters.nflows import (
     spread,
     spread_out,
 )
+from flowkern.adapters.nflows_couplings import spline_coupling
 from flowkern.adapters.reversible import reversibly
 from flowkern.adapters.run import Run, elementwise, permutation
-from flowkern.adapters.spline_couplings import spline_coupling
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE
 from flowkern.adapters.state import own
 from flowkern.univariate import Affine, UnivariateMap

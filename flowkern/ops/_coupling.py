@@ -47,7 +47,7 @@ class CouplingCall:
         column = dict(zip(step.transformed, range(len(step.transformed)), strict=True))
         with outside_modes():
             self._columns = torch.tensor([column.get(f, -1) for f in range(features_of(step))], device="cpu")
-            self._passing = torch.tensor(step.passing, device="cpu")
+            self._passing = torch.tensor(step.passing, dtype=torch.int64, device="cpu")
             self._transformed = torch.tensor(step.transformed, device="cpu")
 
     def in_plain_pytorch(self, x: Tensor, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor]:

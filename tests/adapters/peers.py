@@ -171,16 +171,17 @@ def made_splines(module: str) -> dict[str, Peer]:
     }
 
 
-def nflows_coupling(root: str, context: int = 0, **options: Any) -> Peer:
+def nflows_coupling(root: str, context: int = 0, kind: str = "PiecewiseRationalQuadratic", **options: Any) -> Peer:
     def make() -> Any:
-        coupling = importlib.import_module(root + ".transforms.coupling").PiecewiseRationalQuadraticCouplingTransform
+        coupling = getattr(importlib.import_module(root + ".transforms.coupling"), kind + "CouplingTransform")
         net = functools.partial(
             importlib.import_module(root + ".nn.nets").ResidualNet,
             hidden_features=20,
             context_features=context or None,
             activation=torch.tanh,
         )
-        return settle(coupling([1, 0, 1, 0, 1], net, **{"num_bins": 5, "tails": "linear", "tail_bound": 3.0, **options}))
+        given = {"num_bins": 5, "tails": "linear", "tail_bound": 3.0, **options} if kind.startswith("Piece") else options
+        return settle(coupling([1, 0, 1, 0, 1], net, **given))
 
     return Peer(make, 5, context, pair_forward, pair_inverse)
 
@@ -218,6 +219,9 @@ COUPLINGS = {
     "normflows: coupling": normflows_coupling(split_mode="channel_inv", scale_map="sigmoid"),
     "normflows: coupling, its inverse": normflows_coupling(6, split_mode="checkerboard", scale_map="sigmoid_inv"),
     "normflows: masked": normflows_masked([1, 0, 0, 1, 0]),
+    "nflows: coupling": nflows_coupling("nflows", 3, "Affine"),
+    "nflows: additive coupling": nflows_coupling("nflows", 0, "Additive"),
+    "glasflow: coupling": nflows_coupling("glasflow.nflows", 0, "Affine"),
 }
 SPLINES = {
     "nflows: spline coupling": nflows_coupling("nflows", 3),

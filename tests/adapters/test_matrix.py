@@ -57,7 +57,9 @@ def test_an_accelerated_layer_is_its_twin(name: str, direction: str, dtype: torc
         if backend == "native":
             fk.accelerate(layer)
         found = outcomes(peer, layer, direction, x.to(dtype, copy=True), None if c is None else c.to(dtype, copy=True), grads)
-        assert backend != "native" or {row[2] for row in fk.explain(layer).rows} <= ACCELERATED
+        # Splines inside of a coupling are not called by themselves where the coupling is one call.
+        rows = [row for row in fk.explain(layer).rows if not row[0].endswith("unconditional_transform")]
+        assert backend != "native" or {row[2] for row in rows} <= ACCELERATED
         return found
 
     if "spline" not in name or dtype is torch.float32:

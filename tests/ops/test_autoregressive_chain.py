@@ -48,7 +48,7 @@ def one_by_one(
 @ON_CHAINS
 @pytest.mark.parametrize("batch", [1, 3, 8, 9, 33, 100])
 def test_it_equals_its_steps(layers: Any, batch: int) -> None:
-    """The value bit by bit where no step without a network contracts product and sum; the log-determinant is summed in double."""
+    """The value bit by bit where no step without a network contracts product and sum; log-determinants are summed in double."""
     arguments = arguments_of(CASE.draw(batch, 0, layers=layers), torch.float32)
     with torch.no_grad():
         found, expected = fk.ops.autoregressive_chain(**arguments), one_by_one(**arguments)

@@ -1,7 +1,7 @@
-"""Spline couplings of nflows, of the copy of it that glasflow carries, and of normflows.
+"""Couplings of nflows, of the copy of it that glasflow carries, and spline couplings of normflows.
 
 Where a network is the libraries' ResidualNet, the whole layer is one call, and a part of that of its neighbours. After any
-other network, or one with hooks or dropout, the splines alone are the operator's.
+other network, or one with hooks or dropout, splines alone are the operator's, and affine maps the library's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from flowkern import ops
 from flowkern.adapters.calls import by_operators, serving
 from flowkern.adapters.coupling import CouplingSteps, MaskedCoupling, MaskSplit, Split
 from flowkern.adapters.library import Layer
-from flowkern.adapters.network import Linear, Network, Reading, UnsupportedError, activation_of, expect, steps_disagree
+from flowkern.adapters.network import (
+    Linear,
+    Network,
+    Reading,
+    UnsupportedError,
+    activation_of,
+    affine,
+    expect,
+    steps_disagree,
+)
 from flowkern.adapters.splines import Pair, Splines, held, read_elementwise, read_splines
 from flowkern.adapters.state import own
 from flowkern.univariate import UnivariateMap
@@ -26,17 +35,18 @@ from flowkern.univariate import UnivariateMap
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
-def residual_coupling(layer: Any, root: str, map: UnivariateMap) -> MaskedCoupling:
+def residual_coupling(layer: Any, root: str, map: UnivariateMap, layout: str = "feature_major") -> MaskedCoupling:
     """A coupling of vectors whose network is a ResidualNet: it reads what passes, then the context, which gates its blocks.
 
     Args:
         root: the module of the network, for this library or the copy of it.
+        layout: of what it gives.
     """
     net = expect(layer.transform_net, root + "ResidualNet", "network")
     if getattr(net, "preprocessing", None) is not None:
         raise UnsupportedError(f"its network is preceded by {type(net.preprocessing).__name__}")
     split = MaskSplit(layer, ("identity_features", "transform_features"), lambda passing, order: (passing, order))
-    network = MaskedCoupling(split, map, net.context_features or 0)
+    network = MaskedCoupling(split, map, net.context_features or 0, layout=layout)
     stream = network.part(_plain(net.initial_layer))
     for block in net.blocks:
         expect_dropout(expect(block, root + "ResidualBlock", "block"))
@@ -132,7 +142,30 @@ def _expect_linear_tails(splines: Splines) -> None:
         raise UnsupportedError("what lies outside of the interval is not left as it is")
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------
+# -- affine couplings -------------------------------------------------------------------------------------------------
+
+
+def read_affine(root: str, layer: Any) -> MaskedCoupling:
+    """All shifts, then all raw scales, by which the library multiplies with sigmoid(a + 2) + 1e-3."""
+    probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
+    scale = getattr(layer, "scale_activation", None)  # glasflow takes any function
+    if scale is not None and not torch.allclose(scale(probe), torch.sigmoid(probe + 2) + 1e-3, rtol=0, atol=1e-12):
+        raise UnsupportedError("its scale_activation is none of the operators' scale maps")
+    return _alone(layer, root, affine("sigmoid", "scale_shift", 2.0, 1e-3))
+
+
+def read_additive(root: str, layer: Any) -> MaskedCoupling:
+    """Shifts."""
+    return _alone(layer, root, affine("none", "scale_shift"))
+
+
+def _alone(layer: Any, root: str, map: UnivariateMap) -> MaskedCoupling:
+    if layer.unconditional_transform is not None:
+        raise UnsupportedError("what passes has a transform of its own")
+    return residual_coupling(layer, root, map, "parameter_major")
+
+
+# -- spline couplings -------------------------------------------------------------------------------------------------
 
 
 class WholeSplines(Network):
@@ -220,6 +253,9 @@ def _whole(root: str, layer: Any, splines: Splines) -> CouplingSteps:
     return CouplingSteps([network] if alone is None else [network, _Elementwise(alone, network.split)])
 
 
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+
 def _served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
     """By one call, of rows of vectors."""
     if not isinstance(x, Tensor) or x.dim() != 2:
@@ -227,7 +263,7 @@ def _served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
     if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != x.shape[:-1]):
         return None
     state = serving(layer, inverse)
-    if state is None or not isinstance(state.network, WholeSplines):
+    if state is None or isinstance(state.network, Splines):
         return None
     return by_operators(state, x, context, inverse)
 
@@ -264,11 +300,21 @@ def _compare(layer: Any, network: Splines | CouplingSteps, u: Tensor, given: Any
     return ours, type(layer)._piecewise_cdf(layer, x, raw, inverse)  # which changes the raw numbers
 
 
+_METHODS: dict[str, Callable[..., Any]] = {"forward": coupling_forward, "inverse": coupling_inverse}
+
+
 def spline_coupling(root: str) -> Layer:
-    """How the couplings of a library are accelerated; ``root``: the module of its ResidualNet."""
-    return Layer(
-        functools.partial(read_coupling, root),
-        _compare,
-        {"_piecewise_cdf": piecewise_cdf, "forward": coupling_forward, "inverse": coupling_inverse},
-        inner=("unconditional_transform",),
-    )
+    """How the spline couplings of a library are accelerated; ``root``: the module of its ResidualNet."""
+    methods = {"_piecewise_cdf": piecewise_cdf, **_METHODS}
+    return Layer(functools.partial(read_coupling, root), _compare, methods, inner=("unconditional_transform",))
+
+
+def affine_couplings(root: str) -> dict[str, Layer]:
+    """The same of affine and additive ones, by the names of their classes."""
+
+    def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> Pair:
+        found: Pair = type(layer).forward(layer, x, context)
+        return found
+
+    reads = {"AffineCouplingTransform": read_affine, "AdditiveCouplingTransform": read_additive}
+    return {name: Layer(functools.partial(read, root), evaluate, _METHODS) for name, read in reads.items()}
