@@ -24,13 +24,14 @@ from flowkern.adapters.network import (
     class_path,
     differs,
     expect,
+    linear_spline,
     spline,
 )
 from flowkern.adapters.nflows import NORM, PERMUTATION
 from flowkern.adapters.reversible import ReversibleRun, Stack, recording
 from flowkern.adapters.run import elementwise, joinable, of_vectors, permutation
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import RationalLinear, RationalQuadratic, UnivariateMap
 
 NETS = "pyro.nn.auto_reg_nn."
 DENSE = "pyro.nn.dense_nn."
@@ -89,7 +90,7 @@ def _affine(stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_sc
 
 
 def read_spline(layer: Any) -> PeerNetwork:
-    """Rational-quadratic splines; the library's default are linear ones, which have no operator."""
+    """Rational-linear splines, the library's default, or rational-quadratic ones."""
     if _network(layer.spline.nn) is not _network(layer.arn):
         raise UnsupportedError("the network of its spline was replaced")
     return _read_spline(_network(layer.arn), layer.spline.count_bins, layer.spline.bound, layer.spline.order)
@@ -101,10 +102,18 @@ def read_conditional_spline(layer: Any) -> PeerNetwork:
 
 
 def _read_spline(arn: Any, count_bins: int, bound: float, order: str) -> PeerNetwork:
-    if order != "quadratic":
-        raise UnsupportedError(f"its splines are of the order {order!r}: only rational-quadratic ones have an operator")
-    map = spline(count_bins, (-bound, bound), "softplus", 1e-3, 1e-3, 1e-3, 1 - 1e-3, 1.0)
-    return _read(arn, [count_bins, count_bins, count_bins - 1], map)
+    map = _spline(count_bins, bound, order)
+    sizes = [count_bins, count_bins, count_bins - 1, count_bins]
+    return _read(arn, sizes if order == "linear" else sizes[:3], map)
+
+
+def _spline(count_bins: int, bound: float, order: str) -> RationalLinear | RationalQuadratic:
+    interval, least = (-bound, bound), (1e-3, 1e-3, 1e-3)
+    if order == "linear":
+        return linear_spline(count_bins, interval, *least, 1 - 1e-3, 0.025)
+    if order == "quadratic":
+        return spline(count_bins, interval, "softplus", *least, 1 - 1e-3, 1.0)
+    raise UnsupportedError(f"its splines are of the order {order!r}: expected linear or quadratic ones")
 
 
 def _read(arn: Any, sizes: list[int], map: UnivariateMap) -> PeerNetwork:

@@ -250,13 +250,14 @@ def pyro_inverse(model: Any, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
     return x, -t.log_abs_det_jacobian(x, y)
 
 
-def pyro_spline(context: int = 0, skip: bool = False) -> Peer:
+def pyro_spline(context: int = 0, skip: bool = False, order: str = "linear") -> Peer:
     def make() -> Any:
         from pyro.distributions.transforms import ConditionalSplineAutoregressive, SplineAutoregressive
         from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 
-        common: dict[str, Any] = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": [4, 4, 3]}
-        options = {"count_bins": 4, "bound": 2.0, "order": "quadratic"}
+        sizes = [4, 4, 3, 4] if order == "linear" else [4, 4, 3]
+        common: dict[str, Any] = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": sizes}
+        options = {"count_bins": 4, "bound": 2.0, "order": order}
         if context:
             return settle(
                 ConditionalSplineAutoregressive(6, ConditionalAutoRegressiveNN(6, context, [20, 24], **common), **options)
@@ -307,6 +308,8 @@ PYRO = {
     "context, skip": pyro_layer(3, skip=True),
     "spline": pyro_spline(skip=True),
     "spline, context": pyro_spline(3),
+    "spline, quadratic": pyro_spline(skip=True, order="quadratic"),
+    "spline, quadratic, context": pyro_spline(3, order="quadratic"),
 }
 
 # -- FrEIA ------------------------------------------------------------------------------------------------------------
