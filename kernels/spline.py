@@ -9,11 +9,18 @@ import triton
 import triton.language as tl
 
 from flowkern.kernels import _launch
-from flowkern.kernels.maps import rational_quadratic as rq
+from flowkern.kernels._splines import (
+    derivative,
+    end_beside,
+    half_a_turn_on,
+    inside_of,
+    logit,
+    turned_back,
+    whole_turns,
+    within_a_bin,
+)
+from flowkern.kernels.maps.rational_quadratic import cotangents, curve, root
 
-curve, root, cotangents, logit, derivative = rq.curve, rq.root, rq.cotangents, rq.logit, rq.derivative
-within_a_bin, whole_turns, inside_of, end_beside = rq.within_a_bin, rq.whole_turns, rq.inside_of, rq.end_beside
-half_a_turn_on, turned_back = rq.half_a_turn_on, rq.turned_back
 _ELEMENTS = 512  # of a block and each kind of parameter: 4 per thread
 
 
