@@ -66,6 +66,8 @@ class RationalLinear(UnivariateMap):
 
     family: ClassVar[str] = "rational_linear"
     kind: ClassVar[int] = 2
+    tails: ClassVar[str] = "linear"
+    parametrization: ClassVar[str] = "softplus"
 
     def __post_init__(self) -> None:
         bins, settings = bins_of(self.bins), settings_of(self.settings)
@@ -76,7 +78,7 @@ class RationalLinear(UnivariateMap):
             raise ValueError(f"settings: expected a least part of a bin between 0 and 0.5, got {settings[4]}")
         self.bins, self.interval, self.settings, self.derivatives = bins, interval_of(self.interval), settings, bins - 1
         self.names = names_of(width=bins, height=bins, derivative=self.derivatives, division=bins)
-        self.options = bins, TAILS.index("linear"), PARAMETRIZATIONS.index("softplus"), 0
+        self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization), 0
         self.constants = *self.interval, *settings[:4], 1.0, settings[4]  # the gain of raw sizes is one
         self.gpu_obstacle = gpu_obstacle_of(bins)
         super().__post_init__()
@@ -100,5 +102,6 @@ class RationalLinear(UnivariateMap):
     def spline_options(self) -> dict[str, Any]:
         """What the oracle of the operator ``spline`` is told."""
         *settings, least_lambda = self.settings
-        options = {"tails": "linear", "parametrization": "softplus", "settings": (*settings, 1.0)}
-        return {"interval": self.interval, **options, "least_lambda": least_lambda}
+        names = ("interval", "tails", "parametrization")
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "settings": (*settings, 1.0), "least_lambda": least_lambda}
