@@ -36,24 +36,35 @@ def from_end(second, t):
 
 
 @triton.jit
-def curve(s, d0, d1, divide, theta):
-    """The part of the bin's height, and dv/du."""
+def place_at(divide, theta):
+    """Whether a part of a bin is in the second half, how far into its half it is from the end, and what is left."""
     second = theta > divide
-    length, near, _, middle = half(second, d0, d1, divide)
-    part = from_end(second, theta) / length
-    denominator = s * (1 - part) + middle * part
-    return from_end(second, near * length * part / denominator), s / denominator * (s / denominator * near)
+    part = from_end(second, theta) / tl.where(second, 1 - divide, divide)
+    return second, part, 1 - part
 
 
 @triton.jit
 def root(s, d0, d1, divide, t):
-    """Where in its bin the curve has the part t of the height."""
+    """The place where the curve has the part t of the height."""
     second = t * (divide * d0 + (1 - divide) * tl.sqrt(d0 * d1)) > divide * d0
     length, near, _, middle = half(second, d0, d1, divide)
     across = from_end(second, t)
-    rest = length * near - across * middle
-    part = s * across / (s * across + tl.where(rest > 0, rest, 0))  # the rest is zero where the halves meet
-    return from_end(second, length * part)
+    rest = length * near - across * middle  # zero where the halves meet
+    part, rest = s * across, tl.where(rest > 0, rest, 0)
+    return second, part / (part + rest), rest / (part + rest)
+
+
+@triton.jit
+def part_of_bin(divide, second, part):
+    return from_end(second, tl.where(second, 1 - divide, divide) * part)
+
+
+@triton.jit
+def curve(s, d0, d1, divide, second, part, rest):
+    """The part of the bin's height, and dv/du."""
+    length, near, _, middle = half(second, d0, d1, divide)
+    denominator = s * rest + middle * part
+    return from_end(second, near * length * part / denominator), s / denominator * (s / denominator * near)
 
 
 @triton.jit
@@ -62,7 +73,8 @@ def forward(u, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     divide, _ = division(index, p, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     y0, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    value, slope = curve(h / w, d0, d1, divide, within_a_bin(offset / w))
+    second, part, rest = place_at(divide, within_a_bin(offset / w))
+    value, slope = curve(h / w, d0, d1, divide, second, part, rest)
     inside = inside_of(u, CONSTANTS)
     return tl.where(inside, y0 + h * value, u), tl.where(inside, tl.log(slope), 0) + (u - u)
 
@@ -73,41 +85,36 @@ def inverse(v, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     divide, _ = division(index, p, OPTIONS, CONSTANTS)
     x0, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    theta = root(h / w, d0, d1, divide, within_a_bin(offset / h))
-    _, slope = curve(h / w, d0, d1, divide, theta)
+    second, part, rest = root(h / w, d0, d1, divide, within_a_bin(offset / h))
+    _, slope = curve(h / w, d0, d1, divide, second, part, rest)
     inside = inside_of(v, CONSTANTS)
-    return tl.where(inside, x0 + w * theta, v), tl.where(inside, -tl.log(slope), 0) + (v - v)
+    return tl.where(inside, x0 + w * part_of_bin(divide, second, part), v), tl.where(inside, -tl.log(slope), 0) + (v - v)
 
 
 @triton.jit
-def cotangents(w, h, d0, d1, divide, theta, gv, gl):
-    """Those of u, the widths' start and size, the heights' size, the derivatives at both ends, and the division."""
-    s, second = h / w, theta > divide
+def cotangents(s, h, d0, d1, divide, second, part, rest, gv, gl):
+    """Those of the part of the bin's width, the mean slope, the derivatives at both ends, and the division."""
     length, near, mean, middle = half(second, d0, d1, divide)
     far, sign = tl.where(second, d0, d1), tl.where(second, -1, 1)
-    at = from_end(second, theta)
-    part = at / length
-    denominator = s * (1 - part) + middle * part
-    g, up, per_d = sign * gv * h / denominator, near * at / denominator, 2 * gl / denominator
+    across, denominator = length * part, s * rest + middle * part
+    g, up, per_d = sign * gv * h / denominator, near * across / denominator, 2 * gl / denominator
     of_d, of_mean = -(g * up + per_d), (1 - length) * mean / 2
-    of_near = g * at / denominator * (s * (1 - part) + part * of_mean) + gl / near - per_d * part * (length + of_mean / near)
+    of_near = g * across / denominator * (s * rest + part * of_mean) + gl / near - per_d * part * (length + of_mean / near)
     of_far = of_d * part * of_mean / far
-    of_s = of_d * (1 - part) + 2 * gl / s
+    of_s = of_d * rest + 2 * gl / s
     of_theta = gv * h * near * s / denominator / denominator - sign * per_d * (middle - s) / length
     of_divide = sign * of_d * part * (s - mean) / length
-    of_u, of_w, of_h = of_theta / w, -(of_theta * theta + of_s * s) / w, gv * from_end(second, up) + of_s / w
-    return of_u, of_w, of_h, tl.where(second, of_far, of_near), tl.where(second, of_near, of_far), of_divide
+    return of_theta, of_s, tl.where(second, of_far, of_near), tl.where(second, of_near, of_far), of_divide
 
 
 @triton.jit
 def parameter_gradients(
-    u, p, index, widths, heights, d0, d1, slope0, slope1, divide, divide_slope, theta, gv, gl,
+    u, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, gv,
     OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr,
 ):  # fmt: skip
-    """The cotangent of u and a tuple of those of the parameters, where u is at theta in a bin that was found."""
-    _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
-    _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    gu, gw, gh, g0, g1, g_divide = cotangents(w, h, d0, d1, divide, theta, gv, gl)
+    """The cotangent of u and a tuple of those of the parameters, from those of the piece of the bin that u is in."""
+    of_theta, of_s, g0, g1, g_divide = of_piece
+    gu, gw, gh = of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
     inside = inside_of(u, CONSTANTS)
     gx0, gw, gy0, gh = tl.where(inside, -gu, 0), tl.where(inside, gw, 0), tl.where(inside, gv, 0), tl.where(inside, gh, 0)
     g0, g1, g_divide = tl.where(inside, g0, 0), tl.where(inside, g1, 0), tl.where(inside, g_divide, 0)
@@ -124,10 +131,14 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     index, offset, widths, heights, d0, d1, slope0, slope1 = find(u, p, False, OPTIONS, CONSTANTS)
     divide, divide_slope = division(index, p, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
+    _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
     theta = within_a_bin(offset / w)
+    second, part, rest = place_at(divide, theta)
+    value, _ = curve(h / w, d0, d1, divide, second, part, rest)
+    of_piece = cotangents(h / w, h, d0, d1, divide, second, part, rest, gv, gl)
     return parameter_gradients(
-        u, p, index, widths, heights, d0, d1, slope0, slope1, divide, divide_slope, theta, gv, gl, OPTIONS, CONSTANTS
-    )  # fmt: skip
+        u, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, gv, OPTIONS, CONSTANTS
+    )
 
 
 @triton.jit
@@ -136,11 +147,14 @@ def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.conste
     divide, divide_slope = division(index, p, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    theta = root(h / w, d0, d1, divide, within_a_bin(offset / h))
-    direct, _, _, _, _, _ = cotangents(w, h, d0, d1, divide, theta, g * 0, gl)
-    _, slope = curve(h / w, d0, d1, divide, theta)
-    gv = tl.where(inside_of(v, CONSTANTS), (g + direct) / slope, g)
+    second, part, rest = root(h / w, d0, d1, divide, within_a_bin(offset / h))
+    direct, _, _, _, _ = cotangents(h / w, h, d0, d1, divide, second, part, rest, g * 0, gl)
+    value, slope = curve(h / w, d0, d1, divide, second, part, rest)
+    gv = tl.where(inside_of(v, CONSTANTS), (g + direct / w) / slope, g)
+    _, of_s, g0, g1, g_divide = cotangents(h / w, h, d0, d1, divide, second, part, rest, -gv, gl)
+    of_piece = -g * w, of_s, g0, g1, g_divide  # the first but for rounding, which a steep curve magnifies
+    theta = part_of_bin(divide, second, part)
     _, found = parameter_gradients(  # v is inside where u is
-        v, p, index, widths, heights, d0, d1, slope0, slope1, divide, divide_slope, theta, -gv, gl, OPTIONS, CONSTANTS
-    )  # fmt: skip
+        v, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, -gv, OPTIONS, CONSTANTS
+    )
     return gv, found

@@ -54,6 +54,11 @@ template <class X>
 struct Curve {
   X value, slope;  // the part of the bin's height, dv/du
 };
+// Of what a piece depends on: the place in the bin, the mean slope h / w, the derivatives at its ends, the division.
+template <class X>
+struct PieceCotangents {
+  X theta, s, d0, d1, divide;
+};
 template <class X>
 struct Cotangents {
   X u, x0, w, y0, h, d0, d1, divide;
@@ -66,10 +71,11 @@ FK_INLINE X within_a_bin(X t) {  // without what rounding adds
 
 // A family of splines is one of these with its Piece, a class of functions of a bin:
 //
-//   kDivided                          whether a piece is divided in two
-//   curve(bin, theta) -> Curve        at the part theta of the bin's width
-//   root(bin, t)                      the theta at which the curve has the part t of the bin's height
-//   cotangents(bin, theta, g_v, g_log) -> Cotangents
+//   kDivided                    whether a piece is divided in two
+//   at(bin, theta) -> Place     the part theta of the bin's width, and what else a family wants of it
+//   root(bin, t) -> Place       where the curve has the part t of the bin's height
+//   curve(bin, place) -> Curve
+//   cotangents(bin, place, g_v, g_log) -> PieceCotangents    for v = h value and the logarithm of the slope
 //
 // S and T are Parametrization and Tails, or types that convert to one value of them.
 template <class C, class Piece, class S, class T>
@@ -96,7 +102,7 @@ class Spline {
     u = half_a_turn_on(u);
     const X turns = whole_turns(u);
     const Bin<X> b = find<false>(u - turns, p, exponentials);
-    const Curve<X> c = Piece::curve(b, within_a_bin(b.offset / b.w));
+    const Curve<X> c = Piece::curve(b, Piece::at(b, within_a_bin(b.offset / b.w)));
     const X finite = u - u;  // NaN where the input is not finite, so that the log-det shows it
     const X v = b.y0 + b.h * c.value, log_slope = log(c.slope);
     switch (tails_) {
@@ -116,9 +122,9 @@ class Spline {
     v = turned_back(v);
     const X turns = whole_turns(v);
     const Bin<X> b = find<true>(v - turns, p, exponentials);
-    const X theta = Piece::root(b, within_a_bin(b.offset / b.h));
+    const auto at = Piece::root(b, within_a_bin(b.offset / b.h));
     const X finite = v - v;
-    const X u = b.x0 + b.w * theta, log_slope = -log(Piece::curve(b, theta).slope);
+    const X u = b.x0 + b.w * at.theta, log_slope = -log(Piece::curve(b, at).slope);
     switch (tails_) {
       case Tails::linear: return {half_a_turn_on(select(inside(v), u, v)), select(inside(v), log_slope, X{}) + finite};
       case Tails::circular: return {u + turns, log_slope + finite};
@@ -135,7 +141,9 @@ class Spline {
     X exponentials[2 * kMostBins];
     u = half_a_turn_on(u);
     const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
-    return put_cotangents(u, b, within_a_bin(b.offset / b.w), exponentials, p, g_v, g_log, put);
+    const auto at = Piece::at(b, within_a_bin(b.offset / b.w));
+    return put_cotangents(u, b, at.theta, Piece::curve(b, at).value, Piece::cotangents(b, at, g_v, g_log), exponentials,
+                          p, g_v, g_log, put);
   }
 
   template <class X, class P, class Put>
@@ -143,7 +151,7 @@ class Spline {
     X exponentials[2 * kMostBins];
     u = half_a_turn_on(u);
     const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
-    return cancel(u, b, within_a_bin(b.offset / b.w), exponentials, p, g, g_log, put);
+    return cancel(u, b, Piece::at(b, within_a_bin(b.offset / b.w)), exponentials, p, g, g_log, put);
   }
 
   template <class X, class P, class Put>
@@ -151,13 +159,13 @@ class Spline {
     X exponentials[2 * kMostBins];
     v = turned_back(v);
     const Bin<X> b = find<true>(v - whole_turns(v), p, exponentials);
-    const X theta = Piece::root(b, within_a_bin(b.offset / b.h));
+    const auto at = Piece::root(b, within_a_bin(b.offset / b.h));
     X u = v;  // where it counts, which is outside
     if (tails_ == Tails::unconstrained) {
       const X end = end_beside(v);
       u = select(inside(v), v, end + (v - end) / slope_beside(v, b));
     }
-    return cancel(u, b, theta, exponentials, p, g, g_log, put);
+    return cancel(u, b, at, exponentials, p, g, g_log, put);
   }
 
  private:
@@ -306,19 +314,31 @@ class Spline {
     return fma(-scale, part, beyond) + (lost(u, -lower_, from) + lost(from, -least_start, beyond) - scale * rest);
   }
 
-  // The cotangent v that makes that of u, which is at theta in its bin, -g for -v.
-  template <class X, class P, class Put>
-  FK_INLINE X cancel(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g, X g_log, Put put) const {
-    X v = (g + Piece::cotangents(b, theta, X{}, g_log).u) / Piece::curve(b, theta).slope;
+  // The cotangent v that makes that of u, which is at a place in its bin, -g for -v.
+  template <class X, class Place, class P, class Put>
+  FK_INLINE X cancel(X u, const Bin<X>& b, const Place& at, const X* exponentials, P p, X g, X g_log, Put put) const {
+    const Curve<X> c = Piece::curve(b, at);
+    X v = (g + Piece::cotangents(b, at, X{}, g_log).theta / b.w) / c.slope;
     if (tails_ != Tails::circular) v = select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
-    put_cotangents(u, b, theta, exponentials, p, -v, g_log, put);
+    PieceCotangents<X> of_piece = Piece::cotangents(b, at, -v, g_log);
+    of_piece.theta = -g * b.w;  // what it is but for rounding, which a steep curve magnifies
+    put_cotangents(u, b, at.theta, c.value, of_piece, exponentials, p, -v, g_log, put);
     return v;
   }
 
   // The cotangent of u; hands over those of the parameters.
   template <class X, class P, class Put>
-  FK_INLINE X put_cotangents(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g_v, X g_log, Put put) const {
-    Cotangents<X> g = Piece::cotangents(b, theta, g_v, g_log);
+  FK_INLINE X put_cotangents(X u, const Bin<X>& b, X theta, X value, const PieceCotangents<X>& of_piece,
+                             const X* exponentials, P p, X g_v, X g_log, Put put) const {
+    const X s = b.h / b.w, per_w = 1 / b.w, of_u = of_piece.theta * per_w;
+    Cotangents<X> g = {of_u,
+                       -of_u,
+                       -(of_piece.theta * theta + of_piece.s * s) * per_w,
+                       g_v,
+                       g_v * value + of_piece.s * per_w,
+                       of_piece.d0,
+                       of_piece.d1,
+                       of_piece.divide};
     if (tails_ != Tails::circular) {
       const auto in = inside(u);
       const X none = {};

@@ -11,67 +11,66 @@ namespace splines {
 struct RationalLinearPiece {
   static constexpr bool kDivided = true;
 
+  // A place in a half. Seen from its own end of the bin, either half is the same curve: the part p of its length from
+  // there is the part near length p / (s (1 - p) + middle p) of the bin's height. That is a sum of positive numbers.
   template <class X>
-  static FK_INLINE Curve<X> curve(const Bin<X>& b, X theta) {
-    const Half<X> half(b, theta > b.divide);
-    const X s = b.h / b.w, part = half.from_end(theta) / half.length, to = 1 / half.denominator(s, part);
-    return {half.from_end(half.near * half.length * part * to), s * to * (s * to * half.near)};
-  }
-
-  template <class X>
-  static FK_INLINE X root(const Bin<X>& b, X t) {
-    const X of_first = b.divide * b.d0;
-    const Half<X> half(b, t * (of_first + (1 - b.divide) * sqrt(b.d0 * b.d1)) > of_first);
-    const X across = half.from_end(t), s = b.h / b.w, rest = half.length * half.near - across * half.middle;
-    const X part = s * across / (s * across + select(rest > 0, rest, X{}));  // the rest is zero where the halves meet
-    return half.from_end(half.length * part);
-  }
-
-  // By the derivatives of d length part / D and of log(d s^2 / D^2), d being the near derivative.
-  template <class X>
-  static FK_INLINE Cotangents<X> cotangents(const Bin<X>& b, X theta, X g_v, X g_log) {
-    const auto second = theta > b.divide;
-    const Half<X> half(b, second);
-    const X s = b.h / b.w, near = half.near, far = select(second, b.d0, b.d1), sign = select(second, X{} - 1, X{} + 1);
-    const X at = half.from_end(theta), part = at / half.length, to = 1 / half.denominator(s, part);
-    const X g = sign * g_v * b.h * to, up = near * at * to, per_d = 2 * g_log * to, of_d = -(g * up + per_d);
-    const X mean = (1 - half.length) * half.mean / 2;  // whose derivative by either is itself over the derivative
-    const X of_near =
-        g * at * to * (s * (1 - part) + part * mean) + g_log / near - per_d * part * (half.length + mean / near);
-    const X of_far = of_d * part * mean / far;
-    const X of_s = of_d * (1 - part) + 2 * g_log / s;
-    const X of_theta = g_v * b.h * near * s * to * to - sign * per_d * (half.middle - s) / half.length;
-    const X of_divide = sign * of_d * part * (s - half.mean) / half.length;
-    const X per_w = 1 / b.w, of_u = of_theta * per_w;
-    return {of_u,
-            -of_u,
-            -(of_theta * theta + of_s * s) * per_w,
-            g_v,
-            g_v * half.from_end(up) + of_s * per_w,
-            select(second, of_far, of_near),
-            select(second, of_near, of_far),
-            of_divide};
-  }
-
- private:
-  // Seen from its own end of the bin, either half is the same curve: the part p of its length from there is the part
-  // near length p / (s (1 - p) + middle p) of the bin's height. That is a sum of positive numbers.
-  template <class X>
-  struct Half {
+  struct Place {
     template <class Mask>
-    FK_INLINE Half(const Bin<X>& b, Mask second)
+    FK_INLINE Place(const Bin<X>& b, Mask second)
         : sign(select(second, X{} - 1, X{} + 1)),
           end(select(second, X{} + 1, X{})),
           length(select(second, 1 - b.divide, b.divide)),
           near(select(second, b.d1, b.d0)),
+          far(select(second, b.d0, b.d1)),
           mean(sqrt(b.d0 * b.d1)),
           middle(length * near + (1 - length) * mean) {}
 
     FK_INLINE X from_end(X t) const { return end + sign * t; }  // and back
-    FK_INLINE X denominator(X s, X part) const { return s * (1 - part) + middle * part; }
+    FK_INLINE X denominator(X s) const { return s * rest + middle * part; }
 
-    X sign, end, length, near, mean, middle;
+    X sign, end, length, near, far, mean, middle;
+    X theta, part, rest;  // part + rest = 1
   };
+
+  template <class X>
+  static FK_INLINE Place<X> at(const Bin<X>& b, X theta) {
+    Place<X> at(b, theta > b.divide);
+    at.theta = theta, at.part = at.from_end(theta) / at.length, at.rest = 1 - at.part;
+    return at;
+  }
+
+  // Part and rest are exact where either is small.
+  template <class X>
+  static FK_INLINE Place<X> root(const Bin<X>& b, X t) {
+    const X of_first = b.divide * b.d0;
+    Place<X> at(b, t * (of_first + (1 - b.divide) * sqrt(b.d0 * b.d1)) > of_first);
+    const X across = at.from_end(t), beyond = at.length * at.near - across * at.middle;
+    const X part = across * b.h / b.w, rest = select(beyond > 0, beyond, X{}), sum = part + rest;
+    at.part = part / sum, at.rest = rest / sum, at.theta = at.from_end(at.length * at.part);
+    return at;
+  }
+
+  template <class X>
+  static FK_INLINE Curve<X> curve(const Bin<X>& b, const Place<X>& at) {
+    const X s = b.h / b.w, denominator = at.denominator(s), ratio = s / denominator;  // exactly one at the ends
+    return {at.from_end(at.near * at.length * at.part / denominator), ratio * (ratio * at.near)};
+  }
+
+  // By the derivatives of near length part / D and of log(near s^2 / D^2).
+  template <class X>
+  static FK_INLINE PieceCotangents<X> cotangents(const Bin<X>& b, const Place<X>& at, X g_v, X g_log) {
+    const X s = b.h / b.w, to = 1 / at.denominator(s), across = at.length * at.part, up = at.near * across * to;
+    const X g = at.sign * g_v * b.h * to, per_d = 2 * g_log * to, of_d = -(g * up + per_d);
+    const X mean = (1 - at.length) * at.mean / 2;  // whose derivative by either is itself over the derivative
+    const X of_near = g * across * to * (s * at.rest + at.part * mean) + g_log / at.near -
+                      per_d * at.part * (at.length + mean / at.near);
+    const X of_far = of_d * at.part * mean / at.far;
+    const X of_s = of_d * at.rest + 2 * g_log / s;
+    const X of_theta = g_v * b.h * at.near * s * to * to - at.sign * per_d * (at.middle - s) / at.length;
+    const X of_divide = at.sign * of_d * at.part * (s - at.mean) / at.length;
+    const auto second = at.sign < 0;
+    return {of_theta, of_s, select(second, of_far, of_near), select(second, of_near, of_far), of_divide};
+  }
 };
 
 }  // namespace splines

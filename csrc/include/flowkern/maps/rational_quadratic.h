@@ -11,7 +11,18 @@ struct RationalQuadraticPiece {
   static constexpr bool kDivided = false;
 
   template <class X>
-  static FK_INLINE Curve<X> curve(const Bin<X>& b, X theta) {
+  struct Place {
+    X theta;
+  };
+
+  template <class X>
+  static FK_INLINE Place<X> at(const Bin<X>&, X theta) {
+    return {theta};
+  }
+
+  template <class X>
+  static FK_INLINE Curve<X> curve(const Bin<X>& b, const Place<X>& at) {
+    const X theta = at.theta;
     const X s = b.h / b.w, rest = 1 - theta, to = 1 / denominator(b, s, theta, rest), ratio = s * to;
     return {(s * theta * theta + b.d0 * theta * rest) * to, ratio * (ratio * slope_numerator(b, s, theta, rest))};
   }
@@ -19,15 +30,16 @@ struct RationalQuadraticPiece {
   // Where in its bin the curve has the part t of the height: the discriminant b^2 - 4 a c as a sum of squares, and
   // b + its root without a difference of like numbers.
   template <class X>
-  static FK_INLINE X root(const Bin<X>& b, X t) {
+  static FK_INLINE Place<X> root(const Bin<X>& b, X t) {
     const X s = b.h / b.w, q = b.d0 * (1 - t) - b.d1 * t, product = 4 * s * s * t * (1 - t);
     const X r = sqrt(q * q + product), sum = select(q > 0, q + r, product / (r - select(q > 0, X{}, q)));
-    return within_a_bin(2 * s * t / (2 * s * t + sum));
+    return {within_a_bin(2 * s * t / (2 * s * t + sum))};
   }
 
   // By the derivatives of y0 + h N / D and of log(s^2 M / D^2), N, D and M being functions of theta, s, d0 and d1.
   template <class X>
-  static FK_INLINE Cotangents<X> cotangents(const Bin<X>& b, X theta, X g_v, X g_log) {
+  static FK_INLINE PieceCotangents<X> cotangents(const Bin<X>& b, const Place<X>& at, X g_v, X g_log) {
+    const X theta = at.theta;
     const X s = b.h / b.w, rest = 1 - theta, product = theta * rest;
     const X to = 1 / denominator(b, s, theta, rest), m = slope_numerator(b, s, theta, rest), per_m = g_log / m;
     const X value = (s * theta * theta + b.d0 * product) * to, per_d = 2 * g_log * to, g = g_v * b.h * to;
@@ -37,8 +49,7 @@ struct RationalQuadraticPiece {
                    per_m * 2 * product - per_d * (theta * theta + rest * rest);
     const X of_d0 = g * product * (s * rest * rest + b.d1 * product) * to + per_m * rest * rest - per_d * product;
     const X of_d1 = per_m * theta * theta - g * product * value - per_d * product;
-    const X per_w = 1 / b.w, of_u = of_theta * per_w;
-    return {of_u, -of_u, -(of_theta * theta + of_s * s) * per_w, g_v, g_v * value + of_s * per_w, of_d0, of_d1, X{}};
+    return {of_theta, of_s, of_d0, of_d1, X{}};
   }
 
  private:
