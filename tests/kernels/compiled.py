@@ -54,7 +54,16 @@ from flowkern.kernels.normal_log_prob import normal_log_prob
 from flowkern.kernels.spline import spline, spline_gradients
 from flowkern.kernels.wavenet_layer import wavenet_layer, wavenet_layer_gradients
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, Affine, RationalQuadratic
+from flowkern.univariate import (
+    PARAMETRIZATIONS,
+    PLACEMENTS,
+    SCALES,
+    TAILS,
+    Affine,
+    RationalLinear,
+    RationalQuadratic,
+    UnivariateMap,
+)
 
 
 @dataclass(frozen=True)
@@ -312,16 +321,16 @@ def spline_launches(dtype: str, bins: int, tails: str, kind: str, inverse: bool)
     return record(run, label, dtype=dtype, family="splines")
 
 
-def spline_row_launches(dtype: str, bins: int, inverse: bool) -> list[Launch]:
+def spline_row_launches(dtype: str, map: UnivariateMap, inverse: bool) -> list[Launch]:
     """Forward and backward of splines of rows, whose parameters a thread holds."""
-    map, x = RationalQuadratic(bins), torch.zeros(64, 64, dtype=DTYPES[dtype])
+    x = torch.zeros(64, 64, dtype=DTYPES[dtype])
     parameters = [x] * map.count
 
     def run() -> None:
         z, found = affine(x, parameters, None, (0, 0, 0), inverse, map.words)
         affine_gradients(z, found, x, parameters, None, (0, 0, 0), False, inverse, map.words)
 
-    label = f"{dtype}, rows of splines, {bins} bins{', inverse' if inverse else ''}"
+    label = f"{dtype}, rows of {map.family.replace('_', '-')} splines, {map.options[0]} bins{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="splines")
 
 
@@ -410,7 +419,8 @@ def cover(strength: int) -> Iterator[Job]:
                     yield job
                 seen |= shown
     for inverse, architecture in zip((False, True), (ARCHITECTURES[1], ARCHITECTURES[-1]), strict=True):  # they take long
-        yield from launched(architecture, spline_row_launches, "float32", 4, inverse)
+        for map in (RationalQuadratic(4), RationalLinear(4)):
+            yield from launched(architecture, spline_row_launches, "float32", map, inverse)
 
 
 def launched(architecture: Architecture, make: Callable[..., list[Launch]], *case: Any) -> Iterator[Job]:
