@@ -55,7 +55,7 @@ def spline(
         upcast = (None if t is None else t.float() for t in (x, widths, heights, derivatives, lambdas))
         options = {"interval": interval, "tails": tails, "parametrization": parametrization, "settings": settings}
         more = {"shifted": shifted, "least_lambda": least_lambda, "inverse": inverse}
-        z, log_slope = spline(*upcast, **options, **more)  # type: ignore[arg-type]
+        z, log_slope = spline(*upcast, **options, **more)  # type: ignore[arg-type, misc]
         return z.to(x.dtype), log_slope.to(x.dtype)
     lower, upper = interval
     length = upper - lower
@@ -78,11 +78,12 @@ def spline(
     def chosen(t: Tensor) -> Tensor:
         return t.expand(*k.shape[:-1], t.shape[-1]).gather(-1, k)
 
-    piece = *(chosen(t) for t in (left, bottom, w, h, d[..., :-1], d[..., 1:])), inverse
+    x0, y0, w, h, d0, d1 = (chosen(t) for t in (left, bottom, w, h, d[..., :-1], d[..., 1:]))
     if lambdas is None:
-        z, log_slope = rational_quadratic(clipped, *piece)
+        z, log_slope = rational_quadratic(clipped, x0, y0, w, h, d0, d1, inverse)
     else:
-        z, log_slope = rational_linear(clipped, chosen(least_lambda + (1 - 2 * least_lambda) * lambdas.sigmoid()), *piece)
+        divide = chosen(least_lambda + (1 - 2 * least_lambda) * lambdas.sigmoid())
+        z, log_slope = rational_linear(clipped, divide, x0, y0, w, h, d0, d1, inverse)
     z, log_slope = z[..., 0] + turns, log_slope[..., 0]
     if tails == "unconstrained":
         end = u.detach().clamp(lower, upper)

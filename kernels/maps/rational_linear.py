@@ -17,6 +17,12 @@ def division(index, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     raw = p[FIRST]
     for k in tl.static_range(1, OPTIONS[0]):
         raw = tl.where(index == k, p[FIRST + k], raw)
+    return bounded(raw, CONSTANTS)
+
+
+@triton.jit
+def bounded(raw, CONSTANTS: tl.constexpr):
+    """The part that a raw number says, and its slope."""
     SPREAD: tl.constexpr = 1 - 2 * CONSTANTS[7]
     part = sigmoid(raw)
     return CONSTANTS[7] + SPREAD * part, SPREAD * part * (1 - part)
@@ -108,13 +114,19 @@ def cotangents(s, h, d0, d1, divide, second, part, rest, gv, gl):
 
 
 @triton.jit
+def of_bin(of_theta, of_s, theta, value, w, h, gv):
+    """The cotangents of u and of the bin's width and height, from those of the part of the width and the mean slope."""
+    return of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
+
+
+@triton.jit
 def parameter_gradients(
     u, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, gv,
     OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr,
 ):  # fmt: skip
     """The cotangent of u and a tuple of those of the parameters, from those of the piece of the bin that u is in."""
     of_theta, of_s, g0, g1, g_divide = of_piece
-    gu, gw, gh = of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
+    gu, gw, gh = of_bin(of_theta, of_s, theta, value, w, h, gv)
     inside = inside_of(u, CONSTANTS)
     gx0, gw, gy0, gh = tl.where(inside, -gu, 0), tl.where(inside, gw, 0), tl.where(inside, gv, 0), tl.where(inside, gh, 0)
     g0, g1, g_divide = tl.where(inside, g0, 0), tl.where(inside, g1, 0), tl.where(inside, g_divide, 0)

@@ -309,13 +309,17 @@ def mixture_launches(
 
 def spline_launches(dtype: str, bins: int, tails: str, kind: str, inverse: bool) -> list[Launch]:
     """Forward and backward of splines with parameters of their own."""
-    map, t = RationalQuadratic(bins, tails=tails, parametrization=kind), DTYPES[dtype]
-    x = torch.zeros(4096, dtype=t)
-    parameters = [torch.zeros(4096, n, dtype=t) for n in (bins, bins, map.derivatives)]
+    map: RationalLinear | RationalQuadratic
+    if kind == "rational-linear":  # which has linear tails only
+        map, tails, lambdas = RationalLinear(bins), "linear", [bins]
+    else:
+        map, lambdas = RationalQuadratic(bins, tails=tails, parametrization=kind), []
+    x = torch.zeros(4096, dtype=DTYPES[dtype])
+    parameters = [x.new_zeros(4096, n) for n in (bins, bins, map.derivatives, *lambdas)]
 
     def run() -> None:
-        spline(x, *parameters, inverse, map.words)
-        spline_gradients(x, x, x, *parameters, inverse, map.words)
+        spline(x, parameters, inverse, map.words)
+        spline_gradients(x, x, x, parameters, inverse, map.words)
 
     label = f"{dtype}, {bins} bins, {tails}, {kind}{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="splines")
@@ -381,7 +385,7 @@ ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
 CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
-SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, PARAMETRIZATIONS, (False, True)]
+SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, (*PARAMETRIZATIONS, "rational-linear"), (False, True)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 SYSTEMS = [("float32", "float64"), (1, 3, 48), (1, 16, 49, 4096)]
 NORMS = [ROW_DTYPES, (1, 3, 48), (1, 16, 49, 4096), (False, True)]

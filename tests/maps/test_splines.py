@@ -447,7 +447,7 @@ def test_float64_is_as_exact_as_its_oracle(map: Map, inverse: bool) -> None:
             outputs = apply(map, leaves[0], tuple(leaves[1:]), inverse)
         grads = torch.autograd.grad(sum((w * t).sum() for w, t in zip(weights, outputs, strict=True)), leaves)  # type: ignore[arg-type]
         found_by[backend] = [t.detach() for t in (*outputs, *grads)]
-    names = "z", "log_slope", "x", "widths", "heights", "derivatives", "divisions"
+    names = "z", "log_slope", "x", "widths", "heights", "derivatives", "lambdas"
     for name, kernel, oracle, judge in zip(names[: len(exact)], found_by["native"], found_by["reference"], exact, strict=True):
         pool = Pool()
         pool.add_long(kernel, oracle, judge.real)
@@ -493,7 +493,7 @@ def test_a_rational_linear_value_and_its_config() -> None:
     map = RationalLinear(6, [-3, 3])
     assert map == RationalLinear(**map.config)
     assert map.count == 23
-    assert map.names[16:18] == ("derivative 4", "division 0")
+    assert map.names[16:18] == ("derivative 4", "lambda 0")
 
 
 @pytest.mark.parametrize(
