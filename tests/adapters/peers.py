@@ -294,7 +294,20 @@ def pyro_coupling(context: int = 0, **options: Any) -> Peer:
     return Peer(make, 6, context, pyro_forward, pyro_inverse)
 
 
+def pyro_spline_coupling(order: str = "linear", identity: bool = False) -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import SplineCoupling
+        from pyro.nn import DenseNN
+
+        sizes = [4 * n for n in (4, 4, 3, 4)[: 4 if order == "linear" else 3]]
+        return settle(SplineCoupling(6, 2, DenseNN(2, [20], sizes, nn.Tanh()), 4, 2.0, order, identity))
+
+    return Peer(make, 6, 0, pyro_forward, pyro_inverse)
+
+
 PYRO = {
+    "spline coupling": pyro_spline_coupling(),
+    "spline coupling, quadratic": pyro_spline_coupling("quadratic", identity=True),
     "two parts": pyro_coupling(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),
     "two parts, context": pyro_coupling(3),
     "default": pyro_layer(),
