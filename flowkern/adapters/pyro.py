@@ -221,6 +221,34 @@ def _serve_coupling(self: Any, value: Tensor, inverse: bool, name: str) -> Tenso
     return found[0]
 
 
+def read_elementwise_spline(layer: Any) -> Splines:
+    """Splines whose parameters the layer holds; it has its method that gives them as an attribute too."""
+    if getattr(vars(layer).get("_params", layer._params), "__func__", None) is not type(layer)._params:
+        raise UnsupportedError("its _params was replaced")
+    return Splines(_spline(layer.count_bins, layer.bound, layer.order), None, False, [layer.input_dim])
+
+
+def _held_parameters(spline: Any) -> list[Tensor]:
+    names = ("widths", "heights", "derivatives", "lambdas")[: 4 if spline.order == "linear" else 3]
+    return [getattr(spline, "unnormalized_" + name) for name in names]
+
+
+def _spline_op(self: Any, x: Tensor, inverse: bool = False, **options: Any) -> tuple[Tensor, Tensor]:
+    """The splines of all features and their log-derivatives."""
+    state = None if options else serving(self, inverse)
+    if state is not None:
+        raw = _held_parameters(self)
+        if state.network.fits(self, x, raw) and x.shape[-1:] == state.network.shape:
+            found: tuple[Tensor, Tensor] = state.network(self, x, raw, inverse)
+            return found
+    theirs: tuple[Tensor, Tensor] = own(self, "spline_op")(self, x, inverse=inverse, **options)
+    return theirs
+
+
+def _compare_elementwise(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
+    return network(layer, u, _held_parameters(layer), inverse), layer.spline_op(u, inverse=inverse)
+
+
 def read_spline_coupling(layer: Any) -> Splines:
     """Splines of both parts, after the layer's own network; of the passing part with parameters that the layer holds."""
     parts = layer.lower_spline, layer.upper_spline
@@ -233,8 +261,7 @@ def _spline_coupling(layer: Any, network: Splines, value: Tensor, inverse: bool)
     """The values and log-derivatives of the features, in the order in which the library has the latter."""
     lower, upper, split = layer.lower_spline, layer.upper_spline, layer.split_dim
     first, second = value[..., :split], value[..., split:]
-    names = ("widths", "heights", "derivatives", "lambdas")[: 4 if lower.order == "linear" else 3]
-    held = [getattr(lower, "unnormalized_" + name) for name in names]
+    held = _held_parameters(lower)
     if value.shape[-1:] != network.shape or not network.fits(layer, first, held):
         return None
     moved, log_lower = (first, None) if layer.identity else network(layer, first, held, inverse)
@@ -305,6 +332,13 @@ COUPLING = Layer(
     evaluate_coupling,
     {"_call": _coupling_call, "_inverse": _coupling_inverse},
     caches=("_inv", "_cached_x_y", "_cached_log_scale"),
+)
+ELEMENTWISE_SPLINE = Layer(
+    read_elementwise_spline,
+    _compare_elementwise,
+    {"spline_op": _spline_op},
+    set_aside=("_params",),
+    caches=("_inv", "_cached_x_y", "_cache_log_detJ"),
 )
 SPLINE_COUPLING = Layer(
     read_spline_coupling,
@@ -591,6 +625,7 @@ PYRO = Library(
         TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
         TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": CONDITIONAL_COUPLING,
         TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINES,
+        TRANSFORMS + "spline.Spline": ELEMENTWISE_SPLINE,
         TRANSFORMS + "spline_coupling.SplineCoupling": SPLINE_COUPLING,
         TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": CONDITIONAL_SPLINES,
     },

@@ -305,7 +305,17 @@ def pyro_spline_coupling(order: str = "linear", identity: bool = False) -> Peer:
     return Peer(make, 6, 0, pyro_forward, pyro_inverse)
 
 
+def pyro_elementwise_spline(order: str = "linear") -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import Spline
+
+        return settle(Spline(6, 4, 2.0, order))
+
+    return Peer(make, 6, 0, pyro_forward, pyro_inverse)
+
+
 PYRO = {
+    "elementwise spline": pyro_elementwise_spline(),
     "spline coupling": pyro_spline_coupling(),
     "spline coupling, quadratic": pyro_spline_coupling("quadratic", identity=True),
     "two parts": pyro_coupling(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),

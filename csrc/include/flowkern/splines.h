@@ -24,7 +24,7 @@ enum class Parametrization { soft_clipped_exp, softplus };
 // A type that converts to one value, so that the compiler knows which.
 template <auto Value>
 struct Constant {
-  constexpr operator decltype(Value)() const { return Value; }
+  FK_INLINE constexpr operator decltype(Value)() const { return Value; }
 };
 
 // Numbers that are as exact as the result that is wanted carry what rounding takes from a sum: a narrow bin magnifies
