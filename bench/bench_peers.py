@@ -189,6 +189,24 @@ def test_pyro_log_prob(benchmark: Any, implementation: str) -> None:
         measure(benchmark, lambda: flow.log_prob(x.clone()), group, implementation)
 
 
+@BY
+@pytest.mark.parametrize("direction", ["log_prob of new values: forward + backward", "sample"])
+@pytest.mark.parametrize(("features", "hidden", "rows"), [(5, 50, 200), (64, 512, 256)])
+def test_pyro_splines(benchmark: Any, features: int, hidden: int, rows: int, direction: str, implementation: str) -> None:
+    """Of linear order, the library's default."""
+    dist = pytest.importorskip("pyro.distributions")
+    base = dist.Normal(torch.zeros(features), torch.ones(features)).to_event(1)
+    models = twins(lambda: dist.transforms.spline_autoregressive(features, [hidden, hidden]))
+    x = torch.randn(rows, features)
+    compare(models, lambda model: dist.TransformedDistribution(base, [model]).log_prob(x))
+    model = models[implementation]
+    flow = dist.TransformedDistribution(base, [model])
+    train = step(model, lambda: -flow.log_prob(x.clone()).mean())  # a clone is not in the cache
+    call = train if "back" in direction else lambda: flow.sample((rows,))
+    group = f"Pyro SplineAutoregressive {direction}, D={features}, {hidden}x2, K=8, B={rows}"
+    measure(benchmark, call, group, implementation)
+
+
 # -- sbi --------------------------------------------------------------------------------------------------------------
 
 

@@ -109,21 +109,24 @@ void parallel_splines(int64_t elements, int64_t parameters, const F& f) {
 }
 
 template <class T>
-SplineElements<T> spline_elements(const Tensor& x, const Tensor& widths, const Tensor& heights,
-                                  const Tensor& derivatives, const UnivariateMap& map) {
-  STD_TORCH_CHECK(widths.size(1) + heights.size(1) + derivatives.size(1) == map.count,
-                  "flowkern: the parameters do not belong to this map");
-  return {matrix<T>(x),
-          {matrix<T>(widths), matrix<T>(heights), matrix<T>(derivatives)},
-          {widths.size(1), heights.size(1), derivatives.size(1)}};
+SplineElements<T> spline_elements(const Tensor& x, const Tensors& parameters, const UnivariateMap& map) {
+  SplineElements<T> elements = {matrix<T>(x), {}, static_cast<int>(parameters.size()), {}};
+  STD_TORCH_CHECK(elements.kinds <= SplineElements<T>::kMostKinds, "flowkern: a spline has no more than four kinds of ",
+                  "parameters");
+  int64_t count = 0;
+  for (int i = 0; i < elements.kinds; ++i) {
+    elements.parameters[i] = matrix<T>(parameters[i]);
+    count += elements.counts[i] = parameters[i].size(1);
+  }
+  STD_TORCH_CHECK(count == map.count, "flowkern: the parameters do not belong to this map");
+  return elements;
 }
 
-std::tuple<Tensor, Tensor> spline(Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse,
-                                  Tensor univariate) {
+std::tuple<Tensor, Tensor> spline(Tensor x, Tensors parameters, bool inverse, Tensor univariate) {
   return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor> {
     using T = decltype(zero);
     const Map<T> map = univariate_map<T>(univariate);
-    const auto elements = spline_elements<T>(x, widths, heights, derivatives, map.map);
+    const auto elements = spline_elements<T>(x, parameters, map.map);
     Tensor z = empty<T>({x.size(0)}), log_slope = empty<T>({x.size(0)});
     parallel_splines<T>(x.size(0), map.map.count, [&](int64_t begin, int64_t end, T* memory) {
       row_kernels<T>().spline(map, inverse, elements, data<T>(z), data<T>(log_slope), memory, begin, end);
@@ -132,24 +135,24 @@ std::tuple<Tensor, Tensor> spline(Tensor x, Tensor widths, Tensor heights, Tenso
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(Tensor g_z, Tensor g_log_slope, Tensor x, Tensor widths,
-                                                           Tensor heights, Tensor derivatives, bool inverse,
-                                                           Tensor univariate) {
-  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+std::tuple<Tensor, Tensors> spline_backward(Tensor g_z, Tensor g_log_slope, Tensor x, Tensors parameters, bool inverse,
+                                            Tensor univariate) {
+  return for_dtype(x, [&](auto zero) -> std::tuple<Tensor, Tensors> {
     using T = decltype(zero);
     const Map<T> map = univariate_map<T>(univariate);
-    const auto elements = spline_elements<T>(x, widths, heights, derivatives, map.map);
-    Tensor g_x = empty<T>({x.size(0)}), g_parameters[3];
-    T* out[3];
-    for (int i = 0; i < 3; ++i) {
-      g_parameters[i] = empty<T>({x.size(0), elements.counts[i]});
-      out[i] = data<T>(g_parameters[i]);
+    const auto elements = spline_elements<T>(x, parameters, map.map);
+    Tensor g_x = empty<T>({x.size(0)});
+    Tensors g_parameters;
+    std::vector<T*> out;
+    for (int i = 0; i < elements.kinds; ++i) {
+      g_parameters.push_back(empty<T>({x.size(0), elements.counts[i]}));
+      out.push_back(data<T>(g_parameters[i]));
     }
     parallel_splines<T>(x.size(0), map.map.count, [&](int64_t begin, int64_t end, T* memory) {
       row_kernels<T>().spline_backward(map, inverse, elements, matrix<T>(g_z), matrix<T>(g_log_slope), data<T>(g_x),
-                                       out, memory, begin, end);
+                                       out.data(), memory, begin, end);
     });
-    return {g_x, g_parameters[0], g_parameters[1], g_parameters[2]};
+    return {g_x, g_parameters};
   });
 }
 
@@ -180,7 +183,7 @@ Tensor normal_log_prob(Tensor z, Tensor log_det) {
 }  // namespace
 }  // namespace flowkern
 
-#define FK_SPLINES "Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse, Tensor map"
+#define FK_SPLINES "Tensor x, Tensor[] parameters, bool inverse, Tensor map"
 #define FK_FEATURES "Tensor? place, int begin, int step, int count"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
@@ -188,7 +191,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(flowkern, m) {
   m.def("coupling_backward(Tensor g_z, Tensor g_log_det, Tensor x, Tensor[] parameters, " FK_FEATURES
         ", bool rebuild, bool inverse, Tensor map) -> (Tensor, Tensor[])");
   m.def("spline(" FK_SPLINES ") -> (Tensor, Tensor)");
-  m.def("spline_backward(Tensor g_z, Tensor g_log_slope, " FK_SPLINES ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("spline_backward(Tensor g_z, Tensor g_log_slope, " FK_SPLINES ") -> (Tensor, Tensor[])");
   m.def("log_det(Tensor log_scale) -> Tensor");
   m.def("normal_log_prob(Tensor z, Tensor log_det) -> Tensor");
 }

@@ -22,9 +22,10 @@ from flowkern.backends import exporting
 from flowkern.nn.checks import has_hooks
 from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan, Conditioner
-from flowkern.univariate import Affine, RationalQuadratic, UnivariateMap
+from flowkern.univariate import Affine, RationalLinear, RationalQuadratic, UnivariateMap
 
 Found = TypeVar("Found", bound=Callable[..., Any])
+Map = TypeVar("Map", bound=UnivariateMap)
 
 
 class UnsupportedError(Exception):
@@ -617,9 +618,18 @@ def spline(
     bins: int, interval: tuple[Any, Any], parametrization: str, *settings: Any, tails: str = "linear", shifted: bool = False
 ) -> RationalQuadratic:
     """A rational-quadratic spline whose constants a library holds."""
-    refuse_tensors("univariate map", (*interval, *settings))
+    return _made(lambda: RationalQuadratic(bins, interval, tails, parametrization, settings, shifted), *interval, *settings)
+
+
+def linear_spline(bins: int, interval: tuple[Any, Any], *settings: Any) -> RationalLinear:
+    """A rational-linear spline whose constants a library holds."""
+    return _made(lambda: RationalLinear(bins, interval, settings), *interval, *settings)
+
+
+def _made(make: Callable[[], Map], *constants: Any) -> Map:
+    refuse_tensors("univariate map", constants)
     try:
-        return RationalQuadratic(bins, interval, tails, parametrization, settings, shifted)
+        return make()
     except (TypeError, ValueError) as error:
         raise UnsupportedError(f"its spline has no operator: {error}") from None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions.utils import _sum_rightmost
 
 from flowkern import ops
-from flowkern.adapters.calls import checked, fast, steps_in_chain
+from flowkern.adapters.calls import checked, fast, serving, steps_in_chain
 from flowkern.adapters.coupling import MaskedCoupling, Split
 from flowkern.adapters.library import Container, Layer, Library, container_of
 from flowkern.adapters.network import (
@@ -24,13 +24,15 @@ from flowkern.adapters.network import (
     class_path,
     differs,
     expect,
+    linear_spline,
     spline,
 )
 from flowkern.adapters.nflows import NORM, PERMUTATION
 from flowkern.adapters.reversible import ReversibleRun, Stack, recording
 from flowkern.adapters.run import elementwise, joinable, of_vectors, permutation
+from flowkern.adapters.splines import Splines
 from flowkern.adapters.state import attach, hold, is_accelerated, own, peer_class, state_of
-from flowkern.univariate import UnivariateMap
+from flowkern.univariate import RationalLinear, RationalQuadratic, UnivariateMap
 
 NETS = "pyro.nn.auto_reg_nn."
 DENSE = "pyro.nn.dense_nn."
@@ -89,7 +91,7 @@ def _affine(stable: bool, sigmoid_bias: float, log_scale_min_clip: float, log_sc
 
 
 def read_spline(layer: Any) -> PeerNetwork:
-    """Rational-quadratic splines; the library's default are linear ones, which have no operator."""
+    """Rational-linear splines, the library's default, or rational-quadratic ones."""
     if _network(layer.spline.nn) is not _network(layer.arn):
         raise UnsupportedError("the network of its spline was replaced")
     return _read_spline(_network(layer.arn), layer.spline.count_bins, layer.spline.bound, layer.spline.order)
@@ -101,10 +103,18 @@ def read_conditional_spline(layer: Any) -> PeerNetwork:
 
 
 def _read_spline(arn: Any, count_bins: int, bound: float, order: str) -> PeerNetwork:
-    if order != "quadratic":
-        raise UnsupportedError(f"its splines are of the order {order!r}: only rational-quadratic ones have an operator")
-    map = spline(count_bins, (-bound, bound), "softplus", 1e-3, 1e-3, 1e-3, 1 - 1e-3, 1.0)
-    return _read(arn, [count_bins, count_bins, count_bins - 1], map)
+    map = _spline(count_bins, bound, order)
+    sizes = [count_bins, count_bins, count_bins - 1, count_bins]
+    return _read(arn, sizes if order == "linear" else sizes[:3], map)
+
+
+def _spline(count_bins: int, bound: float, order: str) -> RationalLinear | RationalQuadratic:
+    interval, least = (-bound, bound), (1e-3, 1e-3, 1e-3)
+    if order == "linear":
+        return linear_spline(count_bins, interval, *least, 1 - 1e-3, 0.025)
+    if order == "quadratic":
+        return spline(count_bins, interval, "softplus", *least, 1 - 1e-3, 1.0)
+    raise UnsupportedError(f"its splines are of the order {order!r}: expected linear or quadratic ones")
 
 
 def _read(arn: Any, sizes: list[int], map: UnivariateMap) -> PeerNetwork:
@@ -211,6 +221,86 @@ def _serve_coupling(self: Any, value: Tensor, inverse: bool, name: str) -> Tenso
     return found[0]
 
 
+def read_elementwise_spline(layer: Any) -> Splines:
+    """Splines whose parameters the layer holds; it has its method that gives them as an attribute too."""
+    if getattr(vars(layer).get("_params", layer._params), "__func__", None) is not type(layer)._params:
+        raise UnsupportedError("its _params was replaced")
+    return Splines(_spline(layer.count_bins, layer.bound, layer.order), None, False, [layer.input_dim])
+
+
+def _held_parameters(spline: Any) -> list[Tensor]:
+    names = ("widths", "heights", "derivatives", "lambdas")[: 4 if spline.order == "linear" else 3]
+    return [getattr(spline, "unnormalized_" + name) for name in names]
+
+
+def _spline_op(self: Any, x: Tensor, inverse: bool = False, **options: Any) -> tuple[Tensor, Tensor]:
+    """The splines of all features and their log-derivatives."""
+    state = None if options else serving(self, inverse)
+    if state is not None:
+        raw = _held_parameters(self)
+        if state.network.fits(self, x, raw) and x.shape[-1:] == state.network.shape:
+            found: tuple[Tensor, Tensor] = state.network(self, x, raw, inverse)
+            return found
+    theirs: tuple[Tensor, Tensor] = own(self, "spline_op")(self, x, inverse=inverse, **options)
+    return theirs
+
+
+def _compare_elementwise(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
+    return network(layer, u, _held_parameters(layer), inverse), layer.spline_op(u, inverse=inverse)
+
+
+def read_spline_coupling(layer: Any) -> Splines:
+    """Splines of both parts, after the layer's own network; of the passing part with parameters that the layer holds."""
+    parts = layer.lower_spline, layer.upper_spline
+    if len({(part.count_bins, part.bound, part.order) for part in parts}) > 1:
+        raise UnsupportedError("the splines of its two parts differ")
+    return Splines(_spline(parts[0].count_bins, parts[0].bound, parts[0].order), None, False, [sum(p.input_dim for p in parts)])
+
+
+def _spline_coupling(layer: Any, network: Splines, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The values and log-derivatives of the features, in the order in which the library has the latter."""
+    lower, upper, split = layer.lower_spline, layer.upper_spline, layer.split_dim
+    first, second = value[..., :split], value[..., split:]
+    held = _held_parameters(lower)
+    if value.shape[-1:] != network.shape or not network.fits(layer, first, held):
+        return None
+    moved, log_lower = (first, None) if layer.identity else network(layer, first, held, inverse)
+    given = upper.nn(moved if inverse else first)
+    if given[0].shape[-1] == upper.input_dim:  # as an AutoRegressiveNN has them
+        raw = [t.transpose(-1, -2) for t in given]
+    else:
+        raw = [t.unflatten(-1, (upper.input_dim, -1)) for t in given]
+    z, log_upper = network(layer, second, raw, inverse)
+    log_slope = log_upper if log_lower is None else torch.cat([log_upper, log_lower], -1)
+    return torch.cat([moved, z], -1), log_slope
+
+
+def _serve_spline_coupling(self: Any, value: Tensor, inverse: bool, name: str) -> Tensor:
+    state = serving(self, inverse)
+    found = None if state is None else _spline_coupling(self, state.network, value, inverse)
+    if found is None:
+        theirs: Tensor = own(self, name)(self, value)
+        return theirs
+    self._cache_log_detJ = -found[1] if inverse else found[1]
+    return found[0]
+
+
+def _spline_coupling_call(self: Any, x: Tensor) -> Tensor:
+    """Base to event."""
+    return _serve_spline_coupling(self, x, False, "_call")
+
+
+def _spline_coupling_inverse(self: Any, y: Tensor) -> Tensor:
+    """Event to base."""
+    return _serve_spline_coupling(self, y, True, "_inverse")
+
+
+def _compare_spline_coupling(layer: Any, network: Splines, u: Tensor, noise: Callable[..., Tensor], inverse: bool) -> Any:
+    ours = _spline_coupling(layer, network, u, inverse)
+    theirs = (layer._inverse if inverse else layer._call)(u)
+    return ours, (theirs, -layer._cache_log_detJ if inverse else layer._cache_log_detJ)
+
+
 def condition(self: Any, context: Tensor) -> Any:
     """The transform for a context, accelerated like this one."""
     transform, state = own(self, "condition")(self, context), state_of(self)
@@ -242,6 +332,19 @@ COUPLING = Layer(
     evaluate_coupling,
     {"_call": _coupling_call, "_inverse": _coupling_inverse},
     caches=("_inv", "_cached_x_y", "_cached_log_scale"),
+)
+ELEMENTWISE_SPLINE = Layer(
+    read_elementwise_spline,
+    _compare_elementwise,
+    {"spline_op": _spline_op},
+    set_aside=("_params",),
+    caches=("_inv", "_cached_x_y", "_cache_log_detJ"),
+)
+SPLINE_COUPLING = Layer(
+    read_spline_coupling,
+    _compare_spline_coupling,
+    {"_call": _spline_coupling_call, "_inverse": _spline_coupling_inverse},
+    caches=("_inv", "_cached_x_y", "_cache_log_detJ"),
 )
 CONDITIONAL_COUPLING = Layer(read_conditional_coupling, evaluate_coupling, {"condition": condition})
 _PLAIN = (CONDITIONAL, AFFINE), (CONDITIONAL_SPLINES, SPLINES), (CONDITIONAL_COUPLING, COUPLING)  # what it makes for a context
@@ -522,6 +625,8 @@ PYRO = Library(
         TRANSFORMS + "affine_coupling.AffineCoupling": COUPLING,
         TRANSFORMS + "affine_coupling.ConditionalAffineCoupling": CONDITIONAL_COUPLING,
         TRANSFORMS + "spline_autoregressive.SplineAutoregressive": SPLINES,
+        TRANSFORMS + "spline.Spline": ELEMENTWISE_SPLINE,
+        TRANSFORMS + "spline_coupling.SplineCoupling": SPLINE_COUPLING,
         TRANSFORMS + "spline_autoregressive.ConditionalSplineAutoregressive": CONDITIONAL_SPLINES,
     },
     left_alone={

@@ -1,7 +1,7 @@
 """Splines that a library evaluates with parameters that it already has; its elementwise layers, whose parameters these are.
 
 The library's own code runs, its networks, masks and hooks included; only the splines are the operator's. What is here serves
-nflows, the copy of it that glasflow carries, and normflows, which are alike.
+nflows, the copy of it that glasflow carries, and normflows, which are alike, and Pyro.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowkern.adapters.calls import serving
 from flowkern.adapters.library import Layer
 from flowkern.adapters.network import Network, UnsupportedError, error_of, spline
 from flowkern.adapters.state import own
-from flowkern.univariate import RationalQuadratic
+from flowkern.univariate import RationalLinear, RationalQuadratic
 
 Pair = tuple[Tensor, Tensor]
 
@@ -34,7 +34,9 @@ class Splines(Network):
         shape: of an element of a batch, for the self-check.
     """
 
-    def __init__(self, map: RationalQuadratic, tails: Sequence[str] | None, scaled: bool, shape: Sequence[int]) -> None:
+    def __init__(
+        self, map: RationalQuadratic | RationalLinear, tails: Sequence[str] | None, scaled: bool, shape: Sequence[int]
+    ) -> None:
         self.map, self.tails, self.scaled, self.shape = map, tails, scaled, tuple(shape)
 
     def same_as(self, other: Splines) -> bool:
@@ -46,11 +48,11 @@ class Splines(Network):
 
     def __call__(self, layer: Any, x: Tensor, raw: Sequence[Tensor], inverse: bool) -> Pair:
         """Values and log-derivatives of x."""
-        widths, heights, derivatives = (t.to(x.dtype) for t in raw)  # under autocast networks give less
+        widths, heights, derivatives, *lambdas = (t.to(x.dtype) for t in raw)  # under autocast networks give less
         if self.tails is not None:
             derivatives = self._tied(derivatives)
         u = self.scaled_down(layer, x)
-        z, log_slope = ops.spline(u, widths, heights, derivatives, map=self.map, inverse=inverse)
+        z, log_slope = ops.spline(u, widths, heights, derivatives, *lambdas, map=self.map, inverse=inverse)
         z = self.unscaled(layer, z)
         if self.map.tails != "circular":
             return z, log_slope
@@ -81,7 +83,8 @@ class Splines(Network):
         given = [x, *raw]
         if not all(isinstance(t, Tensor) and t.dtype in FLOATS and t.device == x.device and not t.is_meta for t in given):
             return False
-        if tuple(t.shape[-1] for t in raw) != (self.map.bins, self.map.bins, self.map.derivatives):
+        lambdas = (self.map.bins,) * isinstance(self.map, RationalLinear)
+        if tuple(t.shape[-1] for t in raw) != (self.map.bins, self.map.bins, self.map.derivatives, *lambdas):
             return False
         return self.map.tails != "unconstrained" or not bool(outside(self.scaled_down(layer, x), self.map.interval).any())
 

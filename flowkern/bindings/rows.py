@@ -28,21 +28,21 @@ def _coupling_backward(g_z, g_log_det, x, parameters, place, begin, step, count,
     return coupling_gradients(g_z, g_log_det, x, parameters, place, (begin, step, count), rebuild, inverse, map)
 
 
-_SPLINE = f"Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool inverse, {MAP}"
+_SPLINE = f"Tensor x, Tensor[] parameters, bool inverse, {MAP}"
 
 
 @TRITON.define(f"spline({_SPLINE}) -> (Tensor, Tensor)")
-def _spline(x, widths, heights, derivatives, inverse, *map):  # type: ignore[no-untyped-def]
+def _spline(x, parameters, inverse, *map):  # type: ignore[no-untyped-def]
     from flowkern.kernels.spline import spline
 
-    return spline(x, widths, heights, derivatives, inverse, map)
+    return spline(x, parameters, inverse, map)
 
 
-@TRITON.define(f"spline_backward(Tensor g_z, Tensor g_log_slope, {_SPLINE}) -> (Tensor, Tensor, Tensor, Tensor)")
-def _spline_backward(g_z, g_log_slope, x, widths, heights, derivatives, inverse, *map):  # type: ignore[no-untyped-def]
+@TRITON.define(f"spline_backward(Tensor g_z, Tensor g_log_slope, {_SPLINE}) -> (Tensor, Tensor[])")
+def _spline_backward(g_z, g_log_slope, x, parameters, inverse, *map):  # type: ignore[no-untyped-def]
     from flowkern.kernels.spline import spline_gradients
 
-    return spline_gradients(g_z, g_log_slope, x, widths, heights, derivatives, inverse, map)
+    return spline_gradients(g_z, g_log_slope, x, parameters, inverse, map)
 
 
 @TRITON.define("log_det(Tensor log_scale) -> Tensor")
@@ -72,8 +72,8 @@ def _splines_like(x, *rest):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-def _spline_gradients_like(g_z, g_log_slope, x, widths, heights, derivatives, *rest):  # type: ignore[no-untyped-def]
-    return tuple(t.new_empty(t.shape) for t in (x, widths, heights, derivatives))
+def _spline_gradients_like(g_z, g_log_slope, x, parameters, *rest):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), [t.new_empty(t.shape) for t in parameters]
 
 
 def _row_sums_like(x: Tensor, *rest: Tensor) -> Tensor:

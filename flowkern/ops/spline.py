@@ -1,7 +1,8 @@
-"""Monotonic rational-quadratic splines with parameters of their own for every element."""
+"""Monotonic splines with parameters of their own for every element."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,11 +14,20 @@ from flowkern._checks import HALF, check_float, check_like
 from flowkern.backends import Kernels, kernels_for
 from flowkern.ops._derivatives import plain_backward, wants_plain
 from flowkern.ops._rows import as_rows, namespace, numbers_of
-from flowkern.univariate import RationalQuadratic
+from flowkern.univariate import RationalLinear, RationalQuadratic
+
+Spline = RationalQuadratic | RationalLinear
 
 
 def spline(
-    x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *, map: RationalQuadratic, inverse: bool = False
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    lambdas: Tensor | None = None,
+    *,
+    map: Spline,
+    inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""z = f(x; parameters) of every element and log|dz/dx|.
 
@@ -25,7 +35,9 @@ def spline(
         x: input (...).
         widths, heights: raw sizes of the bins (..., bins).
         derivatives: raw derivatives at the knots (..., n); the map's tails say how many.
-        map: the spline: its bins, interval, tails and parametrization, see :mod:`flowkern.univariate.rational_quadratic`.
+        lambdas: of a rational-linear spline, raw numbers that say where its bins are divided (..., bins).
+        map: the spline: its bins, interval, tails and parametrization, see :mod:`flowkern.univariate.rational_quadratic` and
+            :mod:`flowkern.univariate.rational_linear`.
         inverse: evaluate the inverse and its log-derivative.
 
     Returns:
@@ -45,18 +57,24 @@ def spline(
 
     References:
         Neural Spline Flows (Durkan et al., 2019), section 3.1; circular ones: Normalizing Flows on Tori and Spheres (Rezende et
-        al., 2020), section 2.2.
+        al., 2020), section 2.2; rational-linear ones: Invertible Generative Modeling using Linear Rational Splines (Dolatabadi
+        et al., 2020).
     """
-    if not isinstance(map, RationalQuadratic):
-        raise TypeError(f"map: expected a flowkern.univariate.RationalQuadratic, got {type(map).__name__}")
+    if not isinstance(map, (RationalQuadratic, RationalLinear)):
+        raise TypeError(f"map: expected a flowkern.univariate.RationalQuadratic or RationalLinear, got {type(map).__name__}")
     check_float("x", x)
-    parameters = widths, heights, derivatives
-    names, counts = ("widths", "heights", "derivatives"), (map.bins, map.bins, map.derivatives)
-    for name, t, count in zip(names, parameters, counts, strict=True):
+    given = {"widths": (widths, map.bins), "heights": (heights, map.bins), "derivatives": (derivatives, map.derivatives)}
+    if (lambdas is not None) != isinstance(map, RationalLinear):
+        got = "none" if lambdas is None else "some"
+        raise ValueError(f"lambdas: expected those of a RationalLinear and none else, got {got} for a {type(map).__name__}")
+    if lambdas is not None:
+        given["lambdas"] = lambdas, map.bins
+    for name, (t, count) in given.items():
         check_float(name, t)
         check_like(name, t, x)
         if t.dim() == 0 or t.shape[-1] != count:
             raise ValueError(f"{name}: expected shape (..., {count}) for {map.bins} bins, got {tuple(t.shape)}")
+    parameters = [t for t, _ in given.values()]
     batch = _batch(x, parameters)
     kernels = kernels_for(x, "spline")
     if kernels.plain:
@@ -64,7 +82,7 @@ def spline(
     dtype, call = x.dtype, Call(kernels, map, inverse)
     exact = torch.float32 if kernels.on_cpu and dtype in HALF else dtype
     elements = x.to(exact).expand(batch).reshape(-1)
-    rows = [as_rows(kernels, t, torch.Size((*batch, count))) for t, count in zip(parameters, counts, strict=True)]
+    rows = [as_rows(kernels, t, torch.Size((*batch, count))) for t, count in given.values()]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (elements, *rows)):
         z, log_slope = SplineFunction.apply(call, elements, *rows)
     else:
@@ -72,7 +90,7 @@ def spline(
     return z.reshape(batch).to(dtype), log_slope.reshape(batch).to(dtype)
 
 
-def _batch(x: Tensor, parameters: tuple[Tensor, ...]) -> torch.Size:
+def _batch(x: Tensor, parameters: Sequence[Tensor]) -> torch.Size:
     """The common shape of the elements."""
     if not torch.compiler.is_compiling() and all(t.shape[:-1] == x.shape for t in parameters):
         return x.shape
@@ -89,16 +107,17 @@ class Call(NamedTuple):
     """What is constant about a call, and its kernels on a vector of elements and a matrix of each kind of parameter."""
 
     kernels: Kernels
-    map: RationalQuadratic
+    map: Spline
     inverse: bool
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return namespace(self.kernels).spline(x, *parameters, self.inverse, *numbers_of(self.kernels, self.map))
+        return namespace(self.kernels).spline(x, parameters, self.inverse, *numbers_of(self.kernels, self.map))
 
     def gradients(self, grads: tuple[Tensor, ...], x: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
         """Cotangents of all inputs."""
         numbers = numbers_of(self.kernels, self.map)
-        return namespace(self.kernels).spline_backward(*grads, x, *parameters, self.inverse, *numbers)
+        g_x, g_parameters = namespace(self.kernels).spline_backward(*grads, x, parameters, self.inverse, *numbers)
+        return g_x, *g_parameters
 
 
 class SplineFunction(torch.autograd.Function):

@@ -18,7 +18,7 @@ from flowkern.reference.logistic_mixture_sample import logistic_mixture_sample
 from flowkern.reference.masked_mlp import masked_mlp
 from flowkern.reference.normal_log_prob import normal_log_prob
 from flowkern.reference.row_lstm import row_lstm
-from flowkern.reference.spline import rational_quadratic_map, spline
+from flowkern.reference.spline import rational_linear_map, rational_quadratic_map, spline
 from flowkern.reference.wavenet_generate import WaveNetState, wavenet_generate, wavenet_outputs
 from flowkern.reference.wavenet_layer import wavenet_layer
 
@@ -45,6 +45,7 @@ __all__ = [
     "masked_mlp",
     "normal_log_prob",
     "permutation",
+    "rational_linear_map",
     "rational_quadratic_map",
     "row_lstm",
     "spline",

@@ -43,12 +43,20 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import one_of, whole_number
+from flowkern._checks import one_of
 from flowkern.univariate.map import UnivariateMap
+from flowkern.univariate.splines import (
+    bins_of,
+    check_least,
+    gpu_obstacle_of,
+    interval_of,
+    names_of,
+    raw_derivative_of_one,
+    settings_of,
+)
 
 TAILS = ("linear", "circular", "unconstrained")
 PARAMETRIZATIONS = ("soft_clipped_exp", "softplus")
-MOST_BINS, MOST_BINS_ON_A_GPU = 128, 32  # csrc/include/flowkern/maps/rational_quadratic.h has room for so many
 
 _DEFAULTS: dict[str, tuple[float, ...]] = {"soft_clipped_exp": (1e-3,), "softplus": (1e-3, 1e-3, 1e-3, 1.0, 1.0)}
 
@@ -92,30 +100,23 @@ class RationalQuadratic(UnivariateMap):
     kind: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        bins = whole_number("bins", self.bins, 2)
-        if bins > MOST_BINS:
-            raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
+        bins = bins_of(self.bins)
         one_of("tails", self.tails, TAILS)
         one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
-        self.bins, self.interval, self.shifted = bins, _interval(self.interval), bool(self.shifted)
+        self.bins, self.interval, self.shifted = bins, interval_of(self.interval), bool(self.shifted)
         if self.shifted and (self.tails != "linear" or sum(self.interval) != 0):
             raise ValueError(
                 f"shifted: expected linear tails of an interval about zero, got {self.tails} ones of {self.interval}"
             )
         self.settings = _settings(self.parametrization, self.settings, bins)
         self.derivatives = bins - 1 + TAILS.index(self.tails)
-        self.names = tuple(
-            f"{part} {i}"
-            for part, count in (("width", bins), ("height", bins), ("derivative", self.derivatives))
-            for i in range(count)
-        )
+        self.names = names_of(width=bins, height=bins, derivative=self.derivatives)
         self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization), int(self.shifted)
         if self.parametrization == "softplus":
             self.constants = *self.interval, *self.settings
         else:  # none has a least size; its ends have the derivative one
             self.constants = *self.interval, 0.0, 0.0, 0.0, 1.0, 1 / math.log(self.settings[0])
-        if bins > MOST_BINS_ON_A_GPU:
-            self.gpu_obstacle = f"a GPU's kernels take splines of at most {MOST_BINS_ON_A_GPU} bins, this one has {bins}"
+        self.gpu_obstacle = gpu_obstacle_of(bins)
         super().__post_init__()
 
     def oracle(self, u: Tensor, *parameters: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
@@ -131,7 +132,7 @@ class RationalQuadratic(UnivariateMap):
         >>> RationalQuadratic(2).identity
         (0.0, 0.0, 0.0, 0.0, 0.0)
         """
-        raw = math.log(math.expm1(1 - self.settings[2])) if self.parametrization == "softplus" else 0.0
+        raw = raw_derivative_of_one(self.settings[2]) if self.parametrization == "softplus" else 0.0
         return (0.0,) * (2 * self.bins) + (raw,) * self.derivatives
 
     @property
@@ -141,30 +142,14 @@ class RationalQuadratic(UnivariateMap):
         return {name: getattr(self, name) for name in names}
 
 
-def _interval(given: object) -> tuple[float, float]:
-    try:
-        lower, upper = map(float, given)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ValueError(f"interval: expected two numbers such as (-5, 5), got {given!r}") from None
-    if not (math.isfinite(upper - lower) and lower < upper):
-        raise ValueError(f"interval: expected finite ends in order, got ({lower}, {upper})")
-    return lower, upper
-
-
 def _settings(parametrization: str, given: object, bins: int) -> tuple[float, ...]:
     default = _DEFAULTS[parametrization]
-    try:
-        values = default if given is None else tuple(map(float, given))  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ValueError(f"settings: expected numbers, got {given!r}") from None
+    values = settings_of(default if given is None else given)
     if len(values) != len(default):
         raise ValueError(f"settings: the parametrization {parametrization!r} takes {len(default)}, got {len(values)}")
     if parametrization == "soft_clipped_exp":
         if not 0 < values[0] < 1:
             raise ValueError(f"settings: expected a slope between 0 and 1, got {values[0]}")
-    elif not all(m > 0 for m in values[:4]) or max(values[:2]) * bins > 1:
-        raise ValueError(
-            f"settings: expected a least width and height above 0 that {bins} bins can have, a least derivative and one of the "
-            f"ends above 0, got {values[:4]}"
-        )
+    else:
+        check_least(values, bins)
     return values

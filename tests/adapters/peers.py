@@ -254,13 +254,14 @@ def pyro_inverse(model: Any, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tenso
     return x, -t.log_abs_det_jacobian(x, y)
 
 
-def pyro_spline(context: int = 0, skip: bool = False) -> Peer:
+def pyro_spline(context: int = 0, skip: bool = False, order: str = "linear") -> Peer:
     def make() -> Any:
         from pyro.distributions.transforms import ConditionalSplineAutoregressive, SplineAutoregressive
         from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 
-        common: dict[str, Any] = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": [4, 4, 3]}
-        options = {"count_bins": 4, "bound": 2.0, "order": "quadratic"}
+        sizes = [4, 4, 3, 4] if order == "linear" else [4, 4, 3]
+        common: dict[str, Any] = {"skip_connections": skip, "nonlinearity": nn.Tanh(), "param_dims": sizes}
+        options = {"count_bins": 4, "bound": 2.0, "order": order}
         if context:
             return settle(
                 ConditionalSplineAutoregressive(6, ConditionalAutoRegressiveNN(6, context, [20, 24], **common), **options)
@@ -297,7 +298,30 @@ def pyro_coupling(context: int = 0, **options: Any) -> Peer:
     return Peer(make, 6, context, pyro_forward, pyro_inverse)
 
 
+def pyro_spline_coupling(order: str = "linear", identity: bool = False) -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import SplineCoupling
+        from pyro.nn import DenseNN
+
+        sizes = [4 * n for n in (4, 4, 3, 4)[: 4 if order == "linear" else 3]]
+        return settle(SplineCoupling(6, 2, DenseNN(2, [20], sizes, nn.Tanh()), 4, 2.0, order, identity))
+
+    return Peer(make, 6, 0, pyro_forward, pyro_inverse)
+
+
+def pyro_elementwise_spline(order: str = "linear") -> Peer:
+    def make() -> Any:
+        from pyro.distributions.transforms import Spline
+
+        return settle(Spline(6, 4, 2.0, order))
+
+    return Peer(make, 6, 0, pyro_forward, pyro_inverse)
+
+
 PYRO = {
+    "elementwise spline": pyro_elementwise_spline(),
+    "spline coupling": pyro_spline_coupling(),
+    "spline coupling, quadratic": pyro_spline_coupling("quadratic", identity=True),
     "two parts": pyro_coupling(log_scale_min_clip=-0.05, log_scale_max_clip=0.13),
     "two parts, context": pyro_coupling(3),
     "default": pyro_layer(),
@@ -311,6 +335,8 @@ PYRO = {
     "context, skip": pyro_layer(3, skip=True),
     "spline": pyro_spline(skip=True),
     "spline, context": pyro_spline(3),
+    "spline, quadratic": pyro_spline(skip=True, order="quadratic"),
+    "spline, quadratic, context": pyro_spline(3, order="quadratic"),
 }
 
 # -- FrEIA ------------------------------------------------------------------------------------------------------------

@@ -339,6 +339,12 @@ def nflows_coupling() -> Any:
     return AffineCouplingTransform([1, -1, 1], lambda inputs, outputs: nn.Linear(inputs, outputs))
 
 
+def pyro_spline(order: str) -> Any:
+    layer = pyro.distributions.transforms.spline_autoregressive(4)
+    layer.spline.order = order
+    return layer
+
+
 def zuko_spline_coupling() -> Any:
     shapes = [(4,), (4,), (3,)]
     return zuko.flows.coupling.GeneralCouplingTransform(4, univariate=zuko.transforms.MonotonicRQSTransform, shapes=shapes)
@@ -362,7 +368,7 @@ def freia_block(name: str, features: int) -> Any:
         ),
         (lambda: nflows_coupling(), "its network is a Linear: expected nflows.nn.nets.resnet.ResidualNet"),
         (lambda: zuko_spline_coupling(), "its univariate map is a spline: only affine couplings have an operator here"),
-        (lambda: pyro.distributions.transforms.spline_autoregressive(4), "its splines are of the order 'linear'"),
+        (lambda: pyro_spline("cubic"), "its splines are of the order 'cubic'"),
         (lambda: zuko.flows.MAF(1, 2, transforms=1).transform, "elementwise"),
         (lambda: nf.flows.MaskedAffineAutoregressive(4, 8).to("meta"), "on the meta device"),
         (lambda: freia_block("GINCouplingBlock", 6), "how its scales are made has no operator"),

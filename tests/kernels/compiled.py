@@ -54,7 +54,16 @@ from flowkern.kernels.normal_log_prob import normal_log_prob
 from flowkern.kernels.spline import spline, spline_gradients
 from flowkern.kernels.wavenet_layer import wavenet_layer, wavenet_layer_gradients
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, Affine, RationalQuadratic
+from flowkern.univariate import (
+    PARAMETRIZATIONS,
+    PLACEMENTS,
+    SCALES,
+    TAILS,
+    Affine,
+    RationalLinear,
+    RationalQuadratic,
+    UnivariateMap,
+)
 
 
 @dataclass(frozen=True)
@@ -300,28 +309,32 @@ def mixture_launches(
 
 def spline_launches(dtype: str, bins: int, tails: str, kind: str, inverse: bool) -> list[Launch]:
     """Forward and backward of splines with parameters of their own."""
-    map, t = RationalQuadratic(bins, tails=tails, parametrization=kind), DTYPES[dtype]
-    x = torch.zeros(4096, dtype=t)
-    parameters = [torch.zeros(4096, n, dtype=t) for n in (bins, bins, map.derivatives)]
+    map: RationalLinear | RationalQuadratic
+    if kind == "rational-linear":  # which has linear tails only
+        map, tails, lambdas = RationalLinear(bins), "linear", [bins]
+    else:
+        map, lambdas = RationalQuadratic(bins, tails=tails, parametrization=kind), []
+    x = torch.zeros(4096, dtype=DTYPES[dtype])
+    parameters = [x.new_zeros(4096, n) for n in (bins, bins, map.derivatives, *lambdas)]
 
     def run() -> None:
-        spline(x, *parameters, inverse, map.words)
-        spline_gradients(x, x, x, *parameters, inverse, map.words)
+        spline(x, parameters, inverse, map.words)
+        spline_gradients(x, x, x, parameters, inverse, map.words)
 
     label = f"{dtype}, {bins} bins, {tails}, {kind}{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="splines")
 
 
-def spline_row_launches(dtype: str, bins: int, inverse: bool) -> list[Launch]:
+def spline_row_launches(dtype: str, map: UnivariateMap, inverse: bool) -> list[Launch]:
     """Forward and backward of splines of rows, whose parameters a thread holds."""
-    map, x = RationalQuadratic(bins), torch.zeros(64, 64, dtype=DTYPES[dtype])
+    x = torch.zeros(64, 64, dtype=DTYPES[dtype])
     parameters = [x] * map.count
 
     def run() -> None:
         z, found = affine(x, parameters, None, (0, 0, 0), inverse, map.words)
         affine_gradients(z, found, x, parameters, None, (0, 0, 0), False, inverse, map.words)
 
-    label = f"{dtype}, rows of splines, {bins} bins{', inverse' if inverse else ''}"
+    label = f"{dtype}, rows of {map.family.replace('_', '-')} splines, {map.options[0]} bins{', inverse' if inverse else ''}"
     return record(run, label, dtype=dtype, family="splines")
 
 
@@ -372,7 +385,7 @@ ROW_DTYPES = tuple(d for d in DTYPES if d not in ("tf32", "autocast"))
 LAYERS = [tuple(d for d in DTYPES if d != "autocast"), (1, 64, 512), (1, 2, 3), (0, 80)]
 CONVOLUTIONS = [*LAYERS[:3], (1, 4)]
 MIXTURES = [ROW_DTYPES, (1, 5, 10, 32, 100), (0, 2, 256, 65536), (-math.inf, -7.0), (True, False)]
-SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, PARAMETRIZATIONS, (False, True)]
+SPLINES = [ROW_DTYPES, (2, 8, 10, 32), TAILS, (*PARAMETRIZATIONS, "rational-linear"), (False, True)]
 ROWS = [ROW_DTYPES, (1, 8, 64, 1000, 65536), SCALES, PLACEMENTS, (False, True), tuple(FEATURES)]
 SYSTEMS = [("float32", "float64"), (1, 3, 48), (1, 16, 49, 4096)]
 NORMS = [ROW_DTYPES, (1, 3, 48), (1, 16, 49, 4096), (False, True)]
@@ -410,7 +423,8 @@ def cover(strength: int) -> Iterator[Job]:
                     yield job
                 seen |= shown
     for inverse, architecture in zip((False, True), (ARCHITECTURES[1], ARCHITECTURES[-1]), strict=True):  # they take long
-        yield from launched(architecture, spline_row_launches, "float32", 4, inverse)
+        for map in (RationalQuadratic(4), RationalLinear(4)):
+            yield from launched(architecture, spline_row_launches, "float32", map, inverse)
 
 
 def launched(architecture: Architecture, make: Callable[..., list[Launch]], *case: Any) -> Iterator[Job]:

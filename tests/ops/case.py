@@ -19,7 +19,7 @@ Variation = Mapping[str, Any]
 def unless_a_spline(variation: Variation) -> Sequence[torch.dtype]:
     """Both dtypes but for splines: in float64 their oracle is less exact than the kernels, which the rule does not foresee.
 
-    There the rule has longer numbers for its judge, in tests/maps/test_rational_quadratic.py.
+    There the rule has longer numbers for its judge, in tests/maps/test_splines.py.
     """
     return (torch.float32,) if "map" in variation else (torch.float32, torch.float64)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import flowkern as fk
 from flowkern.plan import ACTIVATIONS
-from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalQuadratic
+from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalLinear, RationalQuadratic
 
 STRUCTURES: dict[str, Variation] = {
     "plain": {},
@@ -94,6 +94,7 @@ SPLINES: dict[str, Variation] = {
     f"spline {tails} {kind}": {"hidden": (24,), "map": RationalQuadratic(4, (-1, 2), tails, kind)}
     for tails, kind in itertools.product(TAILS, PARAMETRIZATIONS)
 }
+SPLINES["rational-linear spline"] = {"hidden": (24,), "map": RationalLinear(4, (-1, 2))}
 # One of them shifted, since a variation more takes CUDA's stand-in half a minute.
 SPLINES["spline linear softplus"]["map"] = RationalQuadratic(4, (-9, 9), "linear", "softplus", shifted=True)
 SMOOTH: dict[str, Variation] = {

@@ -20,11 +20,14 @@ struct CouplingScratch {
   T** gradients;
 };
 
-// Elements, each with raw widths, heights and derivatives of its own: rows of three matrices.
+// Elements, each with raw widths, heights, derivatives and, of rational-linear splines, lambdas of its own: rows of as
+// many matrices.
 template <class T>
 struct SplineElements {
-  Matrix<const T> x, parameters[3];
-  int64_t counts[3];
+  static constexpr int kMostKinds = 4;
+  Matrix<const T> x, parameters[kMostKinds];
+  int kinds;
+  int64_t counts[kMostKinds];
 };
 
 template <class T>

@@ -15,7 +15,7 @@ template <class T>
 void gather(const SplineElements<T>& elements, TileRows rows, T* x, T* parameters) {
   constexpr int R = kTileRows<T>;
   gather<T, R>(elements.x, rows, nullptr, 1, x);
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < elements.kinds; ++i) {
     gather<T, R>(elements.parameters[i], rows, nullptr, elements.counts[i], parameters);
     parameters += elements.counts[i] * R;
   }
@@ -60,7 +60,7 @@ void spline_backward(const Map<T>& map, bool inverse, const SplineElements<T>& e
     }
     scatter<T, R>(g_u, rows, nullptr, 1, {g_x, 1, 1});
     const T* from = g_tile;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < elements.kinds; ++i) {
       scatter<T, R>(from, rows, nullptr, elements.counts[i], {g_parameters[i], elements.counts[i], 1});
       from += elements.counts[i] * R;
     }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalQuadratic
+from flowkern.univariate import PARAMETRIZATIONS, PLACEMENTS, SCALES, TAILS, RationalLinear, RationalQuadratic
 
 TABLE = (3, -1, 0, -1, -1, 2, 1, -1, 4)  # the column of every feature's parameters
 CHOICES: dict[str, slice | tuple[int, ...]] = {
@@ -109,6 +109,15 @@ SPLINES = {
     for kind in PARAMETRIZATIONS
     for inverse in (False, True)
     for interleaved in ((False, True) if tails == "linear" else (False,))
+}
+SPLINES |= {
+    f"rational-linear spline{' inverse' if inverse else ''}": {
+        "transformed": CHOICES["alternating"],
+        "map": RationalLinear(4, (-4, 8), (1e-3, 1e-3, 0.3, 1.0, 0.1)),
+        "inverse": inverse,
+        "interleaved": True,
+    }
+    for inverse in (False, True)
 }
 WIDTHS = {
     f"{features} features, {name}": {"features": features, "transformed": transformed, "scale": "soft_clipped_exp"}

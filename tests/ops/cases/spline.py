@@ -1,4 +1,4 @@
-"""Rational-quadratic splines, every element with its own parameters."""
+"""Splines, every element with its own parameters."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ from case import Case, unless_a_spline
 from hypothesis import strategies as st
 
 import flowkern as fk
-from flowkern.univariate import PARAMETRIZATIONS, TAILS, RationalQuadratic
+from flowkern.univariate import PARAMETRIZATIONS, TAILS, RationalLinear, RationalQuadratic
 
 
 def draw(
-    rows: int, seed: int, *, features: int = 12, inverse: bool = False, bins: int = 8, spread: float = 0.3, **options: Any
+    rows: int,
+    seed: int,
+    *,
+    features: int = 12,
+    inverse: bool = False,
+    bins: int = 8,
+    spread: float = 0.3,
+    family: type = RationalQuadratic,
+    **options: Any,
 ) -> Example:
     """Numbers inside and on both sides of the interval; bins that differ little enough for errors to stay well conditioned."""
-    map = RationalQuadratic(bins, **{"interval": (-2, 3), **options})
+    map = family(bins, **{"interval": (-2, 3), **options})
     generator = torch.Generator().manual_seed(seed)
     x = 2 * torch.randn(rows, features, generator=generator, dtype=torch.float64) + 0.5
     sizes = {"widths": bins, "heights": bins, "derivatives": map.derivatives}
+    if family is RationalLinear:
+        sizes["lambdas"] = bins
     given = {
         name: spread * torch.randn(rows, features, n, generator=generator, dtype=torch.float64) for name, n in sizes.items()
     }
@@ -31,6 +41,10 @@ KINDS = {
     f"{tails} {kind}{' inverse' if inverse else ''}": {"tails": tails, "parametrization": kind, "inverse": inverse}
     for tails in TAILS
     for kind in PARAMETRIZATIONS
+    for inverse in (False, True)
+}
+KINDS |= {
+    f"rational-linear{' inverse' if inverse else ''}": {"family": RationalLinear, "inverse": inverse}
     for inverse in (False, True)
 }
 SHIFTED = {
@@ -64,7 +78,16 @@ CASE = Case(
     dtypes=lambda variation: unless_a_spline({"map": None}),
     bad={
         "integers": (lambda a: {"x": a["x"].int()}, TypeError, "x: expected a floating"),
-        "no spline": (lambda a: {"map": 8}, TypeError, "map: expected a flowkern.univariate.RationalQuadratic, got int"),
+        "no spline": (
+            lambda a: {"map": 8},
+            TypeError,
+            "map: expected a flowkern.univariate.RationalQuadratic or RationalLinear, got int",
+        ),
+        "lambdas": (
+            lambda a: {"lambdas": a["widths"]},
+            ValueError,
+            "lambdas: expected those of a RationalLinear and none else, got some for a RationalQuadratic",
+        ),
         "dtype of heights": (lambda a: {"heights": a["heights"].double()}, TypeError, "heights: expected dtype"),
         "device of widths": (lambda a: {"widths": a["widths"].to("meta")}, ValueError, "widths: expected device"),
         "count of derivatives": (

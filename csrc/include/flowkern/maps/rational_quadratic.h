@@ -1,312 +1,28 @@
-// Monotonic rational-quadratic splines (Durkan et al., 2019): an interval in K bins, each with a quotient of two
-// quadratic polynomials; flowkern/univariate/rational_quadratic.py says what the numbers mean. Parameters of a feature:
-// K raw widths, K raw heights, the raw derivatives at the knots.
-//
-// A bin is found by comparing with every knot, without branches. Its sizes are kept as parts of a sum of exponentials,
-// so that only the sums, and what belongs to one bin, are normalised.
+// Monotonic rational-quadratic splines (Durkan et al., 2019): in every bin a quotient of two quadratic polynomials;
+// flowkern/univariate/rational_quadratic.py says what the numbers mean, splines.h what they have in common with others.
 #pragma once
 
-#include "flowkern/math.h"
-#include "flowkern/univariate.h"
+#include "flowkern/splines.h"
 
-namespace flowkern::FK_ISA::maps {
+namespace flowkern::FK_ISA {
+namespace splines {
 
-// The order of flowkern/univariate/rational_quadratic.py's TAILS and PARAMETRIZATIONS.
-enum class Tails { linear, circular, unconstrained };
-enum class Parametrization { soft_clipped_exp, softplus };
+struct RationalQuadraticPiece {
+  static constexpr bool kDivided = false;
 
-// Numbers that are as exact as the result that is wanted carry what rounding takes from a sum: a narrow bin magnifies
-// it.
-template <class X>
-constexpr bool kCompensated = false;
-template <>
-constexpr bool kCompensated<double> = true;
-
-// S is Parametrization, or a type that converts to one value of it, so that the compiler knows which.
-template <class C, class S = Parametrization>
-class rational_quadratic {
- public:
-#ifdef FK_DEVICE
-  static constexpr int kMostBins =
-      32;  // every thread has room for them; flowkern/univariate/rational_quadratic.py knows
-#else
-  static constexpr int kMostBins = 128;
-#endif
-  static constexpr int kKind = 1, kMost = 3 * kMostBins + 1;
-
-  FK_INLINE explicit rational_quadratic(const UnivariateMap& map, S parametrization)
-      : parametrization_(parametrization),
-        tails_(static_cast<Tails>(map.options[1])),
-        shifted_(map.options[3] != 0),
-        bins_(map.options[0]),
-        lower_(static_cast<C>(map.constants[0])),
-        upper_(static_cast<C>(map.constants[1])),
-        length_(upper_ - lower_),
-        least_width_(static_cast<C>(map.constants[2])),
-        least_height_(static_cast<C>(map.constants[3])),
-        least_derivative_(static_cast<C>(map.constants[4])),
-        end_(static_cast<C>(map.constants[5])),
-        gain_(static_cast<C>(map.constants[6])) {}
-  FK_INLINE explicit rational_quadratic(const UnivariateMap& map)
-      : rational_quadratic(map, static_cast<Parametrization>(map.options[2])) {}
-
-  template <class F>
-  static FK_INLINE void specialised(const UnivariateMap& map, F f) {
-    switch (static_cast<Parametrization>(map.options[2])) {
-      case Parametrization::soft_clipped_exp:
-        return f(rational_quadratic<C, Constant<Parametrization::soft_clipped_exp>>(map, {}));
-      case Parametrization::softplus: return f(rational_quadratic<C, Constant<Parametrization::softplus>>(map, {}));
-    }
-  }
-
-  template <class X, class P>
-  FK_INLINE MapValue<X> forward(X u, P p) const {
-    X exponentials[2 * kMostBins];
-    u = half_a_turn_on(u);
-    const X turns = whole_turns(u);
-    const Bin<X> b = find<false>(u - turns, p, exponentials);
-    const Curve<X> c = curve(b, within_a_bin(b.offset / b.w));
-    const X finite = u - u;  // NaN where the input is not finite, so that the log-det shows it
-    const X v = b.y0 + b.h * c.value, log_slope = log(c.slope);
-    switch (tails_) {
-      case Tails::linear: return {select(inside(u), v, u), select(inside(u), log_slope, X{}) + finite};
-      case Tails::circular: return {v + turns, log_slope + finite};
-      case Tails::unconstrained: {
-        const X end = end_beside(u), d = slope_beside(u, b);
-        return {select(inside(u), v, end + (u - end) * d), select(inside(u), log_slope, log(d)) + finite};
-      }
-    }
-    __builtin_unreachable();
-  }
-
-  template <class X, class P>
-  FK_INLINE MapValue<X> inverse(X v, P p) const {
-    X exponentials[2 * kMostBins];
-    v = turned_back(v);
-    const X turns = whole_turns(v);
-    const Bin<X> b = find<true>(v - turns, p, exponentials);
-    const X theta = root(b, within_a_bin(b.offset / b.h));
-    const X finite = v - v;
-    const X u = b.x0 + b.w * theta, log_slope = -log(curve(b, theta).slope);
-    switch (tails_) {
-      case Tails::linear: return {half_a_turn_on(select(inside(v), u, v)), select(inside(v), log_slope, X{}) + finite};
-      case Tails::circular: return {u + turns, log_slope + finite};
-      case Tails::unconstrained: {
-        const X end = end_beside(v), d = slope_beside(v, b);
-        return {select(inside(v), u, end + (v - end) / d), select(inside(v), log_slope, -log(d)) + finite};
-      }
-    }
-    __builtin_unreachable();
-  }
-
-  template <class X, class P, class Put>
-  FK_INLINE X backward(X u, P p, X g_v, X g_log, Put put) const {
-    X exponentials[2 * kMostBins];
-    u = half_a_turn_on(u);
-    const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
-    return put_cotangents(u, b, within_a_bin(b.offset / b.w), exponentials, p, g_v, g_log, put);
-  }
-
-  template <class X, class P, class Put>
-  FK_INLINE X inverse_backward(X u, P p, X g, X g_log, Put put) const {
-    X exponentials[2 * kMostBins];
-    u = half_a_turn_on(u);
-    const Bin<X> b = find<false>(u - whole_turns(u), p, exponentials);
-    return cancel(u, b, within_a_bin(b.offset / b.w), exponentials, p, g, g_log, put);
-  }
-
-  template <class X, class P, class Put>
-  FK_INLINE X backward_of_inverse(X v, P p, X g, X g_log, Put put) const {
-    X exponentials[2 * kMostBins];
-    v = turned_back(v);
-    const Bin<X> b = find<true>(v - whole_turns(v), p, exponentials);
-    const X theta = root(b, within_a_bin(b.offset / b.h));
-    X u = v;  // where it counts, which is outside
-    if (tails_ == Tails::unconstrained) {
-      const X end = end_beside(v);
-      u = select(inside(v), v, end + (v - end) / slope_beside(v, b));
-    }
-    return cancel(u, b, theta, exponentials, p, g, g_log, put);
-  }
-
- private:
-  template <Parametrization Value>
-  struct Constant {
-    constexpr operator Parametrization() const { return Value; }
-  };
   template <class X>
-  struct Positive {
-    X value, slope;  // of what the raw number becomes
-  };
-  // Widths, or heights: the exponentials of all bins, of those before the bin, of the bin.
-  template <class X>
-  struct Sizes {
-    X sum, before, part;
-  };
-  template <class X>
-  struct Bin {
-    X index, offset;  // the number less the bin's start
-    Sizes<X> widths, heights;
-    X x0, w, y0, h, d0, d1, slope0, slope1;  // slope0: d d0 / d raw
-  };
-  template <class X>
-  struct Curve {
-    X value, slope;  // the part of the bin's height, dv/du
-  };
-  template <class X>
-  struct Cotangents {
-    X u, x0, w, y0, h, d0, d1;
+  struct Place {
+    X theta;
   };
 
   template <class X>
-  FK_INLINE auto inside(X u) const {
-    return (u >= lower_) & (u < upper_);
-  }
-  template <class X>
-  FK_INLINE X within_a_bin(X t) const {  // without what rounding adds
-    return select(t < 0, X{}, select(t > 1, X{} + 1, t));
-  }
-  template <class X>
-  FK_INLINE X whole_turns(X u) const {
-    return tails_ == Tails::circular ? floor((u - lower_) / length_) * length_ : X{};
-  }
-  // Of a spline that is shifted: into its interval, by whole turns, and by half a turn more.
-  template <class X>
-  FK_INLINE X turned_back(X v) const {
-    return shifted_ ? v - floor((v - lower_) / length_) * length_ : v;
-  }
-  template <class X>
-  FK_INLINE X half_a_turn_on(X u) const {
-    return shifted_ ? u - floor(u / length_) * length_ + lower_ : u;
-  }
-  template <class X>
-  FK_INLINE X end_beside(X u) const {
-    return select(u < lower_, X{} + lower_, X{} + upper_);
-  }
-  template <class X>
-  FK_INLINE X slope_beside(X u, const Bin<X>& b) const {
-    return select(u < lower_, b.d0, b.d1);
+  static FK_INLINE Place<X> at(const Bin<X>&, X theta) {
+    return {theta};
   }
 
   template <class X>
-  FK_INLINE Positive<X> logit(X a) const {
-    if (parametrization_ == Parametrization::softplus) return {a * gain_, X{} + gain_};
-    const X q = 1 / (1 + abs(2 * gain_ * a));
-    return {a * q, q * q};
-  }
-  template <class X>
-  FK_INLINE Positive<X> derivative(X a) const {
-    if (parametrization_ == Parametrization::softplus) return {least_derivative_ + softplus(a), sigmoid(a)};
-    const X q = 1 / (1 + abs(gain_ * a)), d = exp(a * q);
-    return {d, d * q * q};
-  }
-
-  // The exponentials of the bins' logits, and their sum.
-  template <class X, class P>
-  FK_INLINE X exponentials(P p, int first, X* out) const {
-    X most = X{};
-    if (parametrization_ == Parametrization::softplus) {  // whose logits have no bound
-      most = logit(p(first)).value;
-      for (int k = 1; k < bins_; ++k) {
-        const X a = logit(p(first + k)).value;
-        most = select(a > most, a, most);
-      }
-    }
-    X sum = out[0] = exp(logit(p(first)).value - most);
-    for (int k = 1; k < bins_; ++k) sum += out[k] = exp(logit(p(first + k)).value - most);
-    return sum;
-  }
-
-  // The raw derivative at knot k, from 0 to K; none where it is given.
-  template <class X, class P>
-  FK_INLINE X raw_derivative(P p, int k) const {
-    const int first = 2 * bins_;
-    switch (tails_) {
-      case Tails::linear: return k == 0 || k == bins_ ? X{} : p(first + k - 1);
-      case Tails::circular: return p(first + (k == bins_ ? 0 : k));
-      case Tails::unconstrained: return p(first + k);
-    }
-    __builtin_unreachable();
-  }
-
-  // The bin of a number among the heights, or the widths; beyond the ends the first or the last.
-  template <bool Heights, class X, class P>
-  FK_INLINE Bin<X> find(X u, P p, X* out) const {
-    Bin<X> b;
-    Sizes<X>&widths = b.widths, &heights = b.heights;
-    const X *w = out, *h = out + bins_;
-    widths = {exponentials<X>(p, 0, out), X{}, w[0]};
-    heights = {exponentials<X>(p, bins_, out + bins_), X{}, h[0]};
-    const C least = Heights ? least_height_ : least_width_;
-    const X unit = length_ * (1 - bins_ * least) / (Heights ? heights.sum : widths.sum);
-    const X* const sizes = Heights ? h : w;
-    X width = w[0], height = h[0];  // of the bins before the knot
-    X low = X{}, low_before = X{};  // what rounding took from the one that is compared
-    X raw0 = raw_derivative<X>(p, 0), raw1 = raw_derivative<X>(p, 1), raw = raw1;
-    b.index = X{};
-    for (int k = 1; k < bins_; ++k) {
-      const X next = raw_derivative<X>(p, k + 1), knot = Heights ? height : width;
-      const auto past = u >= lower_ + length_ * least * k + unit * knot;
-      b.index = select(past, X{} + k, b.index);
-      widths = {widths.sum, select(past, width, widths.before), select(past, w[k], widths.part)};
-      heights = {heights.sum, select(past, height, heights.before), select(past, h[k], heights.part)};
-      raw0 = select(past, raw, raw0), raw1 = select(past, next, raw1);
-      width += w[k], height += h[k], raw = next;
-      if constexpr (kCompensated<X>) {
-        low_before = select(past, low, low_before);
-        low += lost(knot, sizes[k], Heights ? height : width);
-      }
-    }
-    if constexpr (kCompensated<X>) {
-      b.offset = offset(u, Heights ? heights.before : widths.before, low_before, Heights ? height : width, low, b.index,
-                        least);
-    } else {
-      b.offset = u - start(Heights ? heights : widths, least, b.index);
-    }
-    b.w = size(widths, least_width_), b.x0 = start(widths, least_width_, b.index);
-    b.h = size(heights, least_height_), b.y0 = start(heights, least_height_, b.index);
-    const Positive<X> d0 = derivative(raw0), d1 = derivative(raw1);
-    b.d0 = d0.value, b.slope0 = d0.slope, b.d1 = d1.value, b.slope1 = d1.slope;
-    if (tails_ == Tails::linear) {
-      b.d0 = select(b.index == 0, X{} + end_, b.d0);
-      b.d1 = select(b.index == bins_ - 1, X{} + end_, b.d1);
-    }
-    return b;
-  }
-  template <class X>
-  FK_INLINE X size(const Sizes<X>& s, C least) const {
-    return length_ * least + length_ * (1 - bins_ * least) * s.part / s.sum;
-  }
-  template <class X>
-  FK_INLINE X start(const Sizes<X>& s, C least, X index) const {
-    return lower_ + length_ * least * index + length_ * (1 - bins_ * least) * s.before / s.sum;
-  }
-
-  // a + b less their rounded sum.
-  static FK_INLINE double lost(double a, double b, double sum) {
-    const double rest = sum - a;
-    return (a - (sum - rest)) + (b - rest);
-  }
-  // u less the start of its bin, with the digits that a start beside 0 would have.
-  FK_INLINE double offset(double u, double before, double low_before, double sum, double low, double index,
-                          double least) const {
-    const double scale = length_ * (1 - bins_ * least), part = before / sum;
-    const double rest = (fma(-part, sum, before) + low_before - part * low) / sum;
-    const double from = u - lower_, least_start = length_ * least * index, beyond = from - least_start;
-    return fma(-scale, part, beyond) + (lost(u, -lower_, from) + lost(from, -least_start, beyond) - scale * rest);
-  }
-
-  // s + (d0 + d1 - 2 s) theta (1 - theta), as a sum of positive numbers.
-  template <class X>
-  static FK_INLINE X denominator(const Bin<X>& b, X s, X theta, X rest) {
-    return s * (theta * theta + rest * rest) + (b.d0 + b.d1) * theta * rest;
-  }
-  template <class X>
-  static FK_INLINE X slope_numerator(const Bin<X>& b, X s, X theta, X rest) {
-    return b.d1 * theta * theta + 2 * s * theta * rest + b.d0 * rest * rest;
-  }
-  template <class X>
-  static FK_INLINE Curve<X> curve(const Bin<X>& b, X theta) {
+  static FK_INLINE Curve<X> curve(const Bin<X>& b, const Place<X>& at) {
+    const X theta = at.theta;
     const X s = b.h / b.w, rest = 1 - theta, to = 1 / denominator(b, s, theta, rest), ratio = s * to;
     return {(s * theta * theta + b.d0 * theta * rest) * to, ratio * (ratio * slope_numerator(b, s, theta, rest))};
   }
@@ -314,15 +30,16 @@ class rational_quadratic {
   // Where in its bin the curve has the part t of the height: the discriminant b^2 - 4 a c as a sum of squares, and
   // b + its root without a difference of like numbers.
   template <class X>
-  FK_INLINE X root(const Bin<X>& b, X t) const {
+  static FK_INLINE Place<X> root(const Bin<X>& b, X t) {
     const X s = b.h / b.w, q = b.d0 * (1 - t) - b.d1 * t, product = 4 * s * s * t * (1 - t);
     const X r = sqrt(q * q + product), sum = select(q > 0, q + r, product / (r - select(q > 0, X{}, q)));
-    return within_a_bin(2 * s * t / (2 * s * t + sum));
+    return {within_a_bin(2 * s * t / (2 * s * t + sum))};
   }
 
   // By the derivatives of y0 + h N / D and of log(s^2 M / D^2), N, D and M being functions of theta, s, d0 and d1.
   template <class X>
-  static FK_INLINE Cotangents<X> cotangents(const Bin<X>& b, X theta, X g_v, X g_log) {
+  static FK_INLINE PieceCotangents<X> cotangents(const Bin<X>& b, const Place<X>& at, X g_v, X g_log) {
+    const X theta = at.theta;
     const X s = b.h / b.w, rest = 1 - theta, product = theta * rest;
     const X to = 1 / denominator(b, s, theta, rest), m = slope_numerator(b, s, theta, rest), per_m = g_log / m;
     const X value = (s * theta * theta + b.d0 * product) * to, per_d = 2 * g_log * to, g = g_v * b.h * to;
@@ -332,74 +49,49 @@ class rational_quadratic {
                    per_m * 2 * product - per_d * (theta * theta + rest * rest);
     const X of_d0 = g * product * (s * rest * rest + b.d1 * product) * to + per_m * rest * rest - per_d * product;
     const X of_d1 = per_m * theta * theta - g * product * value - per_d * product;
-    const X per_w = 1 / b.w, of_u = of_theta * per_w;
-    return {of_u, -of_u, -(of_theta * theta + of_s * s) * per_w, g_v, g_v * value + of_s * per_w, of_d0, of_d1};
+    return {of_theta, of_s, of_d0, of_d1, X{}};
   }
 
-  // The cotangent v that makes that of u, which is at theta in its bin, -g for -v.
-  template <class X, class P, class Put>
-  FK_INLINE X cancel(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g, X g_log, Put put) const {
-    X v = (g + cotangents(b, theta, X{}, g_log).u) / curve(b, theta).slope;
-    if (tails_ != Tails::circular) v = select(inside(u), v, tails_ == Tails::linear ? g : g / slope_beside(u, b));
-    put_cotangents(u, b, theta, exponentials, p, -v, g_log, put);
-    return v;
+ private:
+  // s + (d0 + d1 - 2 s) theta (1 - theta), as a sum of positive numbers.
+  template <class X>
+  static FK_INLINE X denominator(const Bin<X>& b, X s, X theta, X rest) {
+    return s * (theta * theta + rest * rest) + (b.d0 + b.d1) * theta * rest;
   }
-
-  // The cotangent of u; hands over those of the parameters.
-  template <class X, class P, class Put>
-  FK_INLINE X put_cotangents(X u, const Bin<X>& b, X theta, const X* exponentials, P p, X g_v, X g_log, Put put) const {
-    Cotangents<X> g = cotangents(b, theta, g_v, g_log);
-    if (tails_ != Tails::circular) {
-      const auto in = inside(u);
-      const X none = {};
-      g = {g.u,
-           select(in, g.x0, none),
-           select(in, g.w, none),
-           select(in, g.y0, none),
-           select(in, g.h, none),
-           select(in, g.d0, none),
-           select(in, g.d1, none)};
-      if (tails_ == Tails::linear) {
-        g.u = select(in, g.u, g_v);
-      } else {
-        const X d = slope_beside(u, b), g_d = g_v * (u - end_beside(u)) + g_log / d;
-        g.u = select(in, g.u, g_v * d);
-        g.d0 = select(u < lower_, g_d, g.d0);
-        g.d1 = select(u < upper_, g.d1, g_d);
-      }
-    }
-    put_sizes(b, b.widths, exponentials, least_width_, 0, g.x0, g.w, p, put);
-    put_sizes(b, b.heights, exponentials + bins_, least_height_, bins_, g.y0, g.h, p, put);
-    put_derivatives(b, g.d0 * b.slope0, g.d1 * b.slope1, put);
-    return g.u;
+  template <class X>
+  static FK_INLINE X slope_numerator(const Bin<X>& b, X s, X theta, X rest) {
+    return b.d1 * theta * theta + 2 * s * theta * rest + b.d0 * rest * rest;
   }
-
-  // Cotangents of the raw sizes from those of the bin's start and size.
-  template <class X, class P, class Put>
-  FK_INLINE void put_sizes(const Bin<X>& b, const Sizes<X>& sizes, const X* exponentials, C least, int first, X g_start,
-                           X g_size, P p, Put put) const {
-    const X unit = length_ * (1 - bins_ * least) / sizes.sum, before = unit * g_start, of_bin = unit * g_size;
-    const X mean = (before * sizes.before + of_bin * sizes.part) / sizes.sum;
-    for (int k = 0; k < bins_; ++k) {
-      const X g = select(b.index > k, before, select(b.index == k, of_bin, X{}));
-      put(first + k, exponentials[k] * (g - mean) * logit(p(first + k)).slope);
-    }
-  }
-  template <class X, class Put>
-  FK_INLINE void put_derivatives(const Bin<X>& b, X g0, X g1, Put put) const {
-    const int first = 2 * bins_, begin = tails_ == Tails::linear ? 1 : 0;
-    const int end = tails_ == Tails::unconstrained ? bins_ + 1 : bins_;
-    for (int k = begin; k < end; ++k) {
-      const int before = tails_ == Tails::circular && k == 0 ? bins_ - 1 : k - 1;  // the bin that ends at the knot
-      put(first + k - begin, select(b.index == k, g0, X{}) + select(b.index == before, g1, X{}));
-    }
-  }
-
-  S parametrization_;
-  Tails tails_;
-  bool shifted_;
-  int bins_;
-  C lower_, upper_, length_, least_width_, least_height_, least_derivative_, end_, gain_;
 };
 
-}  // namespace flowkern::FK_ISA::maps
+}  // namespace splines
+
+namespace maps {
+
+// S is Parametrization, or a type that converts to one value of it, so that the compiler knows which.
+template <class C, class S = splines::Parametrization>
+class rational_quadratic : public splines::Spline<C, splines::RationalQuadraticPiece, S, splines::Tails> {
+  using Parametrization = splines::Parametrization;
+  using Spline = splines::Spline<C, splines::RationalQuadraticPiece, S, splines::Tails>;
+
+ public:
+  static constexpr int kKind = 1, kMost = 3 * splines::kMostBins + 1;
+
+  FK_INLINE explicit rational_quadratic(const UnivariateMap& map, S parametrization)
+      : Spline(map, parametrization, static_cast<splines::Tails>(map.options[1])) {}
+  FK_INLINE explicit rational_quadratic(const UnivariateMap& map)
+      : rational_quadratic(map, static_cast<Parametrization>(map.options[2])) {}
+
+  template <class F>
+  static FK_INLINE void specialised(const UnivariateMap& map, F f) {
+    using splines::Constant;
+    switch (static_cast<Parametrization>(map.options[2])) {
+      case Parametrization::soft_clipped_exp:
+        return f(rational_quadratic<C, Constant<Parametrization::soft_clipped_exp>>(map, {}));
+      case Parametrization::softplus: return f(rational_quadratic<C, Constant<Parametrization::softplus>>(map, {}));
+    }
+  }
+};
+
+}  // namespace maps
+}  // namespace flowkern::FK_ISA

@@ -1,9 +1,11 @@
-"""Rational-quadratic splines: the libraries' own, knots and bounds, collapsed bins, round trips, derivatives."""
+"""Splines of both families: the libraries' own, knots and bounds, collapsed bins, round trips, derivatives."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,28 +15,28 @@ from accuracy import LONG_DOUBLES, Pool
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.univariate import PARAMETRIZATIONS, TAILS, RationalQuadratic
+from flowkern.univariate import PARAMETRIZATIONS, TAILS, RationalLinear, RationalQuadratic
 
 BACKENDS = pytest.mark.parametrize("backend", ["native", "reference"])
-Parts = tuple[Tensor, Tensor, Tensor]
+Map = RationalQuadratic | RationalLinear
+Parts = tuple[Tensor, ...]
 
 
-def drawn(map: RationalQuadratic, count: int, dtype: torch.dtype = torch.float64, spread: float = 1.5, seed: int = 0) -> Parts:
-    """Raw widths, heights and derivatives of so many elements."""
+def drawn(map: Map, count: int, dtype: torch.dtype = torch.float64, spread: float = 1.5, seed: int = 0) -> Parts:
+    """Raw widths, heights and derivatives of so many elements, and where there are divisions those."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = (map.bins, map.bins, map.derivatives)
-    widths, heights, derivatives = (spread * torch.randn(count, n, generator=generator, dtype=torch.float64) for n in sizes)
-    return widths.to(dtype), heights.to(dtype), derivatives.to(dtype)
+    sizes = Counter(name.split()[0] for name in map.names).values()
+    return tuple((spread * torch.randn(count, n, generator=generator, dtype=torch.float64)).to(dtype) for n in sizes)
 
 
-def points(map: RationalQuadratic, count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+def points(map: Map, count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     """Numbers in the interval and beyond, a quarter of its length to either side."""
     lower, upper = map.interval
     part = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (lower + (upper - lower) * (1.5 * part - 0.25)).to(dtype)
 
 
-def apply(map: RationalQuadratic, x: Tensor, parts: Parts, inverse: bool = False) -> tuple[Tensor, Tensor]:
+def apply(map: Map, x: Tensor, parts: Parts, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """The map of every element, and its own log-slope: the coupling of rows of one feature."""
     parameters = torch.cat(parts, -1).unsqueeze(-2).unbind(-1)
     z, log_slope = fk.ops.coupling(x.unsqueeze(-1), *parameters, transformed=slice(None), map=map, inverse=inverse)
@@ -92,8 +94,8 @@ def by_zuko(transform: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
 
 def of_pyro(x: Tensor, parts: Parts, inverse: bool) -> tuple[Tensor, Tensor]:
     splines = pytest.importorskip("pyro.distributions.transforms.spline")
-    widths, heights, derivatives = parts
-    given = widths.softmax(-1), heights.softmax(-1), torch.nn.functional.softplus(derivatives)
+    widths, heights, derivatives, *lambdas = parts
+    given = widths.softmax(-1), heights.softmax(-1), torch.nn.functional.softplus(derivatives), *(t.sigmoid() for t in lambdas)
     return splines._monotonic_rational_spline(x, *given, inverse=inverse, bound=3.0)
 
 
@@ -109,7 +111,8 @@ LIBRARIES: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]
     "normflows, circular": (of_circular_normflows, {"interval": (-3, 3), "tails": "circular", **SOFTPLUS}),
     "zuko": (of_zuko, {}),
     "zuko, circular": (of_circular_zuko, {"interval": (-math.pi, math.pi), "shifted": True}),
-    "Pyro": (of_pyro, {"interval": (-3, 3), **SOFTPLUS, "settings": (1e-3, 1e-3, 1e-3, 0.999, 1)}),
+    "Pyro, quadratic": (of_pyro, {"interval": (-3, 3), **SOFTPLUS, "settings": (1e-3, 1e-3, 1e-3, 0.999, 1)}),
+    "Pyro": (of_pyro, {"family": RationalLinear, "interval": (-3, 3), "settings": (1e-3, 1e-3, 1e-3, 0.999, 0.025)}),
 }
 
 
@@ -119,7 +122,8 @@ LIBRARIES: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], dict[str, Any]]
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_it_is_the_librarys_own(library: str, inverse: bool, bins: int, backend: str) -> None:
     function, options = LIBRARIES[library]
-    map = RationalQuadratic(bins, **options)
+    family = options.get("family", RationalQuadratic)
+    map = family(bins, **{name: value for name, value in options.items() if name != "family"})
     x, parts = points(map, 3000), drawn(map, 3000)
     lower, upper = map.interval
     if "box" in library or "circular" in library:  # they refuse what is outside, or leave it alone
@@ -129,7 +133,7 @@ def test_it_is_the_librarys_own(library: str, inverse: bool, bins: int, backend:
     with fk.backend(backend):
         found = apply(map, x, parts, inverse)
     far = torch.ones_like(x, dtype=torch.bool)
-    if library == "Pyro":  # takes a number up to 1e-6 above a knot to the bin below
+    if "Pyro" in library:  # takes a number up to 1e-6 above a knot to the bin below
         far = ((expected[0] - found[0]).abs() > 1e-12) | ((expected[1] - found[1]).abs() > 1e-9)
         assert far.float().mean() < 1e-3
         far = ~far
@@ -140,8 +144,13 @@ def test_it_is_the_librarys_own(library: str, inverse: bool, bins: int, backend:
 # -- knots, bounds, tails
 
 
-def every_map(bins: int, interval: tuple[float, float] = (-2.0, 3.0)) -> list[RationalQuadratic]:
-    return [RationalQuadratic(bins, interval, tails, kind) for tails in TAILS for kind in PARAMETRIZATIONS]
+def every_map(bins: int, interval: tuple[float, float] = (-2.0, 3.0)) -> list[Map]:
+    quadratic = [RationalQuadratic(bins, interval, tails, kind) for tails in TAILS for kind in PARAMETRIZATIONS]
+    return [*quadratic, RationalLinear(bins, interval)]
+
+
+def named(map: Map) -> str:
+    return f"{map.family} {map.tails} {map.parametrization}"
 
 
 @BACKENDS
@@ -150,7 +159,8 @@ def test_equal_bins_hit_their_knots(bins: int, backend: str) -> None:
     """Knot k of bins of equal size is at k / K of the interval, in either direction, with the derivative that was given."""
     for map in every_map(bins, (0.0, float(bins))):
         derivatives = torch.randn(map.derivatives, dtype=torch.float64)
-        parts = torch.zeros(bins, bins), torch.zeros(bins, bins), derivatives.expand(bins, -1)
+        widths, heights, _, *divisions = drawn(map, bins)
+        parts = torch.zeros_like(widths), torch.zeros_like(heights), derivatives.expand(bins, -1), *divisions
         knots = torch.arange(bins).double()
         raw = {"linear": torch.cat([derivatives.new_zeros(1), derivatives])}.get(map.tails, derivatives)[:bins]
         if map.parametrization == "softplus":
@@ -161,7 +171,7 @@ def test_equal_bins_hit_their_knots(bins: int, backend: str) -> None:
             expected[0] = 0
         for inverse in (False, True):
             with fk.backend(backend):
-                z, log_slope = apply(map, knots, tuple(t.double() for t in parts), inverse)  # type: ignore[arg-type]
+                z, log_slope = apply(map, knots, parts, inverse)
             torch.testing.assert_close(z, knots, rtol=1e-13, atol=1e-13)
             torch.testing.assert_close(log_slope, -expected if inverse else expected, rtol=1e-10, atol=1e-10)
 
@@ -173,9 +183,9 @@ def test_at_and_beyond_the_bounds(inverse: bool, backend: str, dtype: torch.dtyp
     step = 1e-5
     x = torch.tensor([lower, upper, lower - step, upper + step, -1e6, 1e6, lower + step, upper - step], dtype=dtype)
     for map in every_map(8):
-        widths, heights, derivatives = (t.expand(len(x), -1) for t in drawn(map, 1, dtype))
+        parts = tuple(t.expand(len(x), -1) for t in drawn(map, 1, dtype))
         with fk.backend(backend):
-            z, log_slope = apply(map, x, (widths, heights, derivatives), inverse)
+            z, log_slope = apply(map, x, parts, inverse)
         if map.tails == "linear":
             assert torch.equal(z[:6], x[:6])
             assert (log_slope[:6] == 0).all()
@@ -248,7 +258,7 @@ def test_extreme_parameters_give_finite_numbers_and_gradients(inverse: bool, bac
     for bins in (2, 8, 128):
         least = (1e-12, 1e-12, 1e-12, 1.0, 1.0)
         maps = [RationalQuadratic(bins, (-2, 3), tails, "softplus", least) for tails in TAILS]
-        for map in [*every_map(bins), *maps]:
+        for map in [*every_map(bins), *maps, RationalLinear(bins, (-2, 3), (*least[:4], 1e-3))]:
             for spread in (0.0, 1e-6, 30.0, 1e4):
                 parts = tuple(t.requires_grad_() for t in drawn(map, 400, dtype, spread))
                 x = points(map, 400, dtype).requires_grad_()
@@ -274,7 +284,7 @@ def test_gradients_at_knots_and_bounds_are_finite(backend: str, dtype: torch.dty
         x = torch.tensor([-1e8, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 1e8], dtype=dtype)
         for inverse in (False, True):
             leaf = x.clone().requires_grad_()
-            parts = tuple(torch.zeros(len(x), n, dtype=dtype, requires_grad=True) for n in (4, 4, map.derivatives))
+            parts = tuple(torch.zeros_like(t, requires_grad=True) for t in drawn(map, len(x), dtype))
             with fk.backend(backend):
                 z, log_slope = apply(map, leaf, parts, inverse)  # type: ignore[arg-type]
                 first = torch.autograd.grad((z + log_slope).sum(), [leaf, *parts], create_graph=True)
@@ -299,9 +309,8 @@ def test_the_discriminant_is_never_negative(backend: str) -> None:
 @BACKENDS
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(low: torch.dtype, backend: str) -> None:
-    map = RationalQuadratic(8, (-4, 4), **SOFTPLUS)
-    x, parts = points(map, 500).to(low), tuple(t.to(low) for t in drawn(map, 500))
-    for inverse in (False, True):
+    for inverse, map in product((False, True), (RationalQuadratic(8, (-4, 4), **SOFTPLUS), RationalLinear(8, (-4, 4)))):
+        x, parts = points(map, 500).to(low), tuple(t.to(low) for t in drawn(map, 500))
         with fk.backend(backend):
             z, log_slope = apply(map, x, parts, inverse)  # type: ignore[arg-type]
         assert z.dtype == log_slope.dtype == low
@@ -326,23 +335,24 @@ def test_under_autocast(autocast: torch.dtype) -> None:
         assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("map", every_map(3), ids=lambda map: f"{map.tails} {map.parametrization}")
+@pytest.mark.parametrize("map", every_map(3), ids=named)
 @pytest.mark.parametrize("inverse", [False, True])
-def test_first_and_second_derivatives(map: RationalQuadratic, inverse: bool) -> None:
+def test_first_and_second_derivatives(map: Map, inverse: bool) -> None:
     x, parts = points(map, 12).requires_grad_(), tuple(t.requires_grad_() for t in drawn(map, 12))
     call = lambda x, *parts: apply(map, x, parts, inverse)  # noqa: E731
     assert torch.autograd.gradcheck(call, (x, *parts))
     assert torch.autograd.gradgradcheck(call, (x, *parts))
 
 
-def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: Any, heights: Any, derivatives: Any) -> Any:
+def with_longer_digits(map: Map, inverse: bool, x: Any, widths: Any, heights: Any, derivatives: Any, *divisions: Any) -> Any:
     """z and log_slope by the formulas of the paper, in NumPy's complex numbers of 64 bits of mantissa.
 
     Complex, so that the imaginary part of a result is its derivative by the input that has a small imaginary part.
     """
     lower, upper = (np.longdouble(end) for end in map.interval)
     length, soft = upper - lower, map.parametrization == "soft_clipped_exp"
-    least_width, least_height, least_derivative, end, gain = (0, 0, 0, 1, 1) if soft else map.settings
+    least_width, least_height, least_derivative, end, last = (0, 0, 0, 1, 1) if soft else map.settings
+    gain = 1 if divisions else last
     slope = np.longdouble(-math.log(map.settings[0]))
 
     def clipped(a: Any, factor: int) -> Any:
@@ -371,6 +381,11 @@ def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: An
     )
     w, h = x1 - x0, y1 - y0
     s, theta = h / w, (u - x0) / w
+    if divisions:
+        raw = np.take_along_axis(divisions[0], k, 1)[:, 0]
+        z, log_slope = in_halves(last + (1 - 2 * np.longdouble(last)) / (1 + np.exp(-raw)), inverse, u, x0, y0, w, h, d0, d1)
+        inside = (u.real >= lower) & (u.real < upper)
+        return np.where(inside, z, u), np.where(inside, (-1 if inverse else 1) * log_slope, 0)
     if inverse:
         t = (u - y0) / h
         q = d0 * (1 - t) - d1 * t
@@ -389,10 +404,28 @@ def with_longer_digits(map: RationalQuadratic, inverse: bool, x: Any, widths: An
     return np.where(inside, z, at + (u - at) * beside**sign), np.where(inside, log_slope, np.log(beside)) * sign
 
 
+def in_halves(divide: Any, inverse: bool, u: Any, x0: Any, y0: Any, w: Any, h: Any, d0: Any, d1: Any) -> Any:
+    """The rational-linear piece by the weights and points of the paper, the first weight being one."""
+    wb = np.sqrt(d0 / d1)
+    wc = (divide * d0 + (1 - divide) * wb * d1) * w / h
+    part = divide * wb / (1 - divide + divide * wb)  # of the height, where the halves meet
+    t = (u - y0) / h
+    theta = (u - x0) / w
+    second = t.real > part.real if inverse else theta.real > divide.real
+    if inverse:
+        first_half = divide * t / (t + wc * (part - t))
+        second_half = 1 - (1 - divide) * wb * (1 - t) / (wb * (1 - t) + wc * (t - part))
+        theta = np.where(second, second_half, first_half)
+    first, last = divide - theta + wc * theta, wc * (1 - theta) + wb * (theta - divide)
+    above = np.where(second, 1 - wc * (1 - part) * (1 - theta) / last, wc * part * theta / first)
+    slope = np.where(second, wb * wc * (1 - divide) * (1 - part) / last**2, wc * divide * part / first**2)
+    return (x0 + w * theta if inverse else y0 + h * above), np.log(slope * h / w)
+
+
 @LONG_DOUBLES
-@pytest.mark.parametrize("map", every_map(6), ids=lambda map: f"{map.tails} {map.parametrization}")
+@pytest.mark.parametrize("map", every_map(6), ids=named)
 @pytest.mark.parametrize("inverse", [False, True])
-def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool) -> None:
+def test_float64_is_as_exact_as_its_oracle(map: Map, inverse: bool) -> None:
     """The rule of accuracy where float64 is not exact enough to be the judge: values, and derivatives by complex steps."""
     # So many, since the largest error of the few worst conditioned elements is what is compared.
     inputs = [points(map, 5000), *drawn(map, 5000, spread=1.0)]
@@ -411,11 +444,11 @@ def test_float64_is_as_exact_as_its_oracle(map: RationalQuadratic, inverse: bool
     for backend in ("native", "reference"):
         leaves = [t.clone().requires_grad_() for t in inputs]
         with fk.backend(backend):
-            outputs = fk.ops.spline(*leaves, map=map, inverse=inverse)
+            outputs = apply(map, leaves[0], tuple(leaves[1:]), inverse)
         grads = torch.autograd.grad(sum((w * t).sum() for w, t in zip(weights, outputs, strict=True)), leaves)  # type: ignore[arg-type]
         found_by[backend] = [t.detach() for t in (*outputs, *grads)]
-    names = "z", "log_slope", "x", "widths", "heights", "derivatives"
-    for name, kernel, oracle, judge in zip(names, found_by["native"], found_by["reference"], exact, strict=True):
+    names = "z", "log_slope", "x", "widths", "heights", "derivatives", "lambdas"
+    for name, kernel, oracle, judge in zip(names[: len(exact)], found_by["native"], found_by["reference"], exact, strict=True):
         pool = Pool()
         pool.add_long(kernel, oracle, judge.real)
         pool.check(name, torch.float64, oracles=torch.float64)
@@ -454,3 +487,25 @@ def test_a_value_and_its_config() -> None:
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RationalQuadratic(**options)
+
+
+def test_a_rational_linear_value_and_its_config() -> None:
+    map = RationalLinear(6, [-3, 3])
+    assert map == RationalLinear(**map.config)
+    assert map.count == 23
+    assert map.names[16:18] == ("derivative 4", "lambda 0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bins": 129}, "bins: expected at most 128, got 129"),
+        ({"interval": (1, 1)}, r"interval: expected finite ends in order, got \(1.0, 1.0\)"),
+        ({"settings": (1e-3, 1)}, "settings: a rational-linear spline takes 5, got 2"),
+        ({"settings": (0.2, 1e-3, 1e-3, 1, 0.1)}, "settings: expected a least width and height above 0 that 8 bins"),
+        ({"settings": (1e-3, 1e-3, 1e-3, 1, 0.5)}, "settings: expected a least part of a bin between 0 and 0.5, got 0.5"),
+    ],
+)
+def test_what_a_rational_linear_spline_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RationalLinear(**options)
