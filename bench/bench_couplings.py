@@ -112,13 +112,14 @@ def of_freia(features: int, width: int, block: str = "AllInOneBlock", couplings:
 
 PEERS = {
     "zuko": of_zuko,
+    "nflows": of_nflows,
     "normflows": of_normflows,
     "normflows masked": of_normflows_masked,
     "pyro": of_pyro,
     "FrEIA": of_freia,
     "FrEIA Glow": functools.partial(of_freia, block="GLOWCouplingBlock", couplings=2),
 }
-MAKERS = {"flowkern": of_flowkern, "nflows": of_nflows, **PEERS}
+MAKERS = {"flowkern": of_flowkern, **PEERS}
 BY = pytest.mark.parametrize("implementation", [*MAKERS, *(f"{peer} accelerated" for peer in PEERS)])
 
 

@@ -97,19 +97,20 @@ def test_zuko(benchmark: Any, features: int, context: int, hidden: int, batch: i
     time_densities(benchmark, compared, log_prob, which, by, work)
 
 
-def sbi_network(x: Tensor, c: Tensor) -> Any:
-    """nflows as sbi builds it: standardisation, permutations, tanh, an embedding net."""
+def sbi_network(kind: str, x: Tensor, c: Tensor) -> Any:
+    """nflows as sbi builds it: standardisation, an embedding net; permutations and tanh, or spline couplings and LU maps."""
     factory = pytest.importorskip("sbi.neural_nets.net_builders.flow")
     embedding = torch.nn.Sequential(torch.nn.Linear(C, 32), torch.nn.ReLU(), torch.nn.Linear(32, C))
-    return factory.build_maf(x, c, hidden_features=H, num_transforms=T, embedding_net=embedding)
+    return getattr(factory, "build_" + kind)(x, c, hidden_features=H, num_transforms=T, embedding_net=embedding)
 
 
 @TWO
 @WHICH
-def test_nflows_as_sbi_builds_it(benchmark: Any, which: str, by: str) -> None:
+@pytest.mark.parametrize("kind", ["maf", "nsf"])
+def test_nflows_as_sbi_builds_it(benchmark: Any, kind: str, which: str, by: str) -> None:
     x, c = torch.randn(B, D), torch.randn(B, C)
-    models = twins(lambda: sbi_network(torch.randn(500, D), torch.randn(500, C)))
-    time_densities(benchmark, models, lambda m: m.log_prob(x[None], c)[0], which, by, f"sbi's MAF (nflows), {WORK}")
+    models = twins(lambda: sbi_network(kind, torch.randn(500, D), torch.randn(500, C)))
+    time_densities(benchmark, models, lambda m: m.log_prob(x[None], c)[0], which, by, f"sbi's {kind.upper()} (nflows), {WORK}")
 
 
 @TWO
@@ -126,6 +127,23 @@ def test_normflows(benchmark: Any, which: str, by: str) -> None:
         return nf.NormalizingFlow(nf.distributions.DiagGaussian(D), layers)
 
     work = f"normflows' MAF (forward_kld), {T} x D={D}, {H}x2, B={B}"
+    time_densities(benchmark, twins(make), lambda m: m.log_prob(x), which, by, work)
+
+
+@TWO
+@WHICH
+def test_normflows_splines(benchmark: Any, which: str, by: str) -> None:
+    nf = pytest.importorskip("normflows")
+    x = torch.randn(B, D)
+
+    def make() -> Any:
+        layers: list[Any] = []
+        for i in range(T):
+            layers.append(nf.flows.CoupledRationalQuadraticSpline(D, 2, H, reverse_mask=bool(i % 2)))
+            layers.append(nf.flows.LULinearPermute(D))
+        return nf.NormalizingFlow(nf.distributions.DiagGaussian(D), layers)
+
+    work = f"normflows' NSF (couplings), {T} x D={D}, {H}x2 residual, B={B}"
     time_densities(benchmark, twins(make), lambda m: m.log_prob(x), which, by, work)
 
 
@@ -177,7 +195,7 @@ def simulations(n: int) -> tuple[Any, Tensor, Tensor]:
 
 
 @TWO
-@pytest.mark.parametrize("estimator", ["maf", "zuko_maf"])
+@pytest.mark.parametrize("estimator", ["maf", "zuko_maf", "nsf"])
 @pytest.mark.parametrize("which", ["train", "sample", "log_prob"])
 def test_sbi(benchmark: Any, which: str, estimator: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NPE.train of 10,000 simulations for five epochs; 10,000 samples, and their densities."""

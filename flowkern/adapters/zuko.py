@@ -175,25 +175,25 @@ def _make_transform_class(base: Any) -> Any:
 
 
 def read_coupling(layer: Any) -> CouplingNetwork | MaskedCoupling:
-    """True in the mask is what passes; of a transformed feature shift and raw scale lie together."""
+    """True in the mask is what passes; the parameters of a transformed feature lie together."""
     _coupling_class(sys.modules["zuko.transforms"].CouplingTransform)
     map = _univariate(layer)
-    if not isinstance(map, Affine):
-        raise UnsupportedError("its univariate map is a spline: only affine couplings have an operator here")
     split = MaskSplit(layer, ("mask",), lambda mask: (mask.nonzero().flatten(), (~mask).nonzero().flatten()))
-    parts = CouplingNetwork(layer, split, map, ASKED)
+    parts = CouplingNetwork(layer, split, map, ASKED) if isinstance(map, Affine) else None
     modules = list(layer.hyper)
     linears, between = modules[::2], modules[1::2]
     plain = differs(type(layer.hyper), "zuko.nn.MLP") is None and all(
         differs(type(m), "zuko.nn.Linear") is None for m in linears
     )
-    if not plain or len(linears) != len(between) + 1 or any(m.weight.dim() > 2 for m in linears):
-        return parts
     try:
+        if not plain or len(linears) != len(between) + 1 or any(m.weight.dim() > 2 for m in linears):
+            raise UnsupportedError("it is not linear maps with one activation between each two")
         network = MaskedCoupling(split, map, linears[0].weight.shape[1] - len(split.passing), linears, parts=parts)
         network.activation = activation_of(*between)
         network.finish(layer.hyper)
-    except UnsupportedError:
+    except UnsupportedError as error:
+        if parts is None:
+            raise UnsupportedError(f"its map is a spline, and its network has no operator: {error}") from None
         return parts
     return network
 

@@ -82,10 +82,15 @@ def zuko_spline(features: int = 6, context: int = 0, bins: int = 5, **options: A
     return Peer(make, features, context, zuko_forward, zuko_inverse_on_circles if options.get("circular") else zuko_inverse)
 
 
-def zuko_coupling(features: int = 6, context: int = 0, **options: Any) -> Peer:
+def zuko_coupling(features: int = 6, context: int = 0, bins: int = 0, **options: Any) -> Peer:
+    """With splines of so many bins, or affine."""
+
     def make() -> Any:
         from zuko.flows.coupling import GeneralCouplingTransform
+        from zuko.transforms import MonotonicRQSTransform
 
+        if bins:
+            options.update(univariate=MonotonicRQSTransform, shapes=[(bins,), (bins,), (bins - 1,)])
         given = {"hidden_features": (24, 20), "activation": nn.Tanh, **options}
         return settle(GeneralCouplingTransform(features, context, **given))
 
@@ -111,6 +116,7 @@ ZUKO = {
     "two parts, context": zuko_coupling(5, 3, mask=torch.tensor([1, 1, 0, 1, 0])),
     "two parts, one layer": zuko_coupling(hidden_features=()),
     "two parts, normalised": zuko_coupling(context=2, normalize=True),
+    "two parts, splines": zuko_coupling(5, 2, bins=4),
     "spline": zuko_spline(),
     "spline, context": zuko_spline(context=2, hidden_features=(24,)),
     "spline, bound and slope": zuko_spline(bins=3, bound=1.5, slope=1e-2),
