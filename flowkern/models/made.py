@@ -164,7 +164,7 @@ class MADE(Model):
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:
             drawn.append(self.head.sample(parameters, generator))
-            return self.head.encode(drawn[-1])
+            return self.head.encode(drawn[-1]).to(parameters.dtype)
 
         sweep(solve, weights, optional_biases(plan, biases), plan, addends, size)
         return torch.cat(drawn, -1)[..., torch.argsort(plan.feature_order)]

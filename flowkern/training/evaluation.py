@@ -94,8 +94,8 @@ def sample(
 ) -> Tensor:
     """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes.
 
-    Where a context (n, ...) is given, each belongs to a row of it. A temperature other than 1 is one of flows, see
-    :meth:`flowkern.flows.Flow.sample`.
+    Where a context (n, ...) is given, each belongs to a row of it. A temperature other than 1 is for models whose ``sample``
+    takes one.
     """
     _place(model, processes)
     starts = range(0, n, CHUNK)
