@@ -100,6 +100,7 @@ class VAE(Model):
         2016), equation 8; Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
     """
 
+    draws_noise = True
     takes_shapes = True
     default_data = "digits"
 
