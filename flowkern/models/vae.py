@@ -183,6 +183,12 @@ class VAE(Model):
         """
         self.beta = min(1.0, (step + 1) / (self.kl_warmup + 1))
 
+    def train(self, mode: bool = True) -> VAE:
+        """As of any module; what is evaluated has a beta of 1 from then on, also where training ended while it rose."""
+        if not mode:
+            self.beta = 1.0
+        return super().train(mode)
+
     # -- bounds -----------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:

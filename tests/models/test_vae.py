@@ -262,6 +262,8 @@ def test_the_divergence_warms_up() -> None:
     model.encoder.register_forward_hook(lambda *_: seen.append(model.beta) if model.training else None)
     model.fit(x.expand(8, 3), epochs=3, batch_size=4, validation=0.5, progress=False)
     assert seen == pytest.approx([0.2, 0.4, 0.6])
+    terms = model.train().loss(x)  # of a loop that knows nothing of steps, after a fit that was shorter than the warm-up
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["kl"])
 
 
 def test_probabilities_sum_to_one() -> None:
