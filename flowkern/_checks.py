@@ -41,8 +41,8 @@ def number(
     fits = (least is None or found >= least) and (above is None or found > above) and (below is None or found < below)
     if not (-math.inf < found < math.inf and fits):  # math.isfinite would break a graph in the making
         bounds = {"of at least": least, "above": above, "and below": below}
-        wanted = " ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
-        raise ValueError(f"{name}: expected a number {wanted}, got {value!r}")
+        wanted = "".join(f" {words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        raise ValueError(f"{name}: expected a number{wanted}, got {value!r}")
     return found
 
 
@@ -52,6 +52,17 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(found, bool):
         raise ValueError(f"{name}: expected True or False, got {value!r}")
     return found
+
+
+def interval(name: str, given: Any) -> tuple[float, float]:
+    """Two finite ends in order."""
+    try:
+        lower, upper = map(float, given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected two numbers such as (-5, 5), got {given!r}") from None
+    if not (math.isfinite(upper - lower) and lower < upper):
+        raise ValueError(f"{name}: expected finite ends in order, got ({lower}, {upper})")
+    return lower, upper
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -17,10 +17,12 @@ from flowkern._checks import (
     check_tensor,
     choices_of,
     chunks,
+    number,
     numbers,
     one_of,
     sizes,
     whole_number,
+    widths,
 )
 from flowkern.config import configured
 from flowkern.flows import MAF, StandardNormal
@@ -159,6 +161,7 @@ class VAE(Model):
         self._posterior = Posterior(self.latent, steps if posterior == "iaf" else 0, context=flow_context, gated=gated, **flow)
         self.prior: Flow | StandardNormal = MAF(self.latent, steps, **flow) if prior == "maf" else StandardNormal(self.latent)
         self._analytic = kl == "analytic" and posterior == "diag" and prior == "normal"
+        channels = widths("channels", channels)
         sizes_of: dict[str, Any] = {"hidden": hidden, "channels": channels, "activation": activation}
         self.encoder, self.decoder = _module("encoder", encoder), _module("decoder", decoder)
         if encoder is None:
@@ -409,6 +412,7 @@ def _shares(log_weights: Tensor) -> Tensor:
 
 
 def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) -> fnn.Head:
+    std, levels = number("std", std, above=0), whole_number("levels", levels, 2)
     if isinstance(likelihood, fnn.Head):
         return likelihood
     if likelihood not in LIKELIHOODS:

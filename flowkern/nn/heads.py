@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import whole_number
+from flowkern._checks import flag, number, whole_number
 from flowkern.config import configured
 
 COLDEST = 1e-6  # of temperatures by which logits are divided: what is colder counts as this, the most probable value's
@@ -170,8 +170,7 @@ class IsotropicGaussian(Gaussian):
     @configured
     def __init__(self, std: float = 1.0, learned: bool = False) -> None:
         super().__init__()
-        if not 0 < std < math.inf:
-            raise ValueError(f"std: expected a positive number, got {std!r}")
+        std, learned = number("std", std, above=0), flag("learned", learned)
         log_std = torch.full((1,), math.log(std))  # torch shards no parameter without dimensions
         if learned:
             self.log_std = nn.Parameter(log_std)

@@ -43,7 +43,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import one_of, whole_number
+from flowkern._checks import flag, interval, one_of, whole_number
 from flowkern.univariate.map import UnivariateMap
 
 TAILS = ("linear", "circular", "unconstrained")
@@ -97,7 +97,7 @@ class RationalQuadratic(UnivariateMap):
             raise ValueError(f"bins: expected at most {MOST_BINS}, got {bins}")
         one_of("tails", self.tails, TAILS)
         one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
-        self.bins, self.interval, self.shifted = bins, _interval(self.interval), bool(self.shifted)
+        self.bins, self.interval, self.shifted = bins, interval("interval", self.interval), flag("shifted", self.shifted)
         if self.shifted and (self.tails != "linear" or sum(self.interval) != 0):
             raise ValueError(
                 f"shifted: expected linear tails of an interval about zero, got {self.tails} ones of {self.interval}"
@@ -139,16 +139,6 @@ class RationalQuadratic(UnivariateMap):
         """What the oracle of the operator ``spline`` is told."""
         names = ("interval", "tails", "parametrization", "settings", "shifted")
         return {name: getattr(self, name) for name in names}
-
-
-def _interval(given: object) -> tuple[float, float]:
-    try:
-        lower, upper = map(float, given)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ValueError(f"interval: expected two numbers such as (-5, 5), got {given!r}") from None
-    if not (math.isfinite(upper - lower) and lower < upper):
-        raise ValueError(f"interval: expected finite ends in order, got ({lower}, {upper})")
-    return lower, upper
 
 
 def _settings(parametrization: str, given: object, bins: int) -> tuple[float, ...]:

@@ -337,10 +337,13 @@ def test_bad_arguments() -> None:
         ("free_bits", [1.0, 2.0], r"^free_bits: expected a number, or one for each of 5 dimensions, got shape \(2,\)$"),
         ("latent", 0, r"^latent: expected a whole number of at least 1, got 0$"),
         ("samples", 0, r"^samples: expected"),
-        ("std", -1.0, r"^std: expected a positive number, got -1\.0$"),
+        ("std", -1.0, r"^std: expected a number above 0, got -1\.0$"),
     ):
         with pytest.raises(ValueError, match=message):
             VAE(4, **{"latent": 5, "flow_hidden": (8,), "likelihood": "gaussian", "variance": "fixed", name: value})
+    for name, value in (("std", -1.0), ("std", True), ("levels", 1), ("channels", (0,)), ("gated", "no")):  # of no use here
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            VAE(4, posterior="diag", **{name: value})
     with pytest.raises(ValueError, match=r"^free_bits: only the bound of one sample"):
         VAE(4, samples=2, free_bits=0.1)
     with pytest.raises(TypeError, match=r"^encoder: expected a torch\.nn\.Module, got str$"):

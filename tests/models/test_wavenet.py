@@ -359,10 +359,12 @@ def test_a_part_of_the_samples_of_frames(factors: tuple[int, ...]) -> None:
     ("options", "message"),
     [
         ({"features": 0}, "features: expected a whole number of at least 1, got 0"),
-        ({"output": "mixture"}, "output: expected categorical, logistics or gaussian, got 'mixture'"),
+        ({"output": "mixture"}, "output: expected one of categorical, logistics, gaussian, got 'mixture'"),
         ({"categories": 1}, "categories: expected a whole number of at least 2, got 1"),
         ({"output": "logistics", "levels": 1}, "levels: expected a whole number of at least 2, got 1"),
         ({"output": "logistics", "components": 0}, "components: expected a whole number of at least 1, got 0"),
+        ({"levels": "8"}, "levels: expected a whole number of at least 2, got '8'"),
+        ({"upsample": (0,)}, r"upsample: expected positive widths, got \(0,\)"),
         ({"layers": 0}, "layers: expected a whole number of at least 1, got 0"),
         ({"cycle": 0}, "cycle: expected"),
         ({"kernel": 0}, "kernel: expected"),
