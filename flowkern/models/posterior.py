@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowkern import ops
-from flowkern._checks import check_features, check_float, check_generator, flag, sizes, whole_number, widths
+from flowkern._checks import (
+    broadcast_batch,
+    check_features,
+    check_float,
+    check_generator,
+    check_like,
+    flag,
+    sizes,
+    whole_number,
+    widths,
+)
 from flowkern.nn import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.distribution_transform import real
 from flowkern.nn.heads import normal_terms, randn
@@ -167,6 +177,8 @@ class PosteriorDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         check_float("value", value)
         check_features("value", value, self.event_shape[0])
+        check_like("value", value, self.encoded, "what the encoder gave")
+        broadcast_batch(self.encoded, [value], "value")
         if self._validate_args:
             self._validate_sample(value)
         return self.parameters.log_prob(value, self.encoded)

@@ -387,8 +387,29 @@ def test_bad_input_comes_to_nothing() -> None:
     logistic = VAE((1, 4, 4), 2, likelihood="logistic", levels=17, hidden=(8,), flow_hidden=(8,))
     with pytest.raises(ValueError, match=r"^x: expected whole numbers from 0 to 16, the support of Logistic, got 0\.5 to"):
         logistic.loss(x + 0.5)
-    with pytest.raises(ValueError, match=r"^dimension: expected a whole number from 0 to 1, got 2$"):
-        model.traverse(x, 2)
+    q, z = model.posterior(x), torch.zeros(3, 2)
+    calls: list[tuple[Any, type[Exception], str]] = [
+        (lambda: model.traverse(x, 2), ValueError, r"dimension: expected a whole number from 0 to 1, got 2$"),
+        (lambda: model.traverse(x, 0.5), ValueError, r"dimension: expected a whole number of at least 0, got 0\.5$"),
+        (lambda: model.traverse(x, 0, "far"), TypeError, "values: expected a tensor or a list of numbers, got 'far'"),
+        (lambda: model.traverse(x, 0, 3), ValueError, r"values: expected a list of numbers, got shape \(\)$"),
+        (
+            lambda: model.interpolate(x, x[:2]),
+            ValueError,
+            r"y: expected a batch shape that broadcasts with \(3,\), got \(2,\)$",
+        ),
+        (lambda: model.interpolate(x, x + 2), ValueError, "y: expected numbers from 0 to 1"),
+        (lambda: model.interpolate([x], x), TypeError, r"x: expected a torch\.Tensor, got list$"),
+        (
+            lambda: q.log_prob(z[:2]),
+            ValueError,
+            r"value: expected batch shapes that broadcast with \(3,\), got shapes \(2, 2\)$",
+        ),
+        (lambda: q.log_prob(z.double()), TypeError, r"value: expected dtype torch\.float32 like what the encoder gave, got"),
+    ]
+    for call, kind, message in calls:
+        with pytest.raises(kind, match=f"^{message}"):
+            call()
     with pytest.raises(ValueError, match=r"^encoder: expected numbers of shape \(3, 4\)"):
         VAE(4, 2, "diag", encoder=nn.Linear(4, 3)).loss(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"^decoder: expected 1 numbers for each of 4 features of 3 rows, got shape \(3, 5\)$"):
