@@ -436,7 +436,7 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> list[float] | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given).float()
+    bits = numbers("free_bits", given, "cpu").float()
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
     if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():

@@ -154,7 +154,7 @@ class Coupling(Transform):
         # Of vectors, where the conditioner's columns and rows are in a masked network of all features.
         vectors = len(self._event_shape) == 1
         self._chosen = tuple(chosen.tolist()) if vectors else ()
-        read = torch.cat([~chosen, torch.ones(self.context, dtype=torch.bool)]) if vectors else chosen[:0]
+        read = torch.cat([~chosen, torch.ones(self.context, dtype=torch.bool, device="cpu")]) if vectors else chosen[:0]
         given = chosen.repeat(self.map.count) if vectors else chosen[:0]
         self.register_buffer("wide_columns", read.nonzero().flatten().to(device), persistent=False)
         self.register_buffer("wide_rows", given.nonzero().flatten().to(device), persistent=False)
