@@ -110,7 +110,10 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
     tables.check(output)
     context = None if given is None else given.repeat_interleave(each, 0)
-    samples = sample(model, n, here, options.seed, context, _temperature(options))
+    temperature = _temperature(options)
+    if temperature != 1 and getattr(model.model, "circular", False):
+        raise CommandError(f"--temperature: the noise of circular features is uniform and has none, got {temperature:g}")
+    samples = sample(model, n, here, options.seed, context, temperature)
     check_finite(samples, "nothing was written")
     first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
     say(here, f"{n:,} samples are in {output}")

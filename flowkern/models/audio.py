@@ -19,11 +19,11 @@ from flowkern._checks import (
     number,
     sizes,
     whole_number,
-    widths,
 )
 from flowkern.model import Model
 from flowkern.nn.heads import COLDEST, uniform
 from flowkern.nn.spectra import log_mel_spectrogram
+from flowkern.nn.wavenet import upsampling
 
 Player = Callable[[int], Tensor]
 
@@ -56,7 +56,7 @@ class AudioModel(Model):
         self.features, self.context = whole_number("features", features, 1), whole_number("context", context, 0)
         self.mels, self.rate = whole_number("mels", mels, 0), whole_number("rate", rate, 1)
         self.event_shape = torch.Size((self.features,))
-        upsample = widths("upsample", upsample)
+        upsample = upsampling("upsample", upsample)
         self.upsample = fnn.Upsample(self.mels, upsample) if self.mels else None
 
     @property

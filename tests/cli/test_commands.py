@@ -416,6 +416,9 @@ def test_the_most_probable_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
     fk.models.VAE(4, 2, hidden=(4,), transforms=1, flow_hidden=(4,)).save_pretrained(folder)
     assert main(["sample", folder, "--temperature", "0"]) == 2
     assert "--temperature: only of flows, pixelcnn, pixelrnn and models that draw sounds" in capsys.readouterr().err
+    fk.flows.NSF(2, 1, (4,), circular=True).save_pretrained(folder)
+    assert main(["sample", folder, "--temperature", "0.5"]) == 2
+    assert "--temperature: the noise of circular features is uniform and has none, got 0.5" in capsys.readouterr().err
 
 
 def test_samples_of_a_flow_at_a_temperature(tmp_path: Path) -> None:

@@ -370,8 +370,8 @@ def test_a_part_of_the_samples_of_frames(factors: tuple[int, ...]) -> None:
         ({"kernel": 0}, "kernel: expected"),
         ({"rate": 0}, "rate: expected"),
         ({"mels": -1}, "mels: expected"),
-        ({"mels": 4, "upsample": ()}, "factors: expected one or more of at least 2"),
-        ({"mels": 4, "upsample": (1, 4)}, "factors: expected one or more of at least 2"),
+        ({"mels": 4, "upsample": ()}, "upsample: expected one or more of at least 2"),
+        ({"mels": 4, "upsample": (1, 4)}, "upsample: expected one or more of at least 2"),
     ],
 )
 def test_models_that_cannot_be(options: dict[str, Any], message: str) -> None:
