@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import typing
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,41 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number is None or number < least or isinstance(value, bool):
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return number
+
+
+def number(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None, below: float | None = None
+) -> float:
+    """A finite number within bounds, NumPy's included."""
+    try:
+        found = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = math.nan
+    fits = (least is None or found >= least) and (above is None or found > above) and (below is None or found < below)
+    if not (-math.inf < found < math.inf and fits):  # math.isfinite would break a graph in the making
+        bounds = {"of at least": least, "above": above, "and below": below}
+        wanted = "".join(f" {words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+        raise ValueError(f"{name}: expected a number{wanted}, got {value!r}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, NumPy's included."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(found, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return found
+
+
+def interval(name: str, given: Any) -> tuple[float, float]:
+    """Two finite ends in order."""
+    try:
+        lower, upper = map(float, given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected two numbers such as (-5, 5), got {given!r}") from None
+    if not (math.isfinite(upper - lower) and lower < upper):
+        raise ValueError(f"{name}: expected finite ends in order, got ({lower}, {upper})")
+    return lower, upper
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -37,8 +37,13 @@ class Model(nn.Module):
     levels: int | None = None  # a model of whole numbers gives the number of values that each can take
     settings: ClassVar[Mapping[str, Any]] = {}  # defaults of its training that are others than flowkern.training.Settings has
     default_data: ClassVar[str | None] = None  # the data set that commands take where none is named
+    draws_noise = False  # whether log_prob draws numbers, of which a row's depend on its place among the rows of a call
     takes_shapes = False  # whether the constructor's `features` may be an image's shape; else images are given as vectors
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(_bring_buffers_along)
 
     @property
     def conditional(self) -> bool:
@@ -198,6 +203,22 @@ class Model(nn.Module):
         from flowkern.pretrained import from_pretrained
 
         return from_pretrained(cls, source, revision, parts)
+
+
+def _bring_buffers_along(model: nn.Module, _: Any) -> None:
+    """Buffers that no state holds go where one was assigned to a model that was made without values."""
+    like = next((p for p in model.parameters() if not p.is_meta), None)
+    for module in model.modules():
+        rest = module._non_persistent_buffers_set
+        lost = {id(b) for name, b in module._buffers.items() if b is not None and b.is_meta and name in rest}
+        if like is None or not lost:
+            continue
+
+        def found(t: Tensor, like: Tensor = like, lost: Collection[int] = lost) -> Tensor:
+            dtype = like.dtype if t.is_floating_point() else t.dtype
+            return torch.empty_like(t, dtype=dtype, device=like.device) if id(t) in lost else t
+
+        module._apply(found, recurse=False)  # constants find their values, see flowkern.nn.constants
 
 
 def parts_of(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

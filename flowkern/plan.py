@@ -149,6 +149,7 @@ class AutoregressivePlan(MadeOnce):
         self.parameters = parameters
         self.layout = layout
         self.parameter_order = None if parameter_order is None else tuple(parameter_order)
+        one_of("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.constant = _DEFAULT_CONSTANT.get(activation, 0.0) if constant is None else float(constant)
         self.activated = tuple([True] * depth if activated is None else map(bool, activated))
@@ -211,7 +212,6 @@ class AutoregressivePlan(MadeOnce):
                 )
         if self.skip and self.masks[-1].shape[1] not in (self.features, self.masks[0].shape[1]):
             raise ValueError(f"masks: the skip connection must have {self.features} columns, got shapes {shapes}")
-        one_of("activation", self.activation, ACTIVATIONS)
         one_of("layout", self.layout, LAYOUTS)
         order = self.parameter_order
         if order is not None and sorted(order) != list(range(self.parameters)):

@@ -19,6 +19,7 @@ from flowkern import ops
 from flowkern._checks import FLOATS
 from flowkern._tensors import content
 from flowkern.backends import exporting
+from flowkern.nn.activations import activation_named
 from flowkern.nn.checks import has_hooks
 from flowkern.ops.pack import can_pack
 from flowkern.plan import AutoregressivePlan, Conditioner
@@ -34,17 +35,6 @@ class UnsupportedError(Exception):
 
 # -- activations ------------------------------------------------------------------------------------------------------
 
-_MODULES: dict[type, Callable[[Any], tuple[str, float | None]]] = {
-    nn.ReLU: lambda m: ("relu", None),
-    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
-    nn.ELU: lambda m: ("elu", m.alpha),
-    nn.SiLU: lambda m: ("silu", None),
-    nn.Tanh: lambda m: ("tanh", None),
-    nn.Sigmoid: lambda m: ("sigmoid", None),
-    nn.Identity: lambda m: ("identity", None),
-    nn.GELU: lambda m: ("gelu", None) if m.approximate == "none" else _unknown(m),
-    nn.Softplus: lambda m: ("softplus", None) if (m.beta, m.threshold) == (1, 20) else _unknown(m),
-}
 _FUNCTIONS: dict[Callable[..., Any], tuple[str, float | None]] = {
     F.relu: ("relu", None),
     torch.relu: ("relu", None),
@@ -69,7 +59,7 @@ def activation_of(*found: Any) -> tuple[str, float | None]:
     names = set()
     for activation in found:
         if isinstance(activation, nn.Module):
-            names.add(_MODULES.get(type(activation), _unknown)(activation))
+            names.add(activation_named(activation) or _unknown(activation))
         else:
             names.add(_FUNCTIONS[activation] if activation in _FUNCTIONS else _unknown(activation))
     if len(names) > 1:

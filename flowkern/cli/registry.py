@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 from flowkern._checks import meant
 from flowkern.cli.errors import CommandError
@@ -27,7 +28,7 @@ def model_class(name: str) -> type[Model]:
     return known[name]
 
 
-def distillation_class() -> type[Model]:
+def distillation_class() -> Callable[..., Model]:
     """What trains a student from a teacher."""
     from flowkern import models as others
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--like", metavar="FILE", help="of a vocoder: the recording (.wav, .flac) whose spectrogram it speaks")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="of flows and of audio: below 1 samples are calmer than the data (1)"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of flows, pixelcnn, pixelrnn and audio: below 1 samples are calmer than the data (1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another gives other samples (0)")
     parser.add_argument(
@@ -89,15 +93,14 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     from flowkern.cli.processes import first_does, say
     from flowkern.cli.report import check_finite
     from flowkern.cli.trained import run_of
-    from flowkern.flows import Flow
     from flowkern.training import sample
 
-    takes = {"seconds": False, "temperature": isinstance(model.model, Flow)}
+    takes = {"seconds": False, "temperature": "temperature" in signature(model.model.sample).parameters}
     for name, known in takes.items():
         if getattr(options, name) is not None and not known:
             rows = "leave it out with -n, which draws rows as long as in training"
-            flows = "flows and " if name == "temperature" else ""
-            why = rows if _streams(model) else f"only of {flows}models that draw sounds of any length, such as wavenet"
+            others = "flows, pixelcnn, pixelrnn and " if name == "temperature" else ""
+            why = rows if _streams(model) else f"only of {others}models that draw sounds of any length, such as wavenet"
             raise CommandError(f"--{name}: {why}; got {getattr(options, name):g}")
     made = run_of(options.folder)
     given = context_of(options.given, model.context_encoding, made, options.folder)
@@ -107,7 +110,10 @@ def _rows(options: argparse.Namespace, model: Encoded, here: Processes) -> None:
     output = options.output or str(Path(options.folder) / ("samples.npy" if single else "samples.csv"))
     tables.check(output)
     context = None if given is None else given.repeat_interleave(each, 0)
-    samples = sample(model, n, here, options.seed, context, _temperature(options))
+    temperature = _temperature(options)
+    if temperature != 1 and getattr(model.model, "circular", False):
+        raise CommandError(f"--temperature: the noise of circular features is uniform and has none, got {temperature:g}")
+    samples = sample(model, n, here, options.seed, context, temperature)
     check_finite(samples, "nothing was written")
     first_does(here, lambda: tables.write(output, samples, made.columns if made else None))
     say(here, f"{n:,} samples are in {output}")
@@ -186,8 +192,8 @@ def _recording(path: str, rate: int) -> Tensor:
 
 def _temperature(options: argparse.Namespace) -> float:
     temperature = 1.0 if options.temperature is None else options.temperature
-    if not 0 < temperature < math.inf:
-        raise CommandError(f"--temperature: expected a number above 0, got {temperature:g}")
+    if not 0 <= temperature < math.inf:
+        raise CommandError(f"--temperature: expected a number of at least 0, got {temperature:g}")
     return float(temperature)
 
 

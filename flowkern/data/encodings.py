@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from flowkern._checks import check_generator, check_tensor, sizes, whole_number
+from flowkern._checks import check_generator, check_tensor, number, sizes, whole_number
 from flowkern.config import configured
 from flowkern.data.dataset import DataError, Dataset, Indexed, Rows
 
@@ -241,10 +241,8 @@ class Dequantised(_Uniform):
     @configured
     def __init__(self, levels: int, event_shape: Sequence[int], margin: float = MARGIN) -> None:
         super().__init__()
-        if not 0 < margin < 0.5:
-            raise ValueError(f"margin: expected a number between 0 and 0.5, got {margin!r}")
         self.data_levels, self.event_shape = whole_number("levels", levels, 2), sizes("event_shape", event_shape)
-        self.margin = float(margin)
+        self.margin = number("margin", margin, above=0, below=0.5)
 
     def encode(self, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         """Levels (n, *event_shape) with noise, which is fresh in every call, as logits."""

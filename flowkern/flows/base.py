@@ -14,10 +14,12 @@ from torch.nn.functional import logsigmoid
 
 from flowkern import ops
 from flowkern._checks import check_float, sizes, whole_number
+from flowkern._checks import interval as checked_interval
 from flowkern.config import configured
 from flowkern.nn.checks import check_event, event_size, flat
 from flowkern.nn.constants import Constants
 from flowkern.nn.heads import randn, uniform
+from flowkern.nn.periodic import circular_features
 
 
 class Base(Protocol):
@@ -126,10 +128,10 @@ class PartlyUniform(Constants, _Standard):
 
     @configured
     def __init__(self, features: int, uniform: Sequence[int], interval: Sequence[float]) -> None:
-        super().__init__(features)
-        self.lower, upper = map(float, interval)
-        self.length = upper - self.lower
-        chosen = torch.tensor([d in uniform for d in range(features)], device="cpu")
+        super().__init__(whole_number("features", features, 1))
+        self.lower, upper = checked_interval("interval", interval)
+        self.length, places = upper - self.lower, circular_features(uniform, features, "uniform")
+        chosen = torch.tensor([d in places for d in range(features)], device="cpu")
         for name, t in {"chosen": chosen, "rest": ~chosen}.items():
             self.constant(name, t.nonzero().flatten())
 

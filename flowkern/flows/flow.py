@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import check_float, check_generator, check_tensor, one_of, sizes, whole_number
+from flowkern._checks import check_float, check_generator, check_tensor, number, one_of, sizes, whole_number
 from flowkern.config import configured
 from flowkern.flows.base import INDEPENDENT, Base, StandardNormal, call_base, check_base, has_rsample, takes_context
 from flowkern.flows.distribution import FlowDistribution
@@ -162,8 +161,7 @@ class Flow(Model):
                 :class:`Glow` too it is the factor of their deviations.
         """
         size = sizes("shape", shape)
-        if not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
-            raise ValueError(f"temperature: expected a number of at least 0, got {temperature!r}")
+        temperature = number("temperature", temperature, least=0)
         if self.circular and temperature != 1:
             raise ValueError(f"temperature: the noise of circular features is uniform and has none, got {temperature!r}")
         if chunk_size is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkern._checks import one_of, whole_number
+from flowkern._checks import flag, one_of, whole_number
 from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
@@ -28,7 +28,7 @@ def build_stack(
 ) -> list[Transform]:
     """Autoregressive layers in alternating orders, each followed by batch normalisation where asked."""
     one_of("order", order, ORDERS)
-    transforms = whole_number("transforms", transforms, 1)
+    transforms, batch_norm = whole_number("transforms", transforms, 1), flag("batch_norm", batch_norm)
     stack = start_stack(standardize)
     for i in range(transforms):
         # "reverse" turns the order around from each transform to the next, as the papers do.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowkern._checks import whole_number, widths
+from flowkern._checks import flag, whole_number, widths
 from flowkern.config import configured
 from flowkern.flows.base import Base, PartlyUniform
 from flowkern.flows.flow import Flow
@@ -89,7 +89,7 @@ class NSF(Flow):
         circle: Sequence[float] | Sequence[Sequence[float]] = (-math.pi, math.pi),
         memory: Memory = "full",
     ) -> None:
-        hidden = widths("hidden", hidden)
+        hidden, coupling, batch_norm = widths("hidden", hidden), flag("coupling", coupling), flag("batch_norm", batch_norm)
         if map is None:
             settings = (1e-3, 1e-3, 1e-3, 1.0, (hidden[-1] if hidden else 1) ** -0.5)
             map = RationalQuadratic(bins, interval, tails, "softplus", settings)  # type: ignore[arg-type]  # it checks
@@ -101,7 +101,7 @@ class NSF(Flow):
         network = {"hidden": hidden, "context": context, "activation": activation, "map": map, "circular": chosen}
         masked = {"degrees": degrees, "residual": residual, "skip": skip, "generator": generator}
         if coupling:
-            given = [name for name in ("residual", "skip") if masked[name]]
+            given = [name for name in ("residual", "skip") if flag(name, masked[name])]
             if given:
                 raise ValueError(f"{given[0]}: coupling transforms have plain networks, got True")
             stack = _couplings(features, transforms, batch_norm, standardize, network)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkern._checks import whole_number
+from flowkern._checks import flag, whole_number
 from flowkern.config import configured
 from flowkern.flows.base import Base
 from flowkern.flows.flow import Flow
@@ -69,7 +69,7 @@ class RealNVP(Flow):
         standardize: Standardize | None = None,
         memory: Memory = "full",
     ) -> None:
-        event = event_of(features, 2)
+        event, batch_norm = event_of(features, 2), flag("batch_norm", batch_norm)
         count = whole_number("couplings", (3 if len(event) > 1 else 8) if couplings is None else couplings, 1)
 
         def couple(event: torch.Size, mask: str, count: int) -> list[Transform]:

@@ -16,12 +16,14 @@ from flowkern._checks import (
     check_float,
     check_generator,
     check_like,
+    number,
     sizes,
     whole_number,
 )
 from flowkern.model import Model
-from flowkern.nn.heads import uniform
+from flowkern.nn.heads import COLDEST, uniform
 from flowkern.nn.spectra import log_mel_spectrogram
+from flowkern.nn.wavenet import upsampling
 
 Player = Callable[[int], Tensor]
 
@@ -54,6 +56,7 @@ class AudioModel(Model):
         self.features, self.context = whole_number("features", features, 1), whole_number("context", context, 0)
         self.mels, self.rate = whole_number("mels", mels, 0), whole_number("rate", rate, 1)
         self.event_shape = torch.Size((self.features,))
+        upsample = upsampling("upsample", upsample)
         self.upsample = fnn.Upsample(self.mels, upsample) if self.mels else None
 
     @property
@@ -220,8 +223,9 @@ class AudioModel(Model):
             context: global conditions (context features) or (batch, context features).
             local: spectrograms (mels, frames) or (batch, mels, frames), of ``prime`` and the new samples; frames beyond these
                 are left out.
-            temperature: below 1 samples are more probable, above 1 less: of classes and of the components of a mixture
-                probabilities become p^(1 / temperature), scales and deviations are multiplied by it.
+            temperature: at least 0; below 1 samples are more probable, above 1 less: of classes and of the components of a
+                mixture probabilities become p^(1 / temperature), scales and deviations are multiplied by it. What is below
+                1e-6 counts as this.
             chunk: samples of a chunk, of which the last may have less; ``None`` for a number that is fast.
             prime: audio (n,) or (batch, n) that the new samples continue, such as what was made before.
             batch: sequences, where nothing else says how many.
@@ -241,8 +245,7 @@ class AudioModel(Model):
         """
         time = whole_number("time", time, 1)
         chunk = self.chunk if chunk is None else whole_number("chunk", chunk, 1)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
+        temperature = max(number("temperature", temperature, least=0), COLDEST)
         check_generator(generator)
         shapes = [torch.Size((whole_number("batch", batch, 0),))]
         if prime is not None:
@@ -258,7 +261,7 @@ class AudioModel(Model):
         if prime is not None:
             prime = prime.to(self._like.device, self._exact).expand(*rows, past)
         given = self._given(context, local, rows)
-        chunks = self._chunks(rows.numel(), time, chunk, given, float(temperature), prime, generator)
+        chunks = self._chunks(rows.numel(), time, chunk, given, temperature, prime, generator)
         return (drawn.clamp(-1, 1) for drawn in chunks)
 
     def _chunks(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkern import ops
-from flowkern._checks import whole_number
+from flowkern._checks import one_of, whole_number
 from flowkern.nn import MixtureOfLogistics
 
 LOG_SCALE = -2.0  # of a new model: at 0 it is white noise as loud as can be, far below -2 its means, drawn at random, cost more
@@ -146,10 +146,10 @@ def _triple(p: Tensor) -> tuple[Tensor, ...]:
 
 def output_named(name: str, categories: int, levels: int | None, components: int) -> MuLaw | Logistics | Gaussian:
     """The conditional of a name."""
-    if name == "categorical":
-        return MuLaw(categories)
-    if name == "logistics":
-        return Logistics(levels, components)
-    if name == "gaussian":
-        return Gaussian()
-    raise ValueError(f"output: expected categorical, logistics or gaussian, got {name!r}")
+    known: dict[str, MuLaw | Logistics | Gaussian] = {
+        "categorical": MuLaw(categories),
+        "logistics": Logistics(levels, components),
+        "gaussian": Gaussian(),
+    }
+    one_of("output", name, known)
+    return known[name]

@@ -12,6 +12,7 @@ from flowkern.config import configured
 from flowkern.data.encodings import Encoding
 from flowkern.model import Model, parts_of
 from flowkern.nn.checks import check_event
+from flowkern.nn.heads import holding
 
 
 class Encoded(Model):
@@ -62,7 +63,8 @@ class Encoded(Model):
         z = self.encoding.encode(x.reshape(-1, *self.event_shape))
         log_det = self.encoding.log_det(z).reshape(batch)
         like = next(self.model.parameters(), z)
-        return z.reshape(*batch, *self.model.event_shape).to(like), log_det
+        dtype = like.dtype if self.model.levels is None else holding(self.model.levels, like.dtype)
+        return z.reshape(*batch, *self.model.event_shape).to(like.device, dtype), log_det
 
     def encode_context(self, context: Tensor | None) -> Tensor | None:
         """The model's view of what rows are given, (..., context features)."""

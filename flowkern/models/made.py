@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes
+from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes, whole_number
 from flowkern.config import configured
 from flowkern.model import Model
 from flowkern.nn.checks import check_event
@@ -71,6 +71,8 @@ class MADE(Model):
         super().__init__()
         if head not in HEADS if isinstance(head, str) else not isinstance(head, fnn.Head):
             raise ValueError(f"head: expected one of {', '.join(HEADS)} or a Head, got {head!r}")
+        categories, components = whole_number("categories", categories, 2), whole_number("components", components, 1)
+        levels = None if levels is None else whole_number("levels", levels, 2)
         named: dict[str, Callable[[], fnn.Head]] = {
             "bernoulli": fnn.Bernoulli,
             "categorical": lambda: fnn.Categorical(categories),
@@ -164,7 +166,7 @@ class MADE(Model):
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:
             drawn.append(self.head.sample(parameters, generator))
-            return self.head.encode(drawn[-1])
+            return self.head.encode(drawn[-1]).to(parameters.dtype)
 
         sweep(solve, weights, optional_biases(plan, biases), plan, addends, size)
         return torch.cat(drawn, -1)[..., torch.argsort(plan.feature_order)]

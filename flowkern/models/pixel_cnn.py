@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowkern._checks import whole_number
+from flowkern._checks import flag, whole_number
 from flowkern.config import configured
 from flowkern.models.pixels import PixelModel, check_hidden
 from flowkern.nn.pixels import ConvLayer, GatedPixelNetwork, PixelNetwork
@@ -54,7 +54,7 @@ class PixelCNN(PixelModel):
         super().__init__(features, levels)
         channels = self.image[0]
         hidden, layers = check_hidden(hidden, channels), whole_number("layers", layers, 0)
-        if gated:
+        if flag("gated", gated):
             self.network = GatedPixelNetwork(channels, self.head.outputs, hidden, layers, kernel)
         else:
             self.network = PixelNetwork(

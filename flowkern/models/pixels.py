@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes, whole_number
+from flowkern._checks import check_context, check_generator, check_tensor, chunks, number, sizes, whole_number
 from flowkern.model import Model
 from flowkern.nn.checks import check_event, check_support, event_of
+from flowkern.nn.heads import COLDEST, holding
 
 
 class PixelModel(Model):
@@ -38,20 +38,26 @@ class PixelModel(Model):
         self.levels = whole_number("levels", levels, 2)
         self.head: fnn.Head = fnn.Bernoulli() if self.levels == 2 else fnn.Categorical(self.levels)
 
+    @property
+    def _exact(self) -> torch.dtype:
+        """In which numbers are drawn and have probabilities, whatever the network computes in."""
+        return torch.promote_types(self.network.last.weight.dtype, torch.float32)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-probability in nats, with the batch's shape.
+        """Log-probability in nats, with the batch's shape, in float32 at least.
 
         Raises:
             TypeError, ValueError: for images of another shape; on the CPU also for values that are none of the levels.
         """
         self._check(x, context)
-        images = x.reshape(-1, *self.image).to(self.network.last.weight.dtype)
+        images = x.reshape(-1, *self.image).to(self._exact)
         found = self.head.log_prob(images, self.parameters_of(images))
         return found.flatten(1).sum(-1).reshape(x.shape[: x.dim() - len(self.event_shape)])
 
     def parameters_of(self, images: Tensor) -> Tensor:
         """Parameters (batch, channels, height, width, outputs) of each number of images, from those before it."""
-        return self.network(self.head.encode(images).movedim(-3, -1)).movedim(-2, 1)
+        encoded = self.head.encode(images).to(self.network.last.weight.dtype)
+        return self.network(encoded.movedim(-3, -1)).movedim(-2, 1).to(self._exact)
 
     def _check(self, x: Tensor, context: Tensor | None, name: str = "x") -> None:
         check_tensor(name, x)
@@ -71,10 +77,13 @@ class PixelModel(Model):
     ) -> Tensor:
         """Samples (*shape, *event_shape), pixel by pixel: of each only what its own pixel adds is computed.
 
+        They have the weights' dtype, or float32 where it does not hold all levels.
+
         Args:
             shape: sample shape, as in torch.distributions.
             context: none; these models take no condition.
-            temperature: below 1 samples are more probable, above 1 less: probabilities become p^(1 / temperature).
+            temperature: at least 0; below 1 samples are more probable, above 1 less: probabilities become
+                p^(1 / temperature). What is below 1e-6 counts as this: the most probable value is drawn.
             generator: source of the random numbers.
             chunk_size: samples drawn at once; bounds the memory of the intermediate results. Random numbers are drawn pixel by
                 pixel, so another chunk size gives other samples.
@@ -83,7 +92,7 @@ class PixelModel(Model):
         check_context("model", context, 0, self.network.last.weight, "the weights")
         weight = self.network.last.weight
         given = torch.zeros(self.image, dtype=torch.bool, device=weight.device)
-        parts = [weight.new_zeros(rows, *self.image) for rows in chunks(size.numel(), chunk_size)]
+        parts = [weight.new_zeros(rows, *self.image, dtype=self._exact) for rows in chunks(size.numel(), chunk_size)]
         drawn = torch.cat([self._drawn(part, given, temperature, generator) for part in parts])
         return drawn.reshape(*size, *self.event_shape)
 
@@ -121,25 +130,29 @@ class PixelModel(Model):
     def _drawn(self, known: Tensor, given: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
         """Images (batch, channels, height, width), drawn where nothing is given."""
         check_generator(generator)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
+        temperature = max(number("temperature", temperature, least=0), COLDEST)
         _, height, width = self.image
-        x = known.to(self.network.last.weight, copy=True)
+        dtype, kept = self.network.last.weight.dtype, holding(self.levels, self.network.last.weight.dtype)
+        x = known.to(self.network.last.weight.device, self._exact, copy=True)
         if len(x) == 0:
-            return x
+            return x.to(kept)
+
+        def encoded(here: Tensor) -> Tensor:
+            return self.head.encode(here).to(dtype)
+
         player, wanted = self.network.player(len(x), width), (~given).cpu()
         for row in range(height):
             player.begin_row()
             for column in range(width):
                 here = x[:, :, row, column]
                 for channel in wanted[:, row, column].nonzero().flatten().tolist():
-                    parameters = player.pixel(column, self.head.encode(here))[:, channel] / temperature
-                    here[:, channel] = self.head.sample(parameters, generator)
+                    parameters = player.pixel(column, encoded(here))[:, channel].to(self._exact)
+                    here[:, channel] = self.head.sample(parameters / temperature, generator)
                 if wanted[-1, row, column]:  # on its last channel nothing at a pixel itself depends
-                    player.row[:, column] = self.head.encode(here)
+                    player.row[:, column] = encoded(here)
                 else:
-                    player.pixel(column, self.head.encode(here))
-        return x
+                    player.pixel(column, encoded(here))
+        return x.to(kept)
 
 
 def check_hidden(hidden: int, channels: int) -> int:

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowkern import ops
-from flowkern._checks import check_features, check_float, check_generator, sizes, whole_number, widths
+from flowkern._checks import (
+    broadcast_batch,
+    check_features,
+    check_float,
+    check_generator,
+    check_like,
+    flag,
+    sizes,
+    whole_number,
+    widths,
+)
 from flowkern.nn import InverseAutoregressive, MaskedAutoregressive
 from flowkern.nn.distribution_transform import real
 from flowkern.nn.heads import normal_terms, randn
@@ -42,7 +52,7 @@ class Posterior(nn.Module):
         super().__init__()
         self.latent, transforms = whole_number("latent", latent, 1), whole_number("transforms", transforms, 0)
         self.context = whole_number("flow_context", context, 0) if transforms else 0
-        hidden = widths("flow_hidden", hidden)
+        hidden, gated = widths("flow_hidden", hidden), flag("gated", gated)
         if transforms and min(hidden, default=latent) < latent:
             raise ValueError(
                 f"flow_hidden: expected widths of at least {latent}, the dimensions of z, so that a unit stands behind each, "
@@ -167,6 +177,8 @@ class PosteriorDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         check_float("value", value)
         check_features("value", value, self.event_shape[0])
+        check_like("value", value, self.encoded, "what the encoder gave")
+        broadcast_batch(self.encoded, [value], "value")
         if self._validate_args:
             self._validate_sample(value)
         return self.parameters.log_prob(value, self.encoded)

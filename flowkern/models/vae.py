@@ -17,10 +17,12 @@ from flowkern._checks import (
     check_tensor,
     choices_of,
     chunks,
+    number,
     numbers,
     one_of,
     sizes,
     whole_number,
+    widths,
 )
 from flowkern.config import configured
 from flowkern.flows import MAF, StandardNormal
@@ -100,6 +102,7 @@ class VAE(Model):
         2016), equation 8; Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
     """
 
+    draws_noise = True
     takes_shapes = True
     default_data = "digits"
 
@@ -158,6 +161,7 @@ class VAE(Model):
         self._posterior = Posterior(self.latent, steps if posterior == "iaf" else 0, context=flow_context, gated=gated, **flow)
         self.prior: Flow | StandardNormal = MAF(self.latent, steps, **flow) if prior == "maf" else StandardNormal(self.latent)
         self._analytic = kl == "analytic" and posterior == "diag" and prior == "normal"
+        channels = widths("channels", channels)
         sizes_of: dict[str, Any] = {"hidden": hidden, "channels": channels, "activation": activation}
         self.encoder, self.decoder = _module("encoder", encoder), _module("decoder", decoder)
         if encoder is None:
@@ -181,6 +185,12 @@ class VAE(Model):
         The commands and ``fit`` call it; a loop of your own does so before each step, or leaves beta at 1.
         """
         self.beta = min(1.0, (step + 1) / (self.kl_warmup + 1))
+
+    def train(self, mode: bool = True) -> VAE:
+        """As of any module; what is evaluated has a beta of 1 from then on, also where training ended while it rose."""
+        if not mode:
+            self.beta = 1.0
+        return super().train(mode)
 
     # -- bounds -----------------------------------------------------------------------------------------------------
 
@@ -316,7 +326,9 @@ class VAE(Model):
 
     def encode(self, x: Tensor) -> Tensor:
         """A centre of q(z | x), (..., latent): where the posterior takes the noise 0, the mean of a diagonal one."""
-        rows, batch = self._rows(x)
+        return self._centre(*self._rows(x))
+
+    def _centre(self, rows: Tensor, batch: torch.Size) -> Tensor:
         encoded = self._encode(rows)
         return self._posterior.draw(encoded.new_zeros(len(rows), self.latent), encoded)[0].reshape(*batch, self.latent)
 
@@ -332,18 +344,25 @@ class VAE(Model):
         return self.decode(self.encode(x))
 
     def interpolate(self, x: Tensor, y: Tensor, steps: int = 8) -> Tensor:
-        """Means (steps, ..., *event_shape) along the line in z from x to y (..., *event_shape), these two included."""
-        weight = torch.linspace(0, 1, whole_number("steps", steps, 2), device=x.device)
-        start, end = self.encode(x), self.encode(y)
-        return self.decode(torch.lerp(start, end, weight.to(start).reshape(-1, *(1 for _ in start.shape))))
+        """Means (steps, ..., *event_shape) on the line in z from x to y, both included; their batch shapes broadcast."""
+        steps, (x, of_x), (y, of_y) = whole_number("steps", steps, 2), self._rows(x), self._rows(y, name="y")
+        try:
+            batch = torch.broadcast_shapes(of_x, of_y)
+        except RuntimeError:
+            raise ValueError(f"y: expected a batch shape that broadcasts with {tuple(of_x)}, got {tuple(of_y)}") from None
+        weight = torch.linspace(0, 1, steps, dtype=x.dtype, device=x.device)
+        return self.decode(torch.lerp(self._centre(x, of_x), self._centre(y, of_y), weight.reshape(-1, *(1 for _ in batch), 1)))
 
     def traverse(self, x: Tensor, dimension: int, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3)) -> Tensor:
         """Means (values, ..., *event_shape) where one dimension of the centre of x takes other values."""
-        z = self.encode(x)
-        if not 0 <= dimension < self.latent:
+        if whole_number("dimension", dimension, 0) >= self.latent:
             raise ValueError(f"dimension: expected a whole number from 0 to {self.latent - 1}, got {dimension}")
-        z = z.expand(len(values), *z.shape).clone()
-        z[..., dimension] = z.new_tensor(values).reshape(-1, *(1 for _ in z.shape[1:-1]))
+        others = numbers("values", values)
+        if others.dim() != 1:
+            raise ValueError(f"values: expected a list of numbers, got shape {tuple(others.shape)}")
+        z = self.encode(x)
+        z = z.expand(len(others), *z.shape).clone()
+        z[..., dimension] = others.to(z).reshape(-1, *(1 for _ in z.shape[1:-1]))
         return self.decode(z)
 
     # -- networks ---------------------------------------------------------------------------------------------------
@@ -353,13 +372,13 @@ class VAE(Model):
         generator = None if self.training else torch.Generator(self._like.device).manual_seed(0)
         return lambda shape: randn(shape, self._like, generator)
 
-    def _rows(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, torch.Size]:
+    def _rows(self, x: Tensor, context: Tensor | None = None, *, name: str = "x") -> tuple[Tensor, torch.Size]:
         """x as (rows, *event_shape), and the shape of its batch."""
-        check_tensor("x", x)
+        check_tensor(name, x)
         check_context("model", context, 0, self._like, "the weights")
-        check_event("x", x, self.event_shape)
-        check_like("x", x, self._like, "the weights")
-        check_support("x", x, self.head, between=isinstance(self.head, fnn.Bernoulli))  # of which probabilities will do, too
+        check_event(name, x, self.event_shape)
+        check_like(name, x, self._like, "the weights")
+        check_support(name, x, self.head, between=isinstance(self.head, fnn.Bernoulli))  # of which probabilities will do, too
         batch = x.shape[: x.dim() - len(self.event_shape)]
         return x.reshape(-1, *self.event_shape), batch
 
@@ -402,6 +421,7 @@ def _shares(log_weights: Tensor) -> Tensor:
 
 
 def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) -> fnn.Head:
+    std, levels = number("std", std, above=0), whole_number("levels", levels, 2)
     if isinstance(likelihood, fnn.Head):
         return likelihood
     if likelihood not in LIKELIHOODS:
@@ -416,7 +436,7 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> list[float] | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given).float()
+    bits = numbers("free_bits", given, "cpu").float()
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
     if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():

@@ -56,7 +56,7 @@ def _stages(network: str, event_shape: torch.Size, channels: Sequence[int]) -> t
         return stages, sizes
     if len(event_shape) != 3:
         raise ValueError(f"network: a resnet takes images (channels, height, width), got features {tuple(event_shape)}")
-    stages += widths("channels", channels)
+    stages += channels
     if len(stages) == 1:
         raise ValueError("channels: expected one or more widths, got ()")
     for _ in stages[1:]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkern import ops
+from flowkern._checks import flag
 from flowkern.config import configured
 from flowkern.nn.checks import blame
 from flowkern.nn.log_det import show_context
@@ -46,7 +47,7 @@ class _Autoregressive(Transform):
         self.features, self.context = features, context
         places = circular_features(circular, features)
         if places:
-            if residual or skip:
+            if flag("residual", residual) or flag("skip", skip):
                 raise ValueError("circular: masked networks of circular features are plain, got residual or skip")
             self.map = circular_map(self.map)
             self.network: MADE = PeriodicMADE(
@@ -207,8 +208,8 @@ class InverseAutoregressive(_Autoregressive):
         generator: torch.Generator | None = None,
         map: UnivariateMap | None = None,
     ) -> None:
-        scale = scale or ("sigmoid" if gated else "soft_clipped_exp")
-        placement = placement or ("gate" if gated else "scale_shift")
+        names = ("sigmoid", "gate") if flag("gated", gated) else ("soft_clipped_exp", "scale_shift")
+        scale, placement = (own if given is None else given for own, given in zip(names, (scale, placement), strict=True))
         super().__init__(
             features, hidden, context, activation, order, scale, placement, constants, degrees, residual, skip, generator, map
         )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from flowkern import ops
+from flowkern._checks import number
 from flowkern.config import configured
 from flowkern.nn.checks import channel_rows, event_of, wide
 from flowkern.nn.log_det import batch_log_det
@@ -67,8 +68,7 @@ class BatchNorm(Unconditional):
     def __init__(self, features: int | Sequence[int], eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__()
         event = event_of(features)
-        if not (isinstance(eps, (int, float)) and eps >= 0):
-            raise ValueError(f"eps: expected a number of at least 0, got {eps!r}")
+        eps = number("eps", eps, least=0)
         if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected a number between 0 and 1, or None, got {momentum!r}")
         self._event_shape, self.features, self.eps, self.momentum = event, event.numel(), eps, momentum

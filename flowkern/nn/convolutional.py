@@ -32,6 +32,7 @@ class ZeroConv2d(nn.Module):
     @configured
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        inputs, outputs = whole_number("inputs", inputs, 1), whole_number("outputs", outputs, 1)
         self.weight = nn.Parameter(torch.zeros(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.log_scale = nn.Parameter(torch.zeros(outputs))
@@ -60,6 +61,8 @@ class WeightNormConv2d(nn.Module):
     @configured
     def __init__(self, inputs: int, outputs: int, size: int = 3) -> None:
         super().__init__()
+        inputs, outputs = whole_number("inputs", inputs, 1), whole_number("outputs", outputs, 1)
+        size = whole_number("size", size, 1)
         self.direction = nn.Parameter(torch.empty(outputs, inputs, size, size))
         self.length = nn.Parameter(torch.empty(outputs, 1, 1, 1))
         self.bias = nn.Parameter(torch.zeros(outputs))

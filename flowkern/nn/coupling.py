@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import HALF, autocasts, broadcast_batch, check_context, check_features, numbers, whole_number, widths
+from flowkern._checks import (
+    HALF,
+    autocasts,
+    broadcast_batch,
+    check_context,
+    check_features,
+    flag,
+    numbers,
+    whole_number,
+    widths,
+)
 from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn import coupling_step
@@ -96,7 +106,7 @@ class Coupling(Transform):
             if len(event) > 1 or network is not None:
                 raise ValueError("circular: expected features of vectors, and no network, which would not know of them")
             self.map = tied = circular_map(self.map)
-        chosen = _transformed(mask, event) ^ bool(swap)
+        chosen = _transformed(mask, event) ^ flag("swap", swap)
         self.count = int(chosen.sum())
         if self.count in (0, self.features):
             raise ValueError(f"mask: expected some of the {self.features} features to be transformed, got {self.count}")

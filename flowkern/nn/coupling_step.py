@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from flowkern import ops
 from flowkern._tensors import outside_modes
+from flowkern.nn.activations import activation_named
 from flowkern.nn.checks import has_hooks
 from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import UnivariateMap
 
-_NAMES = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Identity: "identity"}
 # Packing all weights takes as long as so many rows (docs/measured.md); fewer are done sooner by torch, but for networks
 # whose single calls take longer than their products.
 FEW_ROWS, FEW_WEIGHTS = 128, 2**16
@@ -26,12 +26,12 @@ def linear_layers(network: nn.Module) -> tuple[list[nn.Linear], str] | None:
     if type(network) is not nn.Sequential or _does_more(network):
         return None
     linears, between = list(network)[0::2], list(network)[1::2]
-    names = {_NAMES.get(type(layer)) for layer in between} or {"identity"}
+    names = {activation_named(layer) for layer in between} or {("identity", None)}
     plain = all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
     if len(linears) != len(between) + 1 or not plain or len(names) > 1 or any(map(_does_more, [*linears, *between])):
         return None
-    (name,) = names
-    return None if name is None else (linears, name)  # type: ignore[return-value]
+    (found,) = names
+    return (linears, found[0]) if found is not None and found[1] is None else None  # type: ignore[return-value]
 
 
 def _does_more(module: nn.Module) -> bool:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import whole_number
+from flowkern._checks import flag, number, whole_number
 from flowkern.config import configured
+
+COLDEST = 1e-6  # of temperatures by which logits are divided: what is colder counts as this, the most probable value's
 
 
 def randn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -31,6 +33,15 @@ def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | N
     source: Any = {} if generator is None else {"generator": generator}
     drawn = torch.rand(shape, dtype=like.dtype, device=like.device, **source)
     return drawn.clamp_(min=2.0**-25)  # zero becomes half of float32's least; 1 is never drawn
+
+
+def holding(levels: int, dtype: torch.dtype) -> torch.dtype:
+    """A dtype, or float32 where it does not hold every whole number below ``levels``.
+
+    >>> holding(256, torch.bfloat16), holding(300, torch.bfloat16)
+    (torch.bfloat16, torch.float32)
+    """
+    return dtype if levels - 1 <= 2 / torch.finfo(dtype).eps else torch.promote_types(dtype, torch.float32)
 
 
 class Head(nn.Module):
@@ -107,7 +118,7 @@ class Categorical(Head):
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         draws = torch.multinomial(F.softmax(p, -1).reshape(-1, self.categories), 1, generator=generator)
-        return draws.reshape(p.shape[:-1]).to(p.dtype)
+        return draws.reshape(p.shape[:-1]).to(holding(self.categories, p.dtype))
 
     def mean(self, p: Tensor) -> Tensor:
         return (F.softmax(p, -1) * torch.arange(self.categories, device=p.device)).sum(-1)
@@ -159,8 +170,7 @@ class IsotropicGaussian(Gaussian):
     @configured
     def __init__(self, std: float = 1.0, learned: bool = False) -> None:
         super().__init__()
-        if not 0 < std < math.inf:
-            raise ValueError(f"std: expected a positive number, got {std!r}")
+        std, learned = number("std", std, above=0), flag("learned", learned)
         log_std = torch.full((1,), math.log(std))  # torch shards no parameter without dimensions
         if learned:
             self.log_std = nn.Parameter(log_std)
@@ -249,7 +259,7 @@ class MixtureOfLogistics(Head):
         logits, means, log_scales = self._parameters_of(p)
         u, choice = (uniform(shape, logits, generator) for shape in (logits.shape[:-1], logits.shape))
         x = ops.logistic_mixture_sample(u, choice, logits, means, log_scales, **self._options)
-        return (x if self.levels is None else torch.round(self._decode(x))).to(p.dtype)
+        return x.to(p.dtype) if self.levels is None else torch.round(self._decode(x)).to(holding(self.levels, p.dtype))
 
     def mean(self, p: Tensor) -> Tensor:
         """The mean of the densities: of whole numbers it lies within them, and neglects what the last intervals gain."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkern import ops
-from flowkern._checks import check_generator, check_like
+from flowkern._checks import check_generator, check_like, flag
 from flowkern.config import configured
 from flowkern.nn.checks import event_of
 from flowkern.nn.transform import Unconditional
@@ -53,7 +53,7 @@ class InvertibleConv1x1(Unconditional):
     def __init__(self, features: int | Sequence[int], lu: bool = True, generator: torch.Generator | None = None) -> None:
         super().__init__()
         check_generator(generator)
-        self._event_shape, self.lu = event_of(features), bool(lu)
+        self._event_shape, self.lu = event_of(features), flag("lu", lu)
         self.features = self._event_shape.numel()
         n = self._event_shape[0]
         for name in ("lower", "upper") if self.lu else ("weight",):

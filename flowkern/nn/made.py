@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.hooks import RemovableHandle
 
 from flowkern import ops
-from flowkern._checks import check_generator, check_tensor, one_of, permutation, whole_number, widths
+from flowkern._checks import check_generator, check_tensor, flag, one_of, permutation, whole_number, widths
 from flowkern._tensors import version
 from flowkern.config import configured
 from flowkern.nn.checks import blame, has_hooks
@@ -103,6 +103,7 @@ class MADE(nn.Module):
         context, masks = whole_number("context", context, 0), whole_number("masks", masks, 1)
         hidden = widths("hidden", hidden)
         check_generator(generator)
+        residual, skip = flag("residual", residual), flag("skip", skip)
         if residual and (not hidden or len(set(hidden)) > 1):
             raise ValueError(f"hidden: residual blocks need one or more equal widths, got {hidden}")
         one_of("degrees", degrees, DEGREES)

@@ -60,6 +60,8 @@ class MaskedConv2d(Constants, nn.Module):
     ) -> None:
         super().__init__()
         self.inputs, self.outputs = whole_number("inputs", inputs, 1), whole_number("outputs", outputs, 1)
+        if not isinstance(kernel, Sequence) or len(kernel) != 2:
+            raise ValueError(f"kernel: expected rows and columns such as (3, 3), got {kernel!r}")
         rows, columns = (whole_number("kernel", size, 1) for size in kernel)
         channels, parts = whole_number("channels", channels, 1), whole_number("parts", parts, 1)
         if rows % 2 == 0 or columns % 2 == 0:

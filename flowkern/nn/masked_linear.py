@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flowkern._checks import check_features, check_float, numbers
+from flowkern._checks import check_features, check_float, flag, numbers
 from flowkern.config import configured
 from flowkern.reference.masked_mlp import masked_linear
 
@@ -38,7 +38,7 @@ class MaskedLinear(nn.Linear):
         mask = numbers("mask", mask) != 0
         if mask.dim() != 2:
             raise ValueError(f"mask: expected shape (out, in), got {tuple(mask.shape)}")
-        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
+        super().__init__(mask.shape[1], mask.shape[0], bias=flag("bias", bias))
         self.register_buffer("mask", mask)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkern._checks import numbers, whole_number
+from flowkern._checks import interval as checked_interval
+from flowkern._checks import number, numbers, whole_number
 from flowkern.config import configured
 from flowkern.nn.constants import Constants
 from flowkern.nn.log_det import batch_log_det
@@ -22,17 +23,17 @@ from flowkern.univariate import RationalQuadratic, UnivariateMap
 VERTICES = 16  # of the polygon that a masked network sees in place of a circle
 
 
-def circular_features(circular: bool | Sequence[int], features: int) -> tuple[int, ...]:
+def circular_features(circular: bool | Sequence[int], features: int, name: str = "circular") -> tuple[int, ...]:
     """The circular ones of some features, in order: all for ``True``, else those of the numbers."""
     if isinstance(circular, bool):
         return tuple(range(features)) if circular else ()
-    found = numbers("circular", circular, "cpu")
+    found = numbers(name, circular, "cpu")
     if found.numel() == 0:
         return ()
     chosen = sorted(found.flatten().tolist())
     whole = found.dim() == 1 and not found.is_floating_point() and found.dtype is not torch.bool
     if not whole or chosen[0] < 0 or chosen[-1] >= features or len(set(chosen)) < len(chosen):
-        raise ValueError(f"circular: expected True or distinct features from 0 to {features - 1}, got {found.tolist()}")
+        raise ValueError(f"{name}: expected True or distinct features from 0 to {features - 1}, got {found.tolist()}")
     return tuple(chosen)
 
 
@@ -91,8 +92,8 @@ class Wrap(Constants, Unconditional):
             raise ValueError(
                 f"circle: expected the ends of an interval such as (0, 360), or those of {len(places)}, got {ends.tolist()}"
             )
-        self.lower, upper = map(float, interval)
-        self.length, self.turn = upper - self.lower, float(turn)
+        self.lower, upper = checked_interval("interval", interval)
+        self.length, self.turn = upper - self.lower, number("turn", turn)
         ends = ends.expand(len(places), 2)
         chosen = torch.zeros(features, dtype=torch.bool, device="cpu")
         start, period = chosen.double(), 1 - chosen.double()

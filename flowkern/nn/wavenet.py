@@ -169,6 +169,14 @@ class WaveNetLayer(nn.Module):
         return ops.wavenet_layer(x, skips, *self.arguments(context), *given, dilation=self.dilation)
 
 
+def upsampling(name: str, given: Sequence[int]) -> tuple[int, ...]:
+    """The factors of :class:`Upsample`."""
+    factors = widths(name, given)
+    if not factors or min(factors) < 2:
+        raise ValueError(f"{name}: expected one or more of at least 2, got {factors}")
+    return factors
+
+
 class Upsample(nn.Module):
     """Frames of a local condition to samples: for each factor every frame is repeated, then smoothed channel by channel.
 
@@ -193,9 +201,7 @@ class Upsample(nn.Module):
     @configured
     def __init__(self, channels: int, factors: Sequence[int]) -> None:
         super().__init__()
-        channels, self.factors = whole_number("channels", channels, 1), widths("factors", factors)
-        if not self.factors or min(self.factors) < 2:
-            raise ValueError(f"factors: expected one or more of at least 2, got {self.factors}")
+        channels, self.factors = whole_number("channels", channels, 1), upsampling("factors", factors)
         self.hop = math.prod(self.factors)
         self.smooth: Any = nn.ModuleList(
             nn.Conv1d(channels, channels, 2 * factor + 1, padding=factor, groups=channels, bias=False)

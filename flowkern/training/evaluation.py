@@ -19,6 +19,7 @@ from flowkern.training.distributed import Processes
 CHUNK = 1000  # samples that a seed belongs to
 ROWS = 1000  # evaluated at once, by all processes together: the noise of a row follows from its place in such batches
 AUDIO = 2**17  # numbers of audio, of which each has many inside of a network
+IMAGES = 2**14  # numbers of images at once on a CPU, likewise: what is much larger comes as fresh pages in every operation
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ def evaluate(
     batches = Batches(
         conditioned(rows, model.context_encoding), model.encoding, at_once, model.model.event_shape, seed, processes
     )
+    whole = processes.device.type != "cpu" or len(model.model.event_shape) < 3 or model.model.draws_noise
+    part = at_once if whole else max(1, IMAGES // size)
     own: list[Tensor] = []
     for batch in batches.in_order():
-        z, *context = batch.parts
-        log_det = model.encoding.log_det(z.cpu().reshape(-1, *model.event_shape))
-        both = torch.stack([score_of(z, *context).double().cpu() + log_det, log_det])
+        log_det = model.encoding.log_det(batch.parts[0].cpu().reshape(-1, *model.event_shape))
+        nats = torch.cat([score_of(*parts) for parts in zip(*(t.split(part) for t in batch.parts), strict=True)])
+        both = torch.stack([nats.double().cpu() + log_det, log_det])
         own.append(both if batch.weight else both[:, :0])
     nats, log_det = torch.cat([part for of_batch in zip(*processes.gather(own), strict=True) for part in of_batch], 1)
     mean, n = float(nats.mean()), len(nats)
@@ -94,8 +97,8 @@ def sample(
 ) -> Tensor:
     """n samples (n, *event_shape) in the data's units, on the CPU; the same for any number of processes.
 
-    Where a context (n, ...) is given, each belongs to a row of it. A temperature other than 1 is one of flows, see
-    :meth:`flowkern.flows.Flow.sample`.
+    Where a context (n, ...) is given, each belongs to a row of it. A temperature other than 1 is for models whose ``sample``
+    takes one.
     """
     _place(model, processes)
     starts = range(0, n, CHUNK)

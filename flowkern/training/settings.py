@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flowkern._checks import choices_of, one_of, whole_number
+from flowkern._checks import choices_of, number, one_of, whole_number
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("accumulate", 1), ("patience", 0), ("seed", 0)):
             whole_number(name, getattr(self, name), least)
-        for name, most in (
-            ("learning_rate", math.inf),
-            ("weight_decay", math.inf),
-            ("gradient_clip", math.inf),
-            ("average", 1.0),
-            ("checkpoint_minutes", math.inf),
-        ):
-            _check_number(name, getattr(self, name), most)
+        for name in ("learning_rate", "weight_decay", "gradient_clip", "checkpoint_minutes"):
+            number(name, getattr(self, name), least=0)
+        number("average", self.average, least=0, below=1)
         for name, choices in CHOICES.items():
             one_of(name, getattr(self, name), choices)
         for name, power in (("seed", 64), ("epochs", 31), ("batch_size", 31), ("accumulate", 31)):
@@ -86,10 +81,3 @@ class Settings:
 
 
 CHOICES = choices_of(Settings)
-
-
-def _check_number(name: str, value: object, most: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < most:  # type: ignore[operator]
-        limit = f" and below {most:g}" if math.isfinite(most) else ""
-        raise ValueError(f"{name}: expected a number of at least 0{limit}, got {value!r}")

@@ -31,7 +31,7 @@ placement        the map u -> v    used by
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -56,6 +56,12 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
     "sigmoid": (2.0, 0.0),
     "tanh": (1.0, 1.0),
     "atan": (2 / math.pi, 1.0),
+}
+_FITTING: dict[str, tuple[str, Callable[..., bool]]] = {
+    "clamped_exp": (" in order", lambda low, high: low <= high),
+    "soft_clipped_exp": (" but 0", lambda c: c != 0),
+    "softplus": (" of at least 0", lambda eps: eps >= 0),
+    "sigmoid": (", eps of at least 0", lambda bias, eps: eps >= 0),
 }
 
 
@@ -98,6 +104,9 @@ class Affine(UnivariateMap):
             raise ValueError(f"constants: expected numbers, got {self.constants!r}") from None
         if len(values) != len(default):
             raise ValueError(f"constants: the scale map {self.scale!r} takes {len(default)}, got {len(values)}")
+        wanted, fits = _FITTING.get(self.scale, ("", None))
+        if any(map(math.isnan, values)) or not (fits is None or fits(*values)):
+            raise ValueError(f"constants: the scale map {self.scale!r} takes numbers{wanted}, got {values}")
         self.constants = values
         self.names = ("shift",) if self.scale == "none" else ("shift", "raw")
         self.options = SCALES.index(self.scale), PLACEMENTS.index(self.placement)

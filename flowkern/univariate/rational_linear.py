@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowkern import reference
+from flowkern._checks import interval
 from flowkern.univariate.map import UnivariateMap
 from flowkern.univariate.rational_quadratic import PARAMETRIZATIONS, TAILS
 from flowkern.univariate.splines import (
     bins_of,
     check_least,
     gpu_obstacle_of,
-    interval_of,
     names_of,
     raw_derivative_of_one,
     settings_of,
@@ -76,7 +76,12 @@ class RationalLinear(UnivariateMap):
         check_least(settings, bins)
         if not 0 < settings[4] < 0.5:
             raise ValueError(f"settings: expected a least part of a bin between 0 and 0.5, got {settings[4]}")
-        self.bins, self.interval, self.settings, self.derivatives = bins, interval_of(self.interval), settings, bins - 1
+        self.bins, self.interval, self.settings, self.derivatives = (
+            bins,
+            interval("interval", self.interval),
+            settings,
+            bins - 1,
+        )
         self.names = names_of(width=bins, height=bins, derivative=self.derivatives, **{"lambda": bins})
         self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization), 0
         self.constants = *self.interval, *settings[:4], 1.0, settings[4]  # the gain of raw sizes is one

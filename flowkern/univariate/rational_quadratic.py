@@ -43,13 +43,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import one_of
+from flowkern._checks import flag, interval, one_of
 from flowkern.univariate.map import UnivariateMap
 from flowkern.univariate.splines import (
     bins_of,
     check_least,
     gpu_obstacle_of,
-    interval_of,
     names_of,
     raw_derivative_of_one,
     settings_of,
@@ -103,7 +102,7 @@ class RationalQuadratic(UnivariateMap):
         bins = bins_of(self.bins)
         one_of("tails", self.tails, TAILS)
         one_of("parametrization", self.parametrization, PARAMETRIZATIONS)
-        self.bins, self.interval, self.shifted = bins, interval_of(self.interval), bool(self.shifted)
+        self.bins, self.interval, self.shifted = bins, interval("interval", self.interval), flag("shifted", self.shifted)
         if self.shifted and (self.tails != "linear" or sum(self.interval) != 0):
             raise ValueError(
                 f"shifted: expected linear tails of an interval about zero, got {self.tails} ones of {self.interval}"

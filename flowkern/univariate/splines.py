@@ -25,17 +25,6 @@ def gpu_obstacle_of(bins: int) -> str | None:
     return f"a GPU's kernels take splines of at most {MOST_BINS_ON_A_GPU} bins, this one has {bins}"
 
 
-def interval_of(given: object) -> tuple[float, float]:
-    """Two finite ends in order."""
-    try:
-        lower, upper = map(float, given)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise ValueError(f"interval: expected two numbers such as (-5, 5), got {given!r}") from None
-    if not (math.isfinite(upper - lower) and lower < upper):
-        raise ValueError(f"interval: expected finite ends in order, got ({lower}, {upper})")
-    return lower, upper
-
-
 def settings_of(given: object) -> tuple[float, ...]:
     """Numbers."""
     try:

@@ -405,6 +405,22 @@ def test_the_command_line_leaves_nothing_of_the_package_out() -> None:
     assert "AttributeError: module 'flowkern' has no attribute 'missing'" in done.stderr
 
 
+def test_the_most_probable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, folder = fk.models.PixelCNN((1, 3, 4), 5, hidden=4, layers=1), str(tmp_path / "model")
+    model.save_pretrained(folder)
+    assert main(["sample", folder, "-n", "2", "--temperature", "0"]) == 0
+    expected = model.eval().sample((2,), temperature=0)
+    assert torch.equal(expected[0], expected[1])
+    assert np.array_equal(np.load(tmp_path / "model" / "samples.npy"), expected)
+
+    fk.models.VAE(4, 2, hidden=(4,), transforms=1, flow_hidden=(4,)).save_pretrained(folder)
+    assert main(["sample", folder, "--temperature", "0"]) == 2
+    assert "--temperature: only of flows, pixelcnn, pixelrnn and models that draw sounds" in capsys.readouterr().err
+    fk.flows.NSF(2, 1, (4,), circular=True).save_pretrained(folder)
+    assert main(["sample", folder, "--temperature", "0.5"]) == 2
+    assert "--temperature: the noise of circular features is uniform and has none, got 0.5" in capsys.readouterr().err
+
+
 def test_samples_of_a_flow_at_a_temperature(tmp_path: Path) -> None:
     rows = 5 + 3 * torch.randn(200, 2, dtype=torch.float64)
     model = fk.models.Encoded(fk.flows.RealNVP(2, 2, (8,)), fk.data.Standardised.fit(fk.data.Rows(rows)))

@@ -194,7 +194,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"levels: expected a whole number of at least 2, got 1"):
         Dequantised(1, SHAPE)
     for margin in (0, 0.5, math.nan):
-        with pytest.raises(ValueError, match=r"margin: expected a number between 0 and 0.5, got"):
+        with pytest.raises(ValueError, match=r"margin: expected a number above 0 and below 0.5, got"):
             Dequantised(17, SHAPE, margin)
     with pytest.raises(ValueError, match=r"got 1 and 0 for feature 1$"):
         Standardised([0.0, 1.0], [1.0, 0.0])

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 import flowkern as fk
 from flowkern import nn as fnn
-from flowkern.flows import IAF, MAF, Flow, StandardNormal
+from flowkern.flows import IAF, MAF, Flow, PartlyUniform, StandardNormal
 from flowkern.models import MADE
 
 X, CONTEXT = torch.randn(5, 4), torch.randn(5, 2)
@@ -139,6 +139,20 @@ class Short:
         (lambda: MAF(4, transforms=2.0), ValueError, "transforms: expected a whole number of at least 1, got 2.0"),
         (lambda: MAF(4, order=[0, 1]), ValueError, "order: expected one of natural, reverse, random, got [0, 1]"),
         (lambda: MAF(4, constants=3), ValueError, "constants: expected numbers, got 3"),
+        (
+            lambda: MAF(4, constants=(0,)),
+            ValueError,
+            "constants: the scale map 'soft_clipped_exp' takes numbers but 0, got (0.0,)",
+        ),
+        (
+            lambda: MAF(4, scale="clamped_exp", constants=(1, -1)),
+            ValueError,
+            "constants: the scale map 'clamped_exp' takes numbers in order, got (1.0, -1.0)",
+        ),
+        (lambda: MAF(4, activation={}), ValueError, "activation: expected one of "),
+        (lambda: IAF(4, scale=""), ValueError, "scale: expected one of "),
+        (lambda: PartlyUniform(4, [4], (0, 1)), ValueError, "uniform: expected True or distinct features from 0 to 3, got [4]"),
+        (lambda: PartlyUniform(4, [0], 1), ValueError, "interval: expected two numbers such as (-5, 5), got 1"),
         (lambda: MAF(4, standardize=3), TypeError, "standardize: expected a flowkern.nn.Standardize, got int"),
         (lambda: MAF(4, embedding=3), TypeError, "embedding: expected a torch.nn.Module, got int"),
         (lambda: MAF(4, base="normal"), TypeError, "base: expected an object with log_prob and rsample, got str"),
@@ -157,6 +171,8 @@ class Short:
             ValueError,
             "categories: expected a whole number of at least 2, got 2.5",
         ),
+        (lambda: MADE(4, categories=1), ValueError, "categories: expected a whole number of at least 2, got 1"),
+        (lambda: MADE(4, levels="8"), ValueError, "levels: expected a whole number of at least 2, got '8'"),
         (lambda: MADE(4, "mixture", components=0), ValueError, "components: expected a whole number of at least 1, got 0"),
         (lambda: StandardNormal(2.5), ValueError, "event_shape: expected a whole number of at least 1, got 2.5"),
         (lambda: StandardNormal(4).log_prob(X[:, :3]), ValueError, "z: expected shape (..., 4), got (5, 3)"),

@@ -129,6 +129,28 @@ def test_generation_pixel_by_pixel_is_generation_by_whole_passes(kind: str) -> N
     assert made.complete(drawn[0], half).shape == IMAGE
 
 
+@pytest.mark.parametrize("levels", [2, 5])
+@EACH
+def test_without_temperature_numbers_are_the_most_probable_ones(kind: str, levels: int) -> None:
+    made = model(kind, (3, 2, 2), levels).half()
+    drawn = made.sample((3,), temperature=0)
+    parameters = made.parameters_of(drawn)
+    assert torch.equal(drawn.long(), parameters.argmax(-1) if levels > 2 else (parameters[..., 0] > 0).long())
+    assert torch.equal(made.sample((3,), temperature=1e-300), drawn)
+
+
+@pytest.mark.parametrize("kind", ["row", "gated"])
+def test_levels_that_the_weights_could_not_hold(kind: str) -> None:
+    """bfloat16 has 8 bits, in which 401 is 400."""
+    made = model(kind, (1, 2, 3), 600)
+    x = torch.randint(300, (4, 1, 2, 3)) * 2 + 1
+    expected, half = made.log_prob(x), made.bfloat16()
+    torch.testing.assert_close(half.log_prob(x).double(), expected, rtol=1e-2, atol=0)
+    assert (made.sample((50,)) % 2 == 1).float().mean() > 0.3
+    assert torch.equal(made.complete(x, torch.tensor(True)), x)
+    assert torch.equal(fk.models.Encoded(half, fk.data.Identity((1, 2, 3), 600)).encode(x)[0], x)
+
+
 @pytest.mark.parametrize("kind", ["diagonal", "gated"])
 def test_vectors_are_images_of_one_row(kind: str) -> None:
     vectors, images = model(kind, 6, 3), model(kind, (1, 1, 6), 3)
@@ -162,7 +184,8 @@ def test_images_that_do_not_fit_are_refused(change: Any, message: str) -> None:
         (lambda: PixelRNN(IMAGE, 1, hidden=3), ValueError, "levels: expected a whole number of at least 2, got 1"),
         (lambda: PixelCNN((4, 5)), ValueError, r"features: expected a number or a shape \(channels, height, width\), got"),
         (lambda: PixelCNN(IMAGE, hidden=3, kernel=4), ValueError, "kernel: expected odd numbers of rows and columns, got 4"),
-        (lambda: small().sample((1,), temperature=0), ValueError, "temperature: expected a number above 0, got 0"),
+        (lambda: small().sample((1,), temperature=-1), ValueError, "temperature: expected a number of at least 0, got -1"),
+        (lambda: small().sample((1,), temperature="1"), ValueError, "temperature: expected a number of at least 0, got '1'"),
         (lambda: small().sample((1,), torch.zeros(2)), ValueError, "context: this model takes no context, got shape"),
         (lambda: small().complete(torch.zeros(4), torch.ones(4)), TypeError, r"mask: expected dtype torch\.bool, got"),
         (

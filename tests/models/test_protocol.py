@@ -158,6 +158,13 @@ def test_a_model_made_without_values_takes_them_from_a_state(name: str) -> None:
     twin, given = copy.deepcopy(model).to("meta").to_empty(device="cpu"), batch(name, model, 2)
     twin.load_state_dict(model.state_dict())
     torch.testing.assert_close(twin.log_prob(*given), model.log_prob(*given))
+    twin.to("meta").load_state_dict(model.state_dict(), assign=True)
+    torch.testing.assert_close(twin.log_prob(*given), model.log_prob(*given))
+    drawn = []
+    for each in (twin, model):
+        torch.manual_seed(0)
+        drawn.append(each.sample((3,), *given[1:]))
+    torch.testing.assert_close(*drawn)
 
 
 @NAMES

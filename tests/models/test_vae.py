@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
@@ -262,6 +261,8 @@ def test_the_divergence_warms_up() -> None:
     model.encoder.register_forward_hook(lambda *_: seen.append(model.beta) if model.training else None)
     model.fit(x.expand(8, 3), epochs=3, batch_size=4, validation=0.5, progress=False)
     assert seen == pytest.approx([0.2, 0.4, 0.6])
+    terms = model.train().loss(x)  # of a loop that knows nothing of steps, after a fit that was shorter than the warm-up
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["kl"])
 
 
 def test_probabilities_sum_to_one() -> None:
@@ -335,10 +336,13 @@ def test_bad_arguments() -> None:
         ("free_bits", [1.0, 2.0], r"^free_bits: expected a number, or one for each of 5 dimensions, got shape \(2,\)$"),
         ("latent", 0, r"^latent: expected a whole number of at least 1, got 0$"),
         ("samples", 0, r"^samples: expected"),
-        ("std", -1.0, r"^std: expected a positive number, got -1\.0$"),
+        ("std", -1.0, r"^std: expected a number above 0, got -1\.0$"),
     ):
         with pytest.raises(ValueError, match=message):
             VAE(4, **{"latent": 5, "flow_hidden": (8,), "likelihood": "gaussian", "variance": "fixed", name: value})
+    for name, value in (("std", -1.0), ("std", True), ("levels", 1), ("channels", (0,)), ("gated", "no")):  # of no use here
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            VAE(4, posterior="diag", **{name: value})
     with pytest.raises(ValueError, match=r"^free_bits: only the bound of one sample"):
         VAE(4, samples=2, free_bits=0.1)
     with pytest.raises(TypeError, match=r"^encoder: expected a torch\.nn\.Module, got str$"):
@@ -350,8 +354,10 @@ def test_bad_arguments() -> None:
 def test_free_bits_are_known_without_values() -> None:
     """A model that was made without them gets its weights from a state alone."""
     model = VAE(4, latent=2, flow_hidden=(8,), free_bits=[0.5, 0.2])
-    twin, x = copy.deepcopy(model).to("meta").to_empty(device="cpu"), torch.ones(3, 4)
-    twin.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        twin = VAE(4, latent=2, flow_hidden=(8,), free_bits=[0.5, 0.2])
+    twin.load_state_dict(model.state_dict(), assign=True)
+    x = torch.ones(3, 4)
     losses = []
     for each in (model, twin):
         torch.manual_seed(0)
@@ -382,8 +388,29 @@ def test_bad_input_comes_to_nothing() -> None:
     logistic = VAE((1, 4, 4), 2, likelihood="logistic", levels=17, hidden=(8,), flow_hidden=(8,))
     with pytest.raises(ValueError, match=r"^x: expected whole numbers from 0 to 16, the support of Logistic, got 0\.5 to"):
         logistic.loss(x + 0.5)
-    with pytest.raises(ValueError, match=r"^dimension: expected a whole number from 0 to 1, got 2$"):
-        model.traverse(x, 2)
+    q, z = model.posterior(x), torch.zeros(3, 2)
+    calls: list[tuple[Any, type[Exception], str]] = [
+        (lambda: model.traverse(x, 2), ValueError, r"dimension: expected a whole number from 0 to 1, got 2$"),
+        (lambda: model.traverse(x, 0.5), ValueError, r"dimension: expected a whole number of at least 0, got 0\.5$"),
+        (lambda: model.traverse(x, 0, "far"), TypeError, "values: expected a tensor or a list of numbers, got 'far'"),
+        (lambda: model.traverse(x, 0, 3), ValueError, r"values: expected a list of numbers, got shape \(\)$"),
+        (
+            lambda: model.interpolate(x, x[:2]),
+            ValueError,
+            r"y: expected a batch shape that broadcasts with \(3,\), got \(2,\)$",
+        ),
+        (lambda: model.interpolate(x, x + 2), ValueError, "y: expected numbers from 0 to 1"),
+        (lambda: model.interpolate([x], x), TypeError, r"x: expected a torch\.Tensor, got list$"),
+        (
+            lambda: q.log_prob(z[:2]),
+            ValueError,
+            r"value: expected batch shapes that broadcast with \(3,\), got shapes \(2, 2\)$",
+        ),
+        (lambda: q.log_prob(z.double()), TypeError, r"value: expected dtype torch\.float32 like what the encoder gave, got"),
+    ]
+    for call, kind, message in calls:
+        with pytest.raises(kind, match=f"^{message}"):
+            call()
     with pytest.raises(ValueError, match=r"^encoder: expected numbers of shape \(3, 4\)"):
         VAE(4, 2, "diag", encoder=nn.Linear(4, 3)).loss(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"^decoder: expected 1 numbers for each of 4 features of 3 rows, got shape \(3, 5\)$"):

@@ -131,6 +131,15 @@ def test_samples_that_continue_those_before(output: str, length: int) -> None:
 
 
 @EACH_OUTPUT
+def test_without_temperature_samples_are_the_most_probable_ones(output: str) -> None:
+    model = made(output).float()
+    first, *others = model.generate(TIME, temperature=0, batch=3)
+    assert first.isfinite().all()
+    for other in (*others, model.generate(TIME, temperature=1e-300)[0]):
+        torch.testing.assert_close(other, first, rtol=0, atol=1e-2)
+
+
+@EACH_OUTPUT
 def test_the_law_of_a_sample(output: str) -> None:
     """Frequencies of what is drawn at a temperature are the probabilities that its definition gives."""
     model = made(output, layers=1, categories=8, components=2)
@@ -350,17 +359,19 @@ def test_a_part_of_the_samples_of_frames(factors: tuple[int, ...]) -> None:
     ("options", "message"),
     [
         ({"features": 0}, "features: expected a whole number of at least 1, got 0"),
-        ({"output": "mixture"}, "output: expected categorical, logistics or gaussian, got 'mixture'"),
+        ({"output": "mixture"}, "output: expected one of categorical, logistics, gaussian, got 'mixture'"),
         ({"categories": 1}, "categories: expected a whole number of at least 2, got 1"),
         ({"output": "logistics", "levels": 1}, "levels: expected a whole number of at least 2, got 1"),
         ({"output": "logistics", "components": 0}, "components: expected a whole number of at least 1, got 0"),
+        ({"levels": "8"}, "levels: expected a whole number of at least 2, got '8'"),
+        ({"upsample": (0,)}, r"upsample: expected positive widths, got \(0,\)"),
         ({"layers": 0}, "layers: expected a whole number of at least 1, got 0"),
         ({"cycle": 0}, "cycle: expected"),
         ({"kernel": 0}, "kernel: expected"),
         ({"rate": 0}, "rate: expected"),
         ({"mels": -1}, "mels: expected"),
-        ({"mels": 4, "upsample": ()}, "factors: expected one or more of at least 2"),
-        ({"mels": 4, "upsample": (1, 4)}, "factors: expected one or more of at least 2"),
+        ({"mels": 4, "upsample": ()}, "upsample: expected one or more of at least 2"),
+        ({"mels": 4, "upsample": (1, 4)}, "upsample: expected one or more of at least 2"),
     ],
 )
 def test_models_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -402,7 +413,7 @@ def test_input_that_does_not_fit() -> None:
         (lambda: plain.sample((2,), generator=3), TypeError, "generator: expected"),
         (lambda: plain.stream(0), ValueError, "time: expected"),
         (lambda: plain.stream(5, chunk=0), ValueError, "chunk: expected"),
-        (lambda: plain.stream(5, temperature=0.0), ValueError, "temperature: expected a number above 0"),
+        (lambda: plain.stream(5, temperature=-1.0), ValueError, "temperature: expected a number of at least 0"),
         (lambda: plain.stream(5, prime=3.0), TypeError, "prime: expected a torch.Tensor"),
         (lambda: plain.stream(5, prime=torch.tensor(0.5)), ValueError, "prime: expected audio of shape"),
         (lambda: plain.stream(5, prime=x, batch=3), ValueError, "prime, context, local and batch: expected"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import flowkern as fk
 from flowkern import nn as fnn
+from flowkern.univariate import RationalQuadratic
 
 X = torch.randn(5, 4)
 NETWORKS = pytest.mark.parametrize("kind", [fnn.MADE, fnn.MaskedAutoregressive, fnn.InverseAutoregressive])
@@ -94,6 +98,15 @@ def test_networks(kind: Any, options: dict[str, Any], error: type[Exception], me
         (lambda: fnn.AffineCoupling(4)(X.double()), TypeError, "x: expected dtype torch.float32 like the weights, got torch"),
         (lambda: fnn.BatchNorm(2.5), ValueError, "features: expected a whole number of at least 1, got 2.5"),
         (lambda: fnn.BatchNorm(2, eps=-1), ValueError, "eps: expected a number of at least 0, got -1"),
+        (lambda: fnn.BatchNorm(2, eps=math.inf), ValueError, "eps: expected a number of at least 0, got inf"),
+        (lambda: fnn.IsotropicGaussian("1"), ValueError, "std: expected a number above 0, got '1'"),
+        (lambda: fnn.MaskedConv2d(1, 1, 3), ValueError, "kernel: expected rows and columns such as (3, 3), got 3"),
+        (lambda: fnn.MaskedConv2d(1, 1, (3,)), ValueError, "kernel: expected rows and columns such as (3, 3), got (3,)"),
+        (lambda: fnn.ZeroConv2d(0, 1), ValueError, "inputs: expected a whole number of at least 1, got 0"),
+        (lambda: fnn.WeightNormConv2d(1, 1, 0), ValueError, "size: expected a whole number of at least 1, got 0"),
+        (lambda: fnn.Wrap(2, interval=1), ValueError, "interval: expected two numbers such as (-5, 5), got 1"),
+        (lambda: fnn.Wrap(2, interval=(1, 1)), ValueError, "interval: expected finite ends in order, got (1.0, 1.0)"),
+        (lambda: fnn.Wrap(2, turn=math.nan), ValueError, "turn: expected a number, got nan"),
         (lambda: fnn.BatchNorm(2, momentum=2), ValueError, "momentum: expected a number between 0 and 1, or None, got 2"),
         (
             lambda: fnn.BatchNorm(4).set_statistics(X[:0]),
@@ -127,6 +140,30 @@ def test_networks(kind: Any, options: dict[str, Any], error: type[Exception], me
 def test_other_layers(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         make()
+
+
+def flags() -> list[tuple[Any, str]]:
+    """All constructors' arguments that are true or false."""
+    classes = [getattr(room, name) for room in (fnn, fk.flows, fk.models) for name in room.__all__]
+    modules = [kind for kind in classes if inspect.isclass(kind) and issubclass(kind, torch.nn.Module)]
+    taken = ((kind, p) for kind in modules for p in inspect.signature(kind.__init__).parameters.values())
+    return [(kind, p.name) for kind, p in taken if p.annotation == "bool"]
+
+
+@pytest.mark.parametrize(("kind", "name"), flags())
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_what_is_neither_true_nor_false(kind: Any, name: str, value: Any) -> None:
+    needed: dict[str, Any] = {"features": 4, "hidden": (8,), "map": RationalQuadratic()}
+    own = {fnn.MaskedLinear: {"mask": torch.ones(2, 3)}, fk.models.PixelCNN: {"hidden": 8}}.get(kind, {})
+    taken = inspect.signature(kind.__init__).parameters
+    with pytest.raises(ValueError, match=f"^{name}: expected True or False, got {re.escape(repr(value))}$"):
+        kind(**{key: given for key, given in needed.items() if key in taken} | own | {name: value})
+
+
+def test_flags_of_numpy() -> None:
+    layer = fnn.InverseAutoregressive(4, (8,), gated=np.True_, residual=np.bool_(False))  # type: ignore[arg-type]
+    assert layer.config["gated"] is True
+    assert (layer.map.scale, layer.network.residual) == ("sigmoid", False)  # type: ignore[attr-defined]
 
 
 def test_arrays_and_lists_where_numbers_are_expected() -> None:

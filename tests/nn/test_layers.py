@@ -452,12 +452,13 @@ def test_orders_follow_buffers_that_are_changed_in_place() -> None:
 
 
 def test_models_are_made_and_loaded_on_the_meta_device() -> None:
-    source = fk.flows.MAF(6, 2, (16,), order="random")
+    source = fk.flows.MAF(6, 2, (16,), order="random").double()
     with torch.device("meta"):
         model = fk.flows.MAF(6, 2, (16,), order="random")
     model.load_state_dict(source.state_dict(), assign=True)
-    x = torch.randn(5, 6)
+    x = torch.randn(5, 6, dtype=torch.float64)
     torch.testing.assert_close(model.log_prob(x), source.log_prob(x))
+    assert model.sample((2,)).dtype == torch.float64
 
 
 def test_autocast_with_a_context_goes_both_ways() -> None:

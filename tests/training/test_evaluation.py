@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flowkern as fk
-from flowkern.data import Dequantised, Rows, Waveform
+from flowkern.data import Dequantised, Identity, Rows, Waveform
 from flowkern.models import Encoded
 from flowkern.training import Processes, batches, evaluate, evaluation, mean_terms
 
@@ -77,6 +77,21 @@ def test_the_noise_of_large_images_does_not_depend_on_the_processes(count: int) 
     model = Encoded(fk.flows.MAF(784, 1, (4,)), Dequantised(256, (1, 28, 28)))
     expected = log_probs(model, Rows(images), 1)
     torch.testing.assert_close(log_probs(model, Rows(images), count), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "vae"])
+def test_images_are_evaluated_a_few_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for models that draw, whose numbers would be others."""
+    rows, seen = torch.randint(2, (25, *IMAGES)).float(), []
+    model: Any = fk.models.PixelCNN(IMAGES, hidden=2, layers=0)
+    if kind == "vae":
+        model = fk.models.VAE(IMAGES, 2, hidden=(4,), transforms=1, flow_hidden=(4,), importance=3)
+    expected = model.eval().log_prob(rows).detach()
+    monkeypatch.setattr(evaluation, "IMAGES", 10 * 6)
+    monkeypatch.setattr(model, "log_prob", lambda x: (seen.append(len(x)), type(model).log_prob(model, x))[1])
+    found = evaluate(Encoded(model, Identity(IMAGES, 2)), Rows(rows), Processes())[1]
+    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-6)
+    assert seen == ([10, 10, 5] if kind == "pixels" else [25])
 
 
 def test_the_terms_of_a_loss_are_means_over_rows(monkeypatch: pytest.MonkeyPatch) -> None:
