@@ -76,12 +76,8 @@ class RationalLinear(UnivariateMap):
         check_least(settings, bins)
         if not 0 < settings[4] < 0.5:
             raise ValueError(f"settings: expected a least part of a bin between 0 and 0.5, got {settings[4]}")
-        self.bins, self.interval, self.settings, self.derivatives = (
-            bins,
-            interval("interval", self.interval),
-            settings,
-            bins - 1,
-        )
+        self.bins, self.interval = bins, interval("interval", self.interval)
+        self.settings, self.derivatives = settings, bins - 1
         self.names = names_of(width=bins, height=bins, derivative=self.derivatives, **{"lambda": bins})
         self.options = bins, TAILS.index(self.tails), PARAMETRIZATIONS.index(self.parametrization), 0
         self.constants = *self.interval, *settings[:4], 1.0, settings[4]  # the gain of raw sizes is one
