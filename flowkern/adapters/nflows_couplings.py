@@ -263,9 +263,7 @@ def _served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
     if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != x.shape[:-1]):
         return None
     state = serving(layer, inverse)
-    if state is None or isinstance(state.network, Splines):
-        return None
-    return by_operators(state, x, context, inverse)
+    return None if state is None else by_operators(state, x, context, inverse)
 
 
 def coupling_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Pair:
@@ -285,7 +283,7 @@ def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: 
         network = state.network
         splines: Splines = network.splines if isinstance(network, WholeSplines) else network
         raw = splines.parts(transform_params)
-        if splines.fits(self, inputs, raw):
+        if splines.take(self, inputs, raw):
             return splines(self, inputs, raw, inverse)
     theirs: Pair = own(self, "_piecewise_cdf")(self, inputs, transform_params, inverse)
     return theirs
