@@ -86,7 +86,7 @@ def test_compiled_without_gradients() -> None:
         torch.testing.assert_close(compiled(arguments["x"]), fk.ops.autoregressive_chain(**arguments))
 
 
-@pytest.mark.parametrize("layers", ["context", "everything"])
+@pytest.mark.parametrize("layers", ["context", "everything", "couplings"])
 @pytest.mark.parametrize("batch", [1, 8, 9, 100])
 @pytest.mark.parametrize("packed", [False, True])
 def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None:
@@ -94,7 +94,7 @@ def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None
     arguments = arguments_of(CASE.draw(batch, 0, layers=CHAINS[layers]))
     if packed:
         for step in arguments["steps"]:
-            if isinstance(step, fk.ops.NetworkStep):
+            if isinstance(step, (fk.ops.NetworkStep, fk.ops.CouplingStep)):
                 a = step.arguments
                 a["packed"] = fk.ops.pack(a["plan"], a["weights"], a["biases"])
     one = arguments.pop("context")[:1]

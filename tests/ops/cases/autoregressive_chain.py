@@ -42,6 +42,7 @@ CHAINS: dict[str, Layers] = {
         (False, {"passing": (1, 3, 5, 7, 9), "context": 4, "gated": True, "hidden": (16, 9, 16), "scale": "sigmoid"}),
         (True, {"passing": (10,), "hidden": (), "placement": "scale_shift", "scale": "softplus"}),
         (False, {"passing": (2, 8), "scale": "none", "hidden": (70,)}),
+        (True, {"passing": (6, 3), "context": 4, "gated": True, "gates_read": 5, "hidden": (8, 8, 8), "activation": "tanh"}),
     ),
     "triangles": ("lu", (False, {}), "permute", "solve", (True, {"passing": (1, 2)})),
     "everything": ("divide", "permute", (True, GATED), "scale", "permute", (False, {**CONTEXT, "addends": (1,)}), "permute"),
