@@ -99,6 +99,8 @@ def check_coupling(x: Tensor, step: CouplingStep, context: Tensor | None) -> boo
         )
     if plan.context < len(step.passing) or plan.levels > 1:
         raise ValueError(f"plan: expected a network of the {len(step.passing)} features that pass alone, got {plan}")
+    if plan.addend_widths or a.get("addends"):
+        raise ValueError(f"addends: a coupling takes none, the plan {len(plan.addend_widths)}, got {len(a.get('addends', ()))}")
     check_parameters(a["weights"], a["biases"], plan)
     check_like("x", x, a["weights"][0], "weights[0]")
     own = plan.context - len(step.passing)

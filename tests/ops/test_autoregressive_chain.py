@@ -9,6 +9,7 @@ import torch
 from calls import Example
 from cases.autoregressive_chain import CASE, CHAINS
 from contract import Recorder
+from networks import coupling_network
 
 import flowkern as fk
 
@@ -104,6 +105,29 @@ def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None
             torch.testing.assert_close(fk.ops.autoregressive_chain(**arguments, context=context), expected, rtol=0, atol=1e-11)
         nowhere = fk.ops.autoregressive_chain(**arguments, context=torch.full_like(one, float("inf")))[1]
         assert not nowhere.isfinite().any()
+
+
+@pytest.mark.parametrize("name", CASE.bad)
+def test_bad_arguments_are_named_where_steps_run_one_by_one(name: str) -> None:
+    change, error, message = CASE.bad[name]
+    arguments = arguments_of(CASE.draw(3, 0), torch.float32)
+    with fk.backend("reference"), pytest.raises(error, match=message):
+        fk.ops.autoregressive_chain(**{**arguments, **change(arguments)})
+
+
+def test_a_network_that_reads_no_features_is_one_of_couplings() -> None:
+    net = coupling_network(3, 5)
+    for operator in (fk.ops.autoregressive, fk.ops.autoregressive_inverse):
+        with pytest.raises(ValueError, match="plan: expected a network that reads features"):
+            operator(torch.zeros(2, 5).double(), net.weights, net.biases, net.plan, context=torch.zeros(2, 3).double())
+
+
+def test_lists_of_features_are_as_good_as_tuples() -> None:
+    arguments = arguments_of(CASE.draw(3, 0, layers=CHAINS["couplings"]))
+    lists = [s._replace(order=list(s.order)) if isinstance(s, fk.ops.PermutationStep) else s for s in arguments["steps"]]
+    lists = [s._replace(passing=list(s.passing)) if isinstance(s, fk.ops.CouplingStep) else s for s in lists]
+    expected = fk.ops.autoregressive_chain(**arguments)
+    assert torch.equal(fk.ops.autoregressive_chain(**{**arguments, "steps": lists})[0], expected[0])
 
 
 # -- packed weights ---------------------------------------------------------------------------------------------------
