@@ -375,7 +375,8 @@ def _of_vectors(step: ElementwiseStep | LULinearStep) -> Elementwise | LULinear:
 def _one_by_one(
     kernels: Kernels, x: Tensor, steps: Sequence[Step], context: Tensor | None, normal: str | None
 ) -> tuple[Tensor, Tensor]:
-    if not autocasts(x):  # which takes any dtypes
+    # Autocast takes any dtypes; a compiler may take the sizes of plans for symbols, which cannot be compared like this.
+    if not (autocasts(x) or torch.compiler.is_compiling()):
         _explain(x, steps, context)
     transforms = [_alone(step, context) for step in steps]
     if kernels.plain or normal is None:

@@ -72,19 +72,24 @@ def test_every_shape_of_the_batch_gives_the_same_bits(layers: Any) -> None:
             assert torch.equal(total, log_det.reshape(shape))
 
 
-def test_half_precision_goes_step_by_step() -> None:
-    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS["both"]), torch.bfloat16)
+@pytest.mark.parametrize("layers", ["both", "triangles"])
+def test_half_precision_goes_step_by_step(layers: str) -> None:
+    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS[layers]), torch.bfloat16)
     with torch.no_grad():
         found, expected = fk.ops.autoregressive_chain(**arguments), one_by_one(**arguments)
     assert found[0].dtype == torch.bfloat16
     assert torch.equal(found[0], expected[0])
 
 
-def test_compiled_without_gradients() -> None:
-    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS["both"]), torch.float32)
+@pytest.mark.parametrize(("layers", "backend"), [("both", "inductor"), ("couplings", "eager"), ("triangles", "eager")])
+def test_compiled_without_gradients(layers: str, backend: str) -> None:
+    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS[layers]))
+    torch.compiler.reset()  # a second chain at the same line would be one of symbols
     with torch.no_grad():
-        compiled = torch.compile(lambda x: fk.ops.autoregressive_chain(x, arguments["steps"]), fullgraph=True)
-        torch.testing.assert_close(compiled(arguments["x"]), fk.ops.autoregressive_chain(**arguments))
+        compiled = torch.compile(
+            lambda x, c: fk.ops.autoregressive_chain(x, arguments["steps"], c), fullgraph=True, backend=backend
+        )
+        torch.testing.assert_close(compiled(arguments["x"], arguments["context"]), fk.ops.autoregressive_chain(**arguments))
 
 
 @pytest.mark.parametrize("layers", ["context", "everything", "couplings"])
