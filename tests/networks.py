@@ -130,6 +130,7 @@ def coupling_network(
     *,
     context: int = 0,
     gated: bool = False,
+    gates_read: int | None = None,
     wide: bool = False,
     seed: int = 0,
     scale: str = "exp",
@@ -140,6 +141,7 @@ def coupling_network(
 ) -> Network:
     """The network of a coupling: it reads what passes and then the context, which may gate the last of three layers.
 
+    ``gates_read``: how much of the context and then of what passes, the whole context by default.
     ``wide``: there are columns for what is transformed, after those for what passes, which are masked.
     """
     parameters = map.count if map is not None else 1 if scale == "none" else 2
@@ -154,7 +156,7 @@ def coupling_network(
         parameters=parameters,
         context=passing + context,
         context_columns=[*range(passing + unread, widths[0]), *range(passing)],
-        conditioner_context=context,
+        conditioner_context=context if gates_read is None else gates_read,
         features=None if wide else transformed,
         **structure,
     )

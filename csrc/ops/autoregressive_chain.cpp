@@ -70,7 +70,9 @@ class ChainCall {
     for (int64_t i = 0; i < view.steps(); ++i) {
       ChainStep<T>& step = steps_[i];
       const int64_t own = view.step(i).network() ? step.net.plan.context() - step.passing : 0;
-      if (own == 0) continue;
+      const PlanView& plan = step.net.plan;
+      // Conditioners may read what a coupling lets pass too, which no two rows have in common.
+      if (own == 0 || (plan.conditioners() > 0 && plan.conditioner_context() > own)) continue;
       masked_network_kernels<T>().give(step.net, own, context, given + step.row);
       step.net.given = given + step.row;
     }

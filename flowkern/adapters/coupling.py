@@ -108,7 +108,11 @@ class MaskSplit(Split):
         if not self.touched():
             return False
         before = self.passing, self.order
-        self.passing, self.order = self._read()
+        try:
+            self.passing, self.order = self._read()
+        except UnsupportedError:
+            self.passing = self.order = ()  # so that the next mask is another, also if it is the one before
+            raise
         return before != (self.passing, self.order)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowkern import ops
 from flowkern.adapters.calls import fast
@@ -28,7 +28,13 @@ from flowkern.adapters.network import (
     parameter_of,
     spline,
 )
-from flowkern.adapters.nflows_couplings import affine_couplings, coupling_inverse, expect_dropout, spline_coupling
+from flowkern.adapters.nflows_couplings import (
+    affine_couplings,
+    coupling_inverse,
+    expect_dropout,
+    expect_stateless,
+    spline_coupling,
+)
 from flowkern.adapters.reversible import ReversibleRun, recording, reversibly
 from flowkern.adapters.run import Run, elementwise, joinable, permutation, touched
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE, outside
@@ -115,11 +121,7 @@ def _epsilon(layer: Any) -> float:
     function = getattr(layer, "scale_activation", None)
     if function is None:
         return layer._epsilon
-    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    # The default holds the layer that made it, or of which this one is a copy.
-    other = [h for h in (function, *held) if getattr(h, "scale_activation", None) is not function]
-    if any(isinstance(h, (Tensor, nn.Module)) for h in other):
-        raise UnsupportedError("its scale_activation may hold parameters")
+    expect_stateless(function)
     probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
     epsilon = (function(probe) - F.softplus(probe)).double()
     if not torch.allclose(epsilon, epsilon[0], rtol=0, atol=1e-12) or epsilon[0] < 0:

@@ -75,6 +75,15 @@ def expect_dropout(block: Any) -> None:
         raise UnsupportedError(f"its dropout is a {type(block.dropout).__qualname__}, expected Dropout")
 
 
+def expect_stateless(scale_activation: Any) -> None:
+    """What is probed once must be the same function in all calls."""
+    held = [cell.cell_contents for cell in getattr(scale_activation, "__closure__", None) or ()]
+    # glasflow's default holds the layer that made it, or of which this one is a copy.
+    other = [h for h in (scale_activation, *held) if getattr(h, "scale_activation", None) is not scale_activation]
+    if any(isinstance(h, (Tensor, nn.Module)) for h in other):
+        raise UnsupportedError("its scale_activation may hold parameters")
+
+
 class _Held(Linear):
     """The parameters of an elementwise layer, as the bias of a linear map that reads nothing.
 
@@ -149,8 +158,10 @@ def read_affine(root: str, layer: Any) -> MaskedCoupling:
     """All shifts, then all raw scales, by which the library multiplies with sigmoid(a + 2) + 1e-3."""
     probe = torch.linspace(-30, 30, 7, dtype=torch.float64, device="cpu")
     scale = getattr(layer, "scale_activation", None)  # glasflow takes any function
-    if scale is not None and not torch.allclose(scale(probe), torch.sigmoid(probe + 2) + 1e-3, rtol=0, atol=1e-12):
-        raise UnsupportedError("its scale_activation is none of the operators' scale maps")
+    if scale is not None:
+        expect_stateless(scale)
+        if not torch.allclose(scale(probe), torch.sigmoid(probe + 2) + 1e-3, rtol=0, atol=1e-12):
+            raise UnsupportedError("its scale_activation is none of the operators' scale maps")
     return _alone(layer, root, affine("sigmoid", "scale_shift", 2.0, 1e-3))
 
 
@@ -263,9 +274,7 @@ def _served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
     if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != x.shape[:-1]):
         return None
     state = serving(layer, inverse)
-    if state is None or isinstance(state.network, Splines):
-        return None
-    return by_operators(state, x, context, inverse)
+    return None if state is None else by_operators(state, x, context, inverse)
 
 
 def coupling_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Pair:
@@ -285,7 +294,7 @@ def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: 
         network = state.network
         splines: Splines = network.splines if isinstance(network, WholeSplines) else network
         raw = splines.parts(transform_params)
-        if splines.fits(self, inputs, raw):
+        if splines.take(self, inputs, raw):
             return splines(self, inputs, raw, inverse)
     theirs: Pair = own(self, "_piecewise_cdf")(self, inputs, transform_params, inverse)
     return theirs

@@ -238,7 +238,7 @@ def _spline_op(self: Any, x: Tensor, inverse: bool = False, **options: Any) -> t
     state = None if options else serving(self, inverse)
     if state is not None:
         raw = _held_parameters(self)
-        if state.network.fits(self, x, raw) and x.shape[-1:] == state.network.shape:
+        if state.network.take(self, x, raw) and x.shape[-1:] == state.network.shape:
             found: tuple[Tensor, Tensor] = state.network(self, x, raw, inverse)
             return found
     theirs: tuple[Tensor, Tensor] = own(self, "spline_op")(self, x, inverse=inverse, **options)
@@ -262,7 +262,7 @@ def _spline_coupling(layer: Any, network: Splines, value: Tensor, inverse: bool)
     lower, upper, split = layer.lower_spline, layer.upper_spline, layer.split_dim
     first, second = value[..., :split], value[..., split:]
     held = _held_parameters(lower)
-    if value.shape[-1:] != network.shape or not network.fits(layer, first, held):
+    if value.shape[-1:] != network.shape or not network.take(layer, first, held):
         return None
     moved, log_lower = (first, None) if layer.identity else network(layer, first, held, inverse)
     given = upper.nn(moved if inverse else first)

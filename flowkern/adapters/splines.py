@@ -78,7 +78,15 @@ class Splines(Network):
         first = torch.where(linear, math.log(math.expm1(1 - self.map.settings[2])), derivatives[..., :1])
         return torch.cat([first, derivatives[..., 1:-1], first], -1)
 
-    def fits(self, layer: Any, x: Tensor, raw: Sequence[Tensor]) -> bool:
+    def fits(self, x: Any, context: Any) -> bool:
+        """The parameters are the library's code's, or the layer's: no operator takes the whole layer."""
+        return False
+
+    def fits_like(self, x: Tensor, width: int) -> bool:
+        """The same beside other networks."""
+        return False
+
+    def take(self, layer: Any, x: Tensor, raw: Sequence[Tensor]) -> bool:
         """Whether the operator takes a call; those that it does not are for the library to judge, such as a number outside."""
         given = [x, *raw]
         if not all(isinstance(t, Tensor) and t.dtype in FLOATS and t.device == x.device and not t.is_meta for t in given):
@@ -142,7 +150,7 @@ def elementwise_spline(self: Any, inputs: Tensor, inverse: bool = False) -> Pair
     state = serving(self, inverse)
     if state is not None:
         raw = held(self)
-        if state.network.fits(self, inputs, raw) and inputs.shape[1:] == state.network.shape:
+        if state.network.take(self, inputs, raw) and inputs.shape[1:] == state.network.shape:
             return _summed(state.network(self, inputs, raw, inverse))
     theirs: Pair = own(self, "_spline")(self, inputs, inverse)
     return theirs

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import broadcast_batch, check_context, check_like
+from flowkern._compiling import constant_while_compiling
 from flowkern._tensors import outside_modes
 from flowkern.chain import Coupling, context_of, features_of
 from flowkern.ops._context import outside
@@ -19,7 +20,7 @@ from flowkern.ops._network_call import check_count
 from flowkern.ops._network_checks import check_packed, check_parameters
 from flowkern.ops.coupling import coupling
 from flowkern.reference.autoregressive import split_parameters
-from flowkern.univariate import UnivariateMap, chosen_map
+from flowkern.univariate import UnivariateMap, check_map, chosen_map
 
 
 class CouplingStep(NamedTuple):
@@ -85,8 +86,28 @@ def map_of(step: CouplingStep) -> UnivariateMap:
 
 
 def coupling_call(step: CouplingStep) -> CouplingCall:
-    """What is constant about a step."""
-    return CouplingCall(Coupling(step.inverse, step.arguments["plan"], map_of(step), step.passing, step.transformed))
+    """What is constant about a step, made at the first call and kept with its plan, as a network's."""
+    get, plan = step.arguments.get, step.arguments["plan"]
+    map, constants = get("map"), get("constants")
+    affine = get("scale", "exp"), get("placement", "standardize"), constants if constants is None else tuple(constants)
+    features = tuple(step.passing), tuple(step.transformed)
+    key = ("coupling", step.inverse, *features, *(affine if map is None else (check_map(map).key,)))
+    if torch.compiler.is_compiling():  # nothing can be made while a call is traced, but before
+        _remember(plan, key, step.inverse, features, affine, map)
+    known: CouplingCall | None = plan.calls.get(key)
+    return known or _make(plan, key, step.inverse, features, affine, map)
+
+
+def _make(plan: Any, key: Any, inverse: bool, features: Any, affine: Any, map: UnivariateMap | None) -> CouplingCall:
+    made: CouplingCall = plan.remember(key, CouplingCall(Coupling(inverse, plan, chosen_map(map, *affine), *features)))
+    return made
+
+
+@constant_while_compiling
+def _remember(plan: Any, key: Any, *given: Any) -> bool:
+    if key not in plan.calls:
+        _make(plan, key, *given)
+    return True
 
 
 def check_coupling(x: Tensor, step: CouplingStep, context: Tensor | None) -> bool:
@@ -99,6 +120,8 @@ def check_coupling(x: Tensor, step: CouplingStep, context: Tensor | None) -> boo
         )
     if plan.context < len(step.passing) or plan.levels > 1:
         raise ValueError(f"plan: expected a network of the {len(step.passing)} features that pass alone, got {plan}")
+    if plan.addend_widths or a.get("addends"):
+        raise ValueError(f"addends: a coupling takes none, the plan {len(plan.addend_widths)}, got {len(a.get('addends', ()))}")
     check_parameters(a["weights"], a["biases"], plan)
     check_like("x", x, a["weights"][0], "weights[0]")
     own = plan.context - len(step.passing)

@@ -71,6 +71,8 @@ class Call:
         *,
         make: Callable[[AutoregressivePlan], Call],
     ) -> None:
+        if not plan.reads_features:
+            raise ValueError(f"plan: expected a network that reads features, got {plan}, which is one of a CouplingStep")
         self.name, self.plan, self.oracle, self.plain, self.solves = name, plan, oracle, plain or oracle, solves
         self.weights = len(plan.weight_shapes)
         self.parameters = self.weights + len(plan.bias_shapes)

@@ -124,7 +124,7 @@ def autoregressive_chain(
             raise RuntimeError("a context is missing, or is one too many")
         rows, conditions, added, batch = as_rows(x, context, addends)
         z, log_det = with_gradients(call, kernels, rows, conditions, [*tensors, *added], packed)
-    except RuntimeError:
+    except (AttributeError, RuntimeError):
         _explain(x, steps, context)  # the kernel only says that something does not fit
         raise
     return _shaped(z, log_det, batch)
@@ -322,7 +322,7 @@ def _gather(
             get, plan = arguments.get, arguments["plan"]
             map = get("map")
             constants = get("constants")
-            key += (step.inverse, plan, *step[2:])  # of a coupling what passes and what is transformed
+            key += (step.inverse, plan, *(tuple(part) for part in step[2:]))  # of a coupling what passes, what is transformed
             key += (
                 (get("scale", "exp"), get("placement", "standardize"), constants and tuple(constants))
                 if map is None
@@ -338,13 +338,12 @@ def _gather(
                 packed.append(arguments["packed"])
             first, networks = first or plan, networks + 1
         elif isinstance(step, PermutationStep):
-            key.append(step.order)
+            key.append(tuple(step.order))
         elif isinstance(step, (ElementwiseStep, LULinearStep)):
             key += (type(step), step.inverse)
             tensors += step[1:]
         else:
-            names = "NetworkStep, CouplingStep, PermutationStep, ElementwiseStep or LULinearStep"
-            raise TypeError(f"steps: expected {names}, got {type(step).__name__}")
+            raise RuntimeError("this is no step")
     if first is None:
         return None, tensors, addends, packed
     known = tuple(key)
@@ -376,6 +375,9 @@ def _of_vectors(step: ElementwiseStep | LULinearStep) -> Elementwise | LULinear:
 def _one_by_one(
     kernels: Kernels, x: Tensor, steps: Sequence[Step], context: Tensor | None, normal: str | None
 ) -> tuple[Tensor, Tensor]:
+    # Autocast takes any dtypes; a compiler may take the sizes of plans for symbols, which cannot be compared like this.
+    if not (autocasts(x) or torch.compiler.is_compiling()):
+        _explain(x, steps, context)
     transforms = [_alone(step, context) for step in steps]
     if kernels.plain or normal is None:
         return reference.autoregressive_chain(x, transforms, normal)
@@ -418,6 +420,9 @@ def _explain(x: Tensor, steps: Sequence[Step], context: Tensor | None) -> None:
                     check_like(name, t, x, "x")
                     if t.shape != (size,):
                         raise ValueError(f"{name}: expected shape ({size},), got {tuple(t.shape)}")
+            elif not isinstance(step, PermutationStep):
+                names = "NetworkStep, CouplingStep, PermutationStep, ElementwiseStep or LULinearStep"
+                raise TypeError(f"expected {names}, got {type(step).__name__}")
             elif sorted(step.order) != list(range(x.shape[-1])):
                 raise ValueError(f"order: expected a permutation of 0 to {x.shape[-1] - 1}, got {step.order}")
         except (TypeError, ValueError) as error:

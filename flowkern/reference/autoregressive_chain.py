@@ -36,8 +36,9 @@ def lu_linear(
     log_det = diagonal.abs().log().sum()
     if not inverse:
         return F.linear(F.linear(x, matrix_u), matrix_l, bias), log_det
-    y = torch.linalg.solve_triangular(matrix_l, (x - bias).unsqueeze(-1), upper=False, unitriangular=True)
-    return torch.linalg.solve_triangular(matrix_u, y, upper=True).squeeze(-1), -log_det
+    matrix_l, matrix_u, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (matrix_l, matrix_u, x - bias))
+    y = torch.linalg.solve_triangular(matrix_l, y.unsqueeze(-1), upper=False, unitriangular=True)  # not of half precision
+    return torch.linalg.solve_triangular(matrix_u, y, upper=True).squeeze(-1).to(x.dtype), -log_det
 
 
 def autoregressive_chain(x: Tensor, steps: Sequence[Transform], normal: str | None = None) -> tuple[Tensor, Tensor]:

@@ -128,11 +128,11 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
             given = {"activation": torch.tanh, "context_features": context or None, **options}
             return transforms.MaskedAffineAutoregressiveTransform(5, 24, num_blocks=2, **given)
 
-        def coupling(parity: int) -> Any:
+        def coupling(parity: int, **network: Any) -> Any:
             resnet = importlib.import_module(root + ".nn.nets").ResidualNet
 
             def net(inputs: int, outputs: int) -> Any:
-                return resnet(inputs, outputs, 16, context or None, activation=torch.tanh)
+                return resnet(inputs, outputs, 16, context or None, activation=torch.tanh, **network)
 
             mask = [(i + parity) % 2 for i in range(5)]
             options = {"num_bins": 4, "tails": "linear", "tail_bound": 2.0}
@@ -148,7 +148,7 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
             transforms.ReversePermutation(5),
             layer(),
         ]
-        if made not in ("maf", "splines"):
+        if made in ("norms", "with SVDLinear"):
             norm = transforms.ActNorm(5)
             norm.initialized.fill_(True)
             inner = transforms.CompositeTransform([layer(use_batch_norm=True), norm])
@@ -159,8 +159,10 @@ def nflows_flow(root: str, context: int = 0, made: str = "maf", base: str = "sta
             ]
         if made == "with SVDLinear":
             layers.insert(2, transforms.SVDLinear(5, num_householder=2))
-        if made == "splines":  # as sbi's nsf, with layers of other kinds around
+        if made.startswith("splines"):  # as sbi's nsf, with layers of other kinds around
             layers = [standardize, coupling(0), transforms.LULinear(5), layer(), coupling(1), transforms.LULinear(5)]
+        if made == "splines, one after a norm":
+            layers.append(coupling(0, use_batch_norm=True))
         embedding = nn.Sequential(nn.Linear(3, context), nn.Tanh()) if context else None
         noise = normal.StandardNormal((5,)) if base == "standard" else normal.DiagonalNormal((5,))
         flow = settle(flows.Flow(transforms.CompositeTransform(layers), noise, embedding)).double()
@@ -394,6 +396,7 @@ MODELS = {
     "nflows: another base": nflows_flow("nflows", 4, base="diagonal"),
     "glasflow: its own flow": glasflow_flow(),
     "glasflow: context": nflows_flow("glasflow.nflows", 4, "norms"),
+    "glasflow: splines": nflows_flow("glasflow.nflows", 4, "splines, one after a norm"),
     "zuko: MAF": zuko_flow("MAF"),
     "zuko: context": zuko_flow("MAF", 3),
     "zuko: random orders": zuko_flow("MAF", 3, randperm=True),

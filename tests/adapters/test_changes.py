@@ -166,6 +166,33 @@ def test_a_layer_is_taken_up_again_when_the_reason_is_gone() -> None:
     assert status(layer) == "accelerated"
 
 
+def test_a_coupling_is_followed_through_a_mask_that_is_none() -> None:
+    nf = pytest.importorskip("normflows")
+    nets = [torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)) for _ in range(2)]
+    layer, x = nf.flows.MaskedAffineFlow(torch.tensor([1.0, 0, 1, 0]), *nets), torch.randn(4, 4)
+    fk.accelerate(layer)
+    expected = layer.inverse(x)
+    layer.b.mul_(0.5)
+    with pytest.warns(RuntimeWarning, match="its mask is none of vectors, or has values other than 0 and 1"):
+        layer.inverse(x)
+    layer.b.mul_(2)
+    assert_same(layer.inverse(x), expected)
+    assert status(layer) == "accelerated"
+
+
+def test_a_scale_activation_that_holds_a_parameter_is_left_alone() -> None:
+    couplings = pytest.importorskip("glasflow.nflows.transforms.coupling")
+    from glasflow.nflows.nn.nets import ResidualNet
+
+    two = torch.tensor(2.0, requires_grad=True)
+    net = functools.partial(ResidualNet, hidden_features=8)
+    layer = couplings.AffineCouplingTransform([1, 0, 1], net, scale_activation=lambda a: torch.sigmoid(a + two) + 1e-3)
+    with pytest.warns(RuntimeWarning, match="its scale_activation may hold parameters"):
+        fk.accelerate(layer)
+    layer(torch.randn(4, 3))[1].sum().backward()
+    assert two.grad is not None
+
+
 def test_zukos_local_trick_leaves_nothing_behind() -> None:
     from zuko.bayesian import BayesianModel
 

@@ -9,6 +9,7 @@ import torch
 from calls import Example
 from cases.autoregressive_chain import CASE, CHAINS
 from contract import Recorder
+from networks import coupling_network
 
 import flowkern as fk
 
@@ -71,22 +72,27 @@ def test_every_shape_of_the_batch_gives_the_same_bits(layers: Any) -> None:
             assert torch.equal(total, log_det.reshape(shape))
 
 
-def test_half_precision_goes_step_by_step() -> None:
-    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS["both"]), torch.bfloat16)
+@pytest.mark.parametrize("layers", ["both", "triangles"])
+def test_half_precision_goes_step_by_step(layers: str) -> None:
+    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS[layers]), torch.bfloat16)
     with torch.no_grad():
         found, expected = fk.ops.autoregressive_chain(**arguments), one_by_one(**arguments)
     assert found[0].dtype == torch.bfloat16
     assert torch.equal(found[0], expected[0])
 
 
-def test_compiled_without_gradients() -> None:
-    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS["both"]), torch.float32)
+@pytest.mark.parametrize(("layers", "backend"), [("both", "inductor"), ("couplings", "eager"), ("triangles", "eager")])
+def test_compiled_without_gradients(layers: str, backend: str) -> None:
+    arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS[layers]))
+    torch.compiler.reset()  # a second chain at the same line would be one of symbols
     with torch.no_grad():
-        compiled = torch.compile(lambda x: fk.ops.autoregressive_chain(x, arguments["steps"]), fullgraph=True)
-        torch.testing.assert_close(compiled(arguments["x"]), fk.ops.autoregressive_chain(**arguments))
+        compiled = torch.compile(
+            lambda x, c: fk.ops.autoregressive_chain(x, arguments["steps"], c), fullgraph=True, backend=backend
+        )
+        torch.testing.assert_close(compiled(arguments["x"], arguments["context"]), fk.ops.autoregressive_chain(**arguments))
 
 
-@pytest.mark.parametrize("layers", ["context", "everything"])
+@pytest.mark.parametrize("layers", ["context", "everything", "couplings"])
 @pytest.mark.parametrize("batch", [1, 8, 9, 100])
 @pytest.mark.parametrize("packed", [False, True])
 def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None:
@@ -94,7 +100,7 @@ def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None
     arguments = arguments_of(CASE.draw(batch, 0, layers=CHAINS[layers]))
     if packed:
         for step in arguments["steps"]:
-            if isinstance(step, fk.ops.NetworkStep):
+            if isinstance(step, (fk.ops.NetworkStep, fk.ops.CouplingStep)):
                 a = step.arguments
                 a["packed"] = fk.ops.pack(a["plan"], a["weights"], a["biases"])
     one = arguments.pop("context")[:1]
@@ -104,6 +110,29 @@ def test_one_context_for_all_rows(layers: str, batch: int, packed: bool) -> None
             torch.testing.assert_close(fk.ops.autoregressive_chain(**arguments, context=context), expected, rtol=0, atol=1e-11)
         nowhere = fk.ops.autoregressive_chain(**arguments, context=torch.full_like(one, float("inf")))[1]
         assert not nowhere.isfinite().any()
+
+
+@pytest.mark.parametrize("name", CASE.bad)
+def test_bad_arguments_are_named_where_steps_run_one_by_one(name: str) -> None:
+    change, error, message = CASE.bad[name]
+    arguments = arguments_of(CASE.draw(3, 0), torch.float32)
+    with fk.backend("reference"), pytest.raises(error, match=message):
+        fk.ops.autoregressive_chain(**{**arguments, **change(arguments)})
+
+
+def test_a_network_that_reads_no_features_is_one_of_couplings() -> None:
+    net = coupling_network(3, 5)
+    for operator in (fk.ops.autoregressive, fk.ops.autoregressive_inverse):
+        with pytest.raises(ValueError, match="plan: expected a network that reads features"):
+            operator(torch.zeros(2, 5).double(), net.weights, net.biases, net.plan, context=torch.zeros(2, 3).double())
+
+
+def test_lists_of_features_are_as_good_as_tuples() -> None:
+    arguments = arguments_of(CASE.draw(3, 0, layers=CHAINS["couplings"]))
+    lists = [s._replace(order=list(s.order)) if isinstance(s, fk.ops.PermutationStep) else s for s in arguments["steps"]]
+    lists = [s._replace(passing=list(s.passing)) if isinstance(s, fk.ops.CouplingStep) else s for s in lists]
+    expected = fk.ops.autoregressive_chain(**arguments)
+    assert torch.equal(fk.ops.autoregressive_chain(**{**arguments, "steps": lists})[0], expected[0])
 
 
 # -- packed weights ---------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ CHAINS: dict[str, Layers] = {
         (False, {"passing": (1, 3, 5, 7, 9), "context": 4, "gated": True, "hidden": (16, 9, 16), "scale": "sigmoid"}),
         (True, {"passing": (10,), "hidden": (), "placement": "scale_shift", "scale": "softplus"}),
         (False, {"passing": (2, 8), "scale": "none", "hidden": (70,)}),
+        (True, {"passing": (6, 3), "context": 4, "gated": True, "gates_read": 5, "hidden": (8, 8, 8), "activation": "tanh"}),
     ),
     "triangles": ("lu", (False, {}), "permute", "solve", (True, {"passing": (1, 2)})),
     "everything": ("divide", "permute", (True, GATED), "scale", "permute", (False, {**CONTEXT, "addends": (1,)}), "permute"),
@@ -161,7 +162,7 @@ def coupled(**other: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def change(given: dict[str, Any]) -> dict[str, Any]:
         net = coupling_network(3, 8)
         weights, biases = ([t.float() for t in part] for part in (net.weights, net.biases))
-        arguments = {"weights": weights, "biases": biases, "plan": net.plan}
+        arguments = {"weights": weights, "biases": biases, "plan": net.plan, "addends": ()}
         arguments = {**arguments, **{k: v(arguments[k]) for k, v in other.items() if k in arguments}}
         made = CouplingStep(False, arguments, other.get("passing", (4, 0, 7)), (1, 2, 3, 5, 6, 8, 9, 10))
         return {"steps": [given["steps"][0], made]}
@@ -182,7 +183,7 @@ def step(argument: str, value: Any) -> Any:
 
 BAD: dict[str, Bad] = {
     "no steps": (lambda a: {"steps": []}, ValueError, "steps: expected at least one"),
-    "no network": (lambda a: {"steps": [(False, {})]}, TypeError, "steps: expected NetworkStep, CouplingStep, PermutationStep"),
+    "no network": (lambda a: {"steps": [(False, {})]}, TypeError, r"steps\[0\]: expected NetworkStep, CouplingStep"),
     "an unknown normal": (lambda a: {"normal": "both"}, ValueError, "normal: expected 'output', 'input' or None, got 'both'"),
     "a context": (lambda a: {"context": a["x"]}, ValueError, r"context: no step takes one, got shape \(3, 11\)"),
     "order": (
@@ -225,6 +226,16 @@ BAD |= {
     ),
     "another network": (coupled(plan=lambda _: network().plan), ValueError, r"steps\[1\]: passing, transformed: .* 5 of them"),
     "weights of a coupling": (coupled(weights=lambda w: w[1:]), ValueError, r"steps\[1\]: weights: expected 3 tensors, got 2"),
+    "addends of a coupling": (
+        coupled(plan=lambda _: coupling_network(3, 8, addends=(0,)).plan, addends=lambda _: [torch.zeros(3, 16)]),
+        ValueError,
+        r"steps\[1\]: addends: a coupling takes none, the plan 1, got 1",
+    ),
+    "no bias of a linear step": (
+        lambda a: {"steps": [*a["steps"], LULinearStep(True, *[a["x"].new_zeros(55)] * 2, a["x"][0], None)]},
+        TypeError,
+        r"steps\[3\]: bias: expected a torch.Tensor, got NoneType",
+    ),
     "entries of a triangle": (
         lambda a: {"steps": [*a["steps"], LULinearStep(True, a["x"][0], *[a["x"][0]] * 3)]},
         ValueError,
