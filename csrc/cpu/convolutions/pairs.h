@@ -2,6 +2,7 @@
 // filtering algorithm F(2, 2) of Winograd (Arithmetic Complexity of Computations, 1980). With weights w0 and w1
 //   y(t) = (w0 + w1) x(t) + w0 (x(t - d) - x(t)),   y(t + d) = (w0 + w1) x(t) + w1 (x(t + d) - x(t)).
 // A pair is a time t and its other, t + d; the lanes are pairs. Transposed, the centre x(t) is that of the other time.
+// No output depends on times that are not its taps', not even by rounding; but an infinite x(t) gives NaN.
 #pragma once
 
 #include "cpu/convolutions/tiles.h"
