@@ -23,8 +23,9 @@ Tensor causal_conv1d(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_
 }
 
 template <class T>
-Tensor weight_gradient(const Convolution& c, const Tensor& g_y, const Tensor& x, const Tensor& weight) {
+Tensor weight_gradient(const Convolution& any, const Tensor& g_y, const Tensor& x, const Tensor& weight) {
   const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
+  const Convolution c = any.pairs(kernels.tile / 2);
   const int64_t turns = c.turns(kernels.tile);
   if (turns == 0) return zeros<T>({weight.size(0), weight.size(1), weight.size(2)});
   Tensor g_weight = empty<T>({weight.size(0), weight.size(1), weight.size(2)});

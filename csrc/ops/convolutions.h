@@ -20,9 +20,10 @@ Tensor outputs_of(const Convolution& c) {
 
 // `add` is an addend like the result.
 template <class T>
-void convolve(const Convolution& c, const Tensor& x, const Tensor& weight, Tensor& y, const T* bias = nullptr,
+void convolve(const Convolution& any, const Tensor& x, const Tensor& weight, Tensor& y, const T* bias = nullptr,
               const T* add = nullptr) {
   const ConvolutionKernels<T>& kernels = convolution_kernels<T>();
+  const Convolution c = any.pairs(kernels.tile / 2);
   T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
   pack_all(c, weight, packed);
   parallel(c.turns(kernels.tile), c.work(), [&](int64_t i) {
@@ -33,7 +34,7 @@ void convolve(const Convolution& c, const Tensor& x, const Tensor& weight, Tenso
 
 template <class T>
 void unpack_all(const Convolution& c, const T* sums, int64_t parts, T* g_weight) {
-  parallel(c.groups * c.columns(), parts * gradient_sums(c, convolution_kernels<T>().tile),
+  parallel(c.groups * c.taps * c.inputs, parts * gradient_sums(c, convolution_kernels<T>().tile),
            [&](int64_t column) { convolution_kernels<T>().unpack(c, sums, parts, column, g_weight); });
 }
 

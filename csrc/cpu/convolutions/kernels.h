@@ -11,7 +11,7 @@ namespace flowkern {
 constexpr int64_t kTurnTiles = 8;
 
 // Tiles of a row, kTurnTiles or what is left of it, that a thread takes at a turn: a channel lies on pages of its own,
-// of which a turn takes a piece.
+// of which a turn takes a piece. `time` is the first pair where times are taken in pairs.
 struct Turn {
   int64_t row, time, tiles;
 };
@@ -24,22 +24,36 @@ struct Convolution {
   int64_t inputs, outputs;  // channels of a group
   int64_t groups, taps, dilation;
   bool transposed = false;
+  bool paired = false;  // two outputs at a time, by three products: see pairs.h
 
-  FK_ALWAYS_INLINE int64_t columns() const { return taps * inputs; }  // what an output reads: [taps][inputs]
+  FK_ALWAYS_INLINE int64_t columns() const { return (paired ? 3 : taps) * inputs; }  // what is read: [taps][inputs]
   FK_ALWAYS_INLINE int64_t chunks() const { return (outputs + kChunkRows - 1) / kChunkRows; }
   FK_ALWAYS_INLINE int64_t packed_size() const { return groups * chunks() * columns() * kChunkRows; }
-  FK_ALWAYS_INLINE int64_t weights() const { return groups * outputs * columns(); }
-  FK_ALWAYS_INLINE int64_t work() const { return batch * time * weights(); }  // multiply-adds
+  FK_ALWAYS_INLINE int64_t weights() const { return groups * outputs * taps * inputs; }
+  FK_ALWAYS_INLINE int64_t work() const { return batch * time * weights(); }  // multiply-adds without pairs
+  // What lies in the lanes: times; or pairs of them, whose first times are every other `dilation` times.
+  FK_ALWAYS_INLINE int64_t lanes() const {
+    if (!paired) return time;
+    const int64_t rest = time % (2 * dilation);
+    return (time - rest) / 2 + (rest < dilation ? rest : dilation);
+  }
   FK_ALWAYS_INLINE int64_t row_turns(int64_t tile) const {
-    return (time + tile * kTurnTiles - 1) / (tile * kTurnTiles);
+    return (lanes() + tile * kTurnTiles - 1) / (tile * kTurnTiles);
   }
   FK_ALWAYS_INLINE int64_t turns(int64_t tile) const { return batch * row_turns(tile); }
   FK_ALWAYS_INLINE Turn turn(int64_t i, int64_t tile) const {
-    const int64_t begin = i % row_turns(tile) * tile * kTurnTiles, tiles = whole_tiles(time - begin, tile) / tile;
+    const int64_t begin = i % row_turns(tile) * tile * kTurnTiles, tiles = whole_tiles(lanes() - begin, tile) / tile;
     return {i / row_turns(tile), begin, tiles < kTurnTiles ? tiles : kTurnTiles};
   }
   FK_ALWAYS_INLINE Convolution transpose() const {
     return {batch, time, outputs, inputs, groups, taps, dilation, !transposed};
+  }
+  // In pairs where that pays: vectors hold whole ones, and there are enough products to one that is read or stored.
+  FK_ALWAYS_INLINE Convolution pairs(int64_t vector) const {
+    const bool whole = dilation < vector ? vector % dilation == 0 : dilation % vector == 0;
+    Convolution c = *this;
+    c.paired = taps == 2 && whole && inputs >= 32 && outputs >= 32 && time >= 8 * dilation && time >= 16 * vector;
+    return c;
   }
 };
 
@@ -114,7 +128,7 @@ FK_ALWAYS_INLINE inline int64_t gradient_sums(const Convolution& c, int64_t tile
 }
 FK_ALWAYS_INLINE inline int64_t gradient_scratch(const Convolution& c, int64_t tile) {
   const int64_t outputs = whole_tiles(c.outputs, tile);
-  return kTurnTiles * (2 * outputs + c.columns()) * tile;
+  return kTurnTiles * ((c.paired ? 5 : 2) * outputs + c.columns()) * tile;
 }
 
 template <class T>

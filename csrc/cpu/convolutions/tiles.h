@@ -123,14 +123,15 @@ struct Cotangents {
 };
 
 // Adds to the sums [columns][outputs] of a group, or begins them, what the tiles of a turn contribute to the gradient
-// of the weights: transposed cotangents, and what was read [tiles][columns][R].
+// of the weights in the columns [begin, end): transposed cotangents, and what was read [tiles][columns][R].
 template <class T>
-void add_weight_gradient(const Convolution& c, int64_t tiles, bool first, const T* cotangents, const T* read, T* sums) {
+void add_weight_gradient(const Convolution& c, int64_t tiles, bool first, const T* cotangents, const T* read, T* sums,
+                         int64_t begin, int64_t end) {
   constexpr int64_t R = kTileRows<T>, Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
   const int64_t columns = c.columns(), width = whole_tiles(c.outputs, R);
   for (int64_t o = 0; o < width; o += R, cotangents += tiles * R * R)
-    for (int64_t q = 0; q < columns; q += Rows)
-      with_count<Rows>(columns - q < Rows ? columns - q : Rows, [&](auto rows) {
+    for (int64_t q = begin; q < end; q += Rows)
+      with_count<Rows>(end - q < Rows ? end - q : Rows, [&](auto rows) {
         constexpr int N = decltype(rows)::value;
         T* to = sums + q * width + o;
         if (c.outputs - o > kLanes<T>)

@@ -94,7 +94,8 @@ void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int6
     if (!b.gate.products) continue;
     for (const Cotangents<T>* c : {&z, &residual, &skip}) c->transpose(turn.tiles);
     const auto products = [&](const Convolution& c, const Cotangents<T>& g, const T* x, const ParameterSums<T>& to) {
-      add_weight_gradient(c, turn.tiles, i == begin, g.transposed, x, to.products + part * gradient_sums(c, R));
+      add_weight_gradient(c, turn.tiles, i == begin, g.transposed, x, to.products + part * gradient_sums(c, R), 0,
+                          c.columns());
     };
     products(n.gate, z, read, b.gate);
     products(n.condition, z, condition, b.condition);
