@@ -63,7 +63,10 @@ def _random_twin(layer: Any, state: State, noise: Callable[..., Tensor]) -> Any:
     for m in modules:
         if parametrize.is_parametrized(m) or weight_norm_of(m) is not None:
             memo[id(m)] = _without_parametrizations(m, memo, parameter)
-    return peer_copy(layer, state, memo).eval()
+    twin = peer_copy(layer, state, memo).eval()
+    for m in list(twin.modules())[1:]:  # every call looks for replaced ones: here they would be those of the original
+        vars(m).pop("forward", None)
+    return twin
 
 
 def _without_parametrizations(module: nn.Module, memo: dict[int, Any], parameter: Callable[..., nn.Parameter]) -> nn.Module:

@@ -180,6 +180,22 @@ def test_a_coupling_is_followed_through_a_mask_that_is_none() -> None:
     assert status(layer) == "accelerated"
 
 
+def test_a_spline_coupling_is_checked_while_a_forward_is_replaced() -> None:
+    couplings = pytest.importorskip("nflows.transforms.coupling")
+    from nflows.nn.nets import ResidualNet
+
+    net = functools.partial(ResidualNet, hidden_features=8)
+    layer = couplings.PiecewiseRationalQuadraticCouplingTransform([1, 0, 1], net, num_bins=4, tails="linear")
+    fk.accelerate(layer)
+    block = layer.transform_net.blocks[0]
+    original = block.forward
+    block.forward = lambda inputs, context=None: original(inputs, context)
+    layer(torch.randn(4, 3))
+    del block.forward
+    layer(torch.randn(4, 3))
+    assert status(layer) == "accelerated"
+
+
 def test_a_scale_activation_that_holds_a_parameter_is_left_alone() -> None:
     couplings = pytest.importorskip("glasflow.nflows.transforms.coupling")
     from glasflow.nflows.nn.nets import ResidualNet
