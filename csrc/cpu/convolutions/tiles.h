@@ -57,6 +57,19 @@ void store_turn(const T* from, int64_t stride, int64_t channels, int64_t times, 
     }
 }
 
+// y [rows][R] += the products of a panel, no more than kSumTerms of them one after another: their error grows with
+// the terms that are added so.
+template <class T>
+void add_products(const T* w, int64_t rows, const T* a, int64_t columns, T* y) {
+  constexpr int64_t R = kTileRows<T>, kSumTerms = 128;
+  panel<T, R>(w, 0, rows, a, columns < kSumTerms ? columns : kSumTerms, y);
+  for (int64_t k = kSumTerms; k < columns; k += kSumTerms) {
+    T part[kChunkRows * R] = {};
+    panel<T, R>(w + k * kChunkRows, 0, rows, a + k * R, columns - k < kSumTerms ? columns - k : kSumTerms, part);
+    for (int64_t i = 0; i < rows * R; ++i) y[i] += part[i];
+  }
+}
+
 // The outputs of a group at the times of a turn: what they are added to and the bias, either of which may be null, and
 // the product of what they read. `add` and y are those of the group's first output.
 template <class T>
@@ -75,7 +88,7 @@ void store_outputs(const Convolution& c, const T* packed, const T* read, const T
       if (bias)
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t r = 0; r < R; ++r) sums[i * R + r] += bias[o + i];
-      panel<T, R>(packed, 0, rows, read + n * columns * R, columns, sums);
+      add_products(packed, rows, read + n * columns * R, columns, sums);
       store_turn(sums, 0, rows, c.time, {turn.row, time, 1}, y + o * c.time);
     }
   }
