@@ -27,7 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flowkern")
 
 
-SAMPLE = 6  # one case in so many of the GPU kernels' stand-ins is run by `make test`
+SAMPLE = 12  # one case in so many of the GPU kernels' stand-ins is run by `make test`
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

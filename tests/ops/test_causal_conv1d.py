@@ -62,8 +62,8 @@ def test_pairs_of_times_are_accurate(groups: int, dilation: int, time: int) -> N
 
 
 def test_many_terms_are_accurate() -> None:
-    """256 of them, at a dilation that makes no pairs."""
-    check(CASE, "native", variation={"inputs": 128, "outputs": 16, "kernel": 2, "dilation": 100, "time": 515})
+    """140 of them, at a dilation that makes no pairs: more than are summed one after another."""
+    check(CASE, "native", variation={"inputs": 70, "outputs": 9, "kernel": 2, "dilation": 3})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
