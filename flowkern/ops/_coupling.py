@@ -11,16 +11,16 @@ from torch import Tensor
 
 from flowkern import reference
 from flowkern._checks import broadcast_batch, check_context, check_like
-from flowkern._compiling import constant_while_compiling
 from flowkern._tensors import outside_modes
 from flowkern.chain import Coupling, context_of, features_of
 from flowkern.ops._context import outside
 from flowkern.ops._network import optional_biases
-from flowkern.ops._network_call import check_count
+from flowkern.ops._network_call import call_of, check_count
 from flowkern.ops._network_checks import check_packed, check_parameters
 from flowkern.ops.coupling import coupling
+from flowkern.plan import AutoregressivePlan
 from flowkern.reference.autoregressive import split_parameters
-from flowkern.univariate import UnivariateMap, check_map, chosen_map
+from flowkern.univariate import UnivariateMap
 
 
 class CouplingStep(NamedTuple):
@@ -79,35 +79,18 @@ class CouplingCall:
         return mapped(x, *parameters, transformed=self._columns.to(x.device), inverse=self.step.inverse)
 
 
-def map_of(step: CouplingStep) -> UnivariateMap:
-    """Its univariate map, given as to :func:`flowkern.ops.autoregressive`."""
-    get = step.arguments.get
-    return chosen_map(get("map"), get("scale", "exp"), get("placement", "standardize"), get("constants"))
-
-
 def coupling_call(step: CouplingStep) -> CouplingCall:
     """What is constant about a step, made at the first call and kept with its plan, as a network's."""
-    get, plan = step.arguments.get, step.arguments["plan"]
-    map, constants = get("map"), get("constants")
-    affine = get("scale", "exp"), get("placement", "standardize"), constants if constants is None else tuple(constants)
-    features = tuple(step.passing), tuple(step.transformed)
-    key = ("coupling", step.inverse, *features, *(affine if map is None else (check_map(map).key,)))
-    if torch.compiler.is_compiling():  # nothing can be made while a call is traced, but before
-        _remember(plan, key, step.inverse, features, affine, map)
-    known: CouplingCall | None = plan.calls.get(key)
-    return known or _make(plan, key, step.inverse, features, affine, map)
+    get, features = step.arguments.get, (tuple(step.passing), tuple(step.transformed))
+    placed = get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
+    make = partial(_made, step.inverse, *features)
+    return call_of(("coupling", step.inverse, *features), make, step.arguments["plan"], *placed)
 
 
-def _make(plan: Any, key: Any, inverse: bool, features: Any, affine: Any, map: UnivariateMap | None) -> CouplingCall:
-    made: CouplingCall = plan.remember(key, CouplingCall(Coupling(inverse, plan, chosen_map(map, *affine), *features)))
-    return made
-
-
-@constant_while_compiling
-def _remember(plan: Any, key: Any, *given: Any) -> bool:
-    if key not in plan.calls:
-        _make(plan, key, *given)
-    return True
+def _made(
+    inverse: bool, passing: tuple[int, ...], transformed: tuple[int, ...], plan: AutoregressivePlan, map: UnivariateMap
+) -> CouplingCall:
+    return CouplingCall(Coupling(inverse, plan, map, passing, transformed))
 
 
 def check_coupling(x: Tensor, step: CouplingStep, context: Tensor | None) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from flowkern.plan import AutoregressivePlan
 from flowkern.univariate import UnivariateMap, check_map, chosen_map
 
 Tensors = Sequence[Tensor]
+Made = TypeVar("Made")  # the constants of a call
 
 
 class Runs(Protocol):
@@ -180,14 +181,14 @@ def unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def call_of(
-    operator: str,
-    make: Callable[[AutoregressivePlan, UnivariateMap], Call],
+    operator: Hashable,
+    make: Callable[[AutoregressivePlan, UnivariateMap], Made],
     plan: AutoregressivePlan,
     scale: str,
     placement: str,
     constants: Sequence[float] | None,
     map: UnivariateMap | None,
-) -> Call:
+) -> Made:
     """The constants of a call, made at the first one, and kept under names: torch.compile guards them."""
     given = constants if constants is None else tuple(constants)
     key = (operator, scale, placement, given) if map is None else (operator, check_map(map).key)
@@ -198,7 +199,7 @@ def call_of(
 
 @constant_while_compiling
 def _remember(
-    make: Callable[[AutoregressivePlan, UnivariateMap], Call],
+    make: Callable[[AutoregressivePlan, UnivariateMap], Any],
     plan: AutoregressivePlan,
     key: Any,
     scale: str,

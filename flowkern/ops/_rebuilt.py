@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkern._checks import HALF, autocasts
 from flowkern.backends import Kernels, kernels_for
-from flowkern.ops._coupling import CouplingStep, coupling_call, map_of
+from flowkern.ops._coupling import CouplingStep, coupling_call
 from flowkern.ops._network import as_rows
 from flowkern.ops._network_call import Call
 from flowkern.ops._network_function import NetworkFunction
@@ -72,10 +72,10 @@ def _calls(step: NetworkStep | CouplingStep) -> tuple[Call | ChainCall, Call | C
 
 
 def _coupling_of(step: CouplingStep) -> ChainCall:
-    known, key = step.arguments["plan"].chains, ("alone", step.inverse, map_of(step).key, *step[2:])
-    if key not in known:
-        known[key] = ChainCall([coupling_call(step)], None)
-    return known[key]
+    known, call = step.arguments["plan"].chains, coupling_call(step)
+    if call not in known:
+        known[call] = ChainCall([call], None)
+    return known[call]
 
 
 def _exchanged(call: Call | ChainCall, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
