@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkern import ops
-from flowkern.adapters.calls import fast
 from flowkern.adapters.library import Container, Layer, Library
 from flowkern.adapters.network import (
     Linear,
@@ -30,9 +29,12 @@ from flowkern.adapters.network import (
 )
 from flowkern.adapters.nflows_couplings import (
     affine_couplings,
+    are_rows,
     coupling_inverse,
+    evaluate,
     expect_dropout,
     expect_stateless,
+    served,
     spline_coupling,
 )
 from flowkern.adapters.reversible import ReversibleRun, recording, reversibly
@@ -129,20 +131,10 @@ def _epsilon(layer: Any) -> float:
     return float(epsilon[0])
 
 
-def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The direction of one pass."""
-    return type(layer).forward(layer, x, context)
-
-
 def _serve(self: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    # Rows of another number than the context's, and inputs that are no matrix, are errors or special to the peer.
-    if not isinstance(inputs, Tensor) or inputs.dim() != 2:
+    if _in_a_box(self) and are_rows(inputs, context) and bool(outside(inputs).any()):
         return None
-    if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != inputs.shape[:-1]):
-        return None
-    if _in_a_box(self) and bool(outside(inputs).any()):
-        return None
-    return fast(self, inputs, context, inverse)
+    return served(self, inputs, context, inverse)
 
 
 def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -174,9 +166,7 @@ _NORMAL = frozenset(("log_prob", "_log_prob", "sample", "_sample", "sample_and_l
 
 def rows_joinable(inputs: Any, context: Any) -> bool:
     """Rows that the library itself would take as they are."""
-    if not joinable(inputs) or inputs.dim() != 2:
-        return False
-    return context is None or (isinstance(context, Tensor) and context.shape[:-1] == inputs.shape[:-1])
+    return joinable(inputs) and are_rows(inputs, context)
 
 
 def _alone(context: Tensor | None) -> Callable[[Any, Tensor], tuple[Tensor, Tensor]]:

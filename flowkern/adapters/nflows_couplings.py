@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flowkern import ops
-from flowkern.adapters.calls import by_operators, serving
+from flowkern.adapters.calls import fast, serving
 from flowkern.adapters.coupling import CouplingSteps, MaskedCoupling, MaskSplit, Split
 from flowkern.adapters.library import Layer
 from flowkern.adapters.network import (
@@ -267,24 +267,32 @@ def _whole(root: str, layer: Any, splines: Splines) -> CouplingSteps:
 # -- calls ------------------------------------------------------------------------------------------------------------
 
 
-def _served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
-    """By one call, of rows of vectors."""
+def are_rows(x: Any, context: Any) -> bool:
+    """Whether the library takes these as they are: any other is an error, or special to it."""
     if not isinstance(x, Tensor) or x.dim() != 2:
-        return None
-    if context is not None and (not isinstance(context, Tensor) or context.shape[:-1] != x.shape[:-1]):
-        return None
-    state = serving(layer, inverse)
-    return None if state is None else by_operators(state, x, context, inverse)
+        return False
+    return context is None or (isinstance(context, Tensor) and context.shape[:-1] == x.shape[:-1])
+
+
+def served(layer: Any, x: Any, context: Any, inverse: bool) -> Pair | None:
+    """By one call, of rows of vectors."""
+    return fast(layer, x, context, inverse) if are_rows(x, context) else None
+
+
+def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> Pair:
+    """The direction of one pass, by the library's own code."""
+    found: Pair = type(layer).forward(layer, x, context)
+    return found
 
 
 def coupling_forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Pair:
     """Data to noise."""
-    return _served(self, inputs, context, False) or own(self, "forward")(self, inputs, context)
+    return served(self, inputs, context, False) or own(self, "forward")(self, inputs, context)
 
 
 def coupling_inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> Pair:
     """Noise to data."""
-    return _served(self, inputs, context, True) or own(self, "inverse")(self, inputs, context)
+    return served(self, inputs, context, True) or own(self, "inverse")(self, inputs, context)
 
 
 def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: bool = False) -> Pair:
@@ -302,7 +310,7 @@ def piecewise_cdf(self: Any, inputs: Tensor, transform_params: Tensor, inverse: 
 
 def _compare(layer: Any, network: Splines | CouplingSteps, u: Tensor, given: Any, inverse: bool) -> Any:
     if isinstance(network, CouplingSteps):
-        return type(layer).forward(layer, u, given)
+        return evaluate(layer, u, given)
     x = network.unscaled(layer, u)
     raw = 2 * given(*x.shape, network.map.count)
     ours = network(layer, x, network.parts(raw), inverse)
@@ -320,10 +328,5 @@ def spline_coupling(root: str) -> Layer:
 
 def affine_couplings(root: str) -> dict[str, Layer]:
     """The same of affine and additive ones, by the names of their classes."""
-
-    def evaluate(layer: Any, x: Tensor, context: Tensor | None) -> Pair:
-        found: Pair = type(layer).forward(layer, x, context)
-        return found
-
     reads = {"AffineCouplingTransform": read_affine, "AdditiveCouplingTransform": read_additive}
     return {name: Layer(functools.partial(read, root), evaluate, _METHODS) for name, read in reads.items()}

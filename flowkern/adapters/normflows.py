@@ -34,8 +34,6 @@ from flowkern.adapters.nflows import (
     TurnedWay,
     add_residual_block,
     context_width,
-    evaluate,
-    expect_dropout,
     kinds,
     linear,
     lu_linear,
@@ -45,7 +43,7 @@ from flowkern.adapters.nflows import (
     spread,
     spread_out,
 )
-from flowkern.adapters.nflows_couplings import spline_coupling
+from flowkern.adapters.nflows_couplings import evaluate, expect_dropout, spline_coupling
 from flowkern.adapters.reversible import reversibly
 from flowkern.adapters.run import Run, elementwise, permutation
 from flowkern.adapters.splines import ELEMENTWISE_SPLINE
