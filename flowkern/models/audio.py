@@ -16,12 +16,11 @@ from flowkern._checks import (
     check_float,
     check_generator,
     check_like,
-    number,
     sizes,
     whole_number,
 )
 from flowkern.model import Model
-from flowkern.nn.heads import COLDEST, uniform
+from flowkern.nn.heads import divisor, uniform
 from flowkern.nn.spectra import log_mel_spectrogram
 from flowkern.nn.wavenet import upsampling
 
@@ -245,7 +244,7 @@ class AudioModel(Model):
         """
         time = whole_number("time", time, 1)
         chunk = self.chunk if chunk is None else whole_number("chunk", chunk, 1)
-        temperature = max(number("temperature", temperature, least=0), COLDEST)
+        temperature = divisor(temperature)
         check_generator(generator)
         shapes = [torch.Size((whole_number("batch", batch, 0),))]
         if prime is not None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowkern import nn as fnn
-from flowkern._checks import check_context, check_generator, check_tensor, chunks, number, sizes, whole_number
+from flowkern._checks import check_context, check_generator, check_tensor, chunks, sizes, whole_number
 from flowkern.model import Model
 from flowkern.nn.checks import check_event, check_support, event_of
-from flowkern.nn.heads import COLDEST, holding
+from flowkern.nn.heads import divisor, holding
 
 
 class PixelModel(Model):
@@ -130,7 +130,7 @@ class PixelModel(Model):
     def _drawn(self, known: Tensor, given: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
         """Images (batch, channels, height, width), drawn where nothing is given."""
         check_generator(generator)
-        temperature = max(number("temperature", temperature, least=0), COLDEST)
+        temperature = divisor(temperature)
         _, height, width = self.image
         dtype, kept = self.network.last.weight.dtype, holding(self.levels, self.network.last.weight.dtype)
         x = known.to(self.network.last.weight.device, self._exact, copy=True)

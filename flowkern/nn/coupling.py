@@ -147,7 +147,8 @@ class Coupling(Transform):
         self.register_buffer("passing", (~of_channel).nonzero().flatten().to(device), persistent=False)
         columns = chosen[:0] if self.whole else chosen
         self.register_buffer("columns", columns.nonzero().flatten().to(device), persistent=False)
-        self._chosen = tuple(chosen.tolist()) if len(self._event_shape) == 1 else ()
+        passing, transformed = (tuple(part.nonzero().flatten().tolist()) for part in (~chosen, chosen))
+        self._parts = (passing, transformed) if len(self._event_shape) == 1 else None  # of vectors
 
     def _follow(self) -> None:
         """New tables where the mask was changed in place. Only eager code looks: the check would break a graph."""
@@ -182,7 +183,7 @@ class Coupling(Transform):
         return self._mapped(z, self._conditioned("z", z, context), context, inverse=True)
 
     def step(self, x: Tensor, inverse: bool) -> ops.Step | None:
-        if type(self) not in (Coupling, AffineCoupling, AdditiveCoupling) or not self._chosen or not x.is_cpu:
+        if type(self) not in (Coupling, AffineCoupling, AdditiveCoupling) or self._parts is None or not x.is_cpu:
             return None  # a subclass may do more than these, and convolutions are no such network
         if x.dtype in HALF or autocasts(x) or torch._C._are_functorch_transforms_active():
             return None
@@ -191,7 +192,7 @@ class Coupling(Transform):
             return None
         linears, activation = found
         self._follow()
-        return coupling_step.coupling_step(linears, activation, self.map, self._chosen, self.context, inverse)
+        return coupling_step.coupling_step(linears, activation, self.map, *self._parts, self.context, inverse)
 
     def rebuild(self, output: Tensor, context: Tensor | None, inverse: bool, memo: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         # What passes is the same on both sides: the network runs once, on it, and then x is filled in.

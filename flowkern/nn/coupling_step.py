@@ -63,11 +63,15 @@ def plan_of(
 
 
 def coupling_step(
-    linears: Sequence[nn.Linear], activation: str, map: UnivariateMap, chosen: Sequence[bool], context: int, inverse: bool
+    linears: Sequence[nn.Linear],
+    activation: str,
+    map: UnivariateMap,
+    passing: tuple[int, ...],
+    transformed: tuple[int, ...],
+    context: int,
+    inverse: bool,
 ) -> ops.CouplingStep:
-    """The step of a layer that transforms the ``chosen`` features."""
-    transformed = tuple(i for i, moves in enumerate(chosen) if moves)
-    passing = tuple(i for i, moves in enumerate(chosen) if not moves)
+    """The step of a layer with this network."""
     hidden = tuple(layer.out_features for layer in linears[:-1])
     plan = plan_of(len(passing), len(transformed), hidden, map.count, context, activation)
     arguments = {"weights": [n.weight for n in linears], "biases": [n.bias for n in linears], "plan": plan, "map": map}

@@ -35,6 +35,11 @@ def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | N
     return drawn.clamp_(min=2.0**-25)  # zero becomes half of float32's least; 1 is never drawn
 
 
+def divisor(temperature: float) -> float:
+    """What logits are divided by for a temperature of at least 0."""
+    return max(number("temperature", temperature, least=0), COLDEST)
+
+
 def holding(levels: int, dtype: torch.dtype) -> torch.dtype:
     """A dtype, or float32 where it does not hold every whole number below ``levels``.
 
