@@ -2,8 +2,8 @@
 //
 // float32 kernels evaluate them on vectors of doubles by short Taylor series (relative error below 1e-11), so
 // that the result is the correctly rounded float in all but a few cases and no minimax tables are needed.
-// float64 kernels call the C library lane by lane. Both are reached through `apply`. Only tanh, the activation of many
-// small networks, is a float's own.
+// float64 kernels have longer ones, cpu/exact.h. Both are reached through `apply`. Only tanh, the activation of many
+// small networks, is a float's own. Of doubles one by one the C library's serve where there are few.
 #pragma once
 
 #include <math.h>
@@ -63,6 +63,12 @@ FK_INLINE VecD log_ratio(VecD s) {
   return 2 * s * p;
 }
 
+// log x, where r is that of positive finite numbers.
+FK_INLINE VecD where_log(VecD x, VecD r) {
+  const VecD special = select(x == 0, VecD{} - HUGE_VAL, select(x < 0, VecD{} + NAN, x));  // and NaN, infinity
+  return select((x > 0) & (x < HUGE_VAL), r, special);
+}
+
 FK_INLINE VecD log(VecD x) {
   const VecI bits = __builtin_bit_cast(VecI, x);
   VecI exponent = ((bits >> 52) & 0x7FF) - 1023;
@@ -71,8 +77,7 @@ FK_INLINE VecD log(VecD x) {
   m = select(upper, 0.5 * m, m);
   exponent -= upper;  // a true lane is -1
   const VecD r = __builtin_convertvector(exponent, VecD) * M_LN2 + log_ratio((m - 1) / (m + 1));
-  const VecD special = select(x == 0, VecD{} - HUGE_VAL, select(x < 0, VecD{} + NAN, x));  // and NaN, infinity
-  return select((x > 0) & (x < HUGE_VAL), r, special);
+  return where_log(x, r);
 }
 
 // For 0 <= x <= 1.
@@ -196,17 +201,7 @@ FK_INLINE Vec<float> apply(F f, Vec<float> x) {
   const Wide w = widen(x);
   return narrow({{f(w.half[0]), f(w.half[1])}});
 }
-template <class F>
-FK_INLINE Vec<double> apply(F f, Vec<double> x) {
-  Vec<double> y = {};
-  for (int i = 0; i < kLanes<double>; ++i) y[i] = f(x[i]);
-  return y;
-}
-
 // tanh of what the kernels hold.
 FK_INLINE Vec<float> tanh_of(Vec<float> x) { return tanh(x); }
-FK_INLINE Vec<double> tanh_of(Vec<double> x) {
-  return apply([](auto a) { return tanh(a); }, x);
-}
 
 }  // namespace flowkern::FK_ISA

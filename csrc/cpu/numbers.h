@@ -1,5 +1,4 @@
-// What kernels that evaluate elementary functions compute with: vectors of doubles for rows of floats, a double for
-// rows of doubles.
+// What kernels that evaluate elementary functions compute with, whatever lies in memory: vectors of doubles.
 #pragma once
 
 #include <type_traits>
@@ -8,24 +7,36 @@
 
 namespace flowkern::FK_ISA {
 
-// float rows are converted to vectors of doubles and back; double rows go one by one.
-template <class T>
-using Number = std::conditional_t<sizeof(T) == 8, double, VecD>;
-template <class T>
-constexpr int64_t kStep = sizeof(T) == 4 ? kLanes<double> : 1;
+constexpr int64_t kStep = kLanes<double>;  // numbers in a vector
 
-FK_INLINE VecD widen(const float* p, int64_t n) {
-  return __builtin_convertvector(n == kStep<float> ? load<detail::HalfF>(p) : load_part<detail::HalfF>(p, n), VecD);
+template <class T>
+using Number = std::conditional_t<sizeof(T) == 8, Exact, VecD>;
+// As many numbers in memory.
+template <class T>
+using Stored = typename VectorOf<T, kStep * sizeof(T)>::type;
+
+template <class T>
+FK_INLINE Number<T> number_of(Stored<T> v) {
+  return Number<T>(__builtin_convertvector(v, VecD));
 }
-FK_INLINE double widen(const double* p, int64_t) { return *p; }
+template <class T>
+FK_INLINE Stored<T> stored(VecD v) {
+  return __builtin_convertvector(v, Stored<T>);
+}
+FK_INLINE VecD lanes_of(VecD v) { return v; }
+FK_INLINE VecD lanes_of(Exact v) { return v.lanes; }
 
-FK_INLINE void narrow(float* p, VecD v, int64_t n) {
-  const auto half = __builtin_convertvector(v, detail::HalfF);
-  if (n == kStep<float>)
-    store(p, half);
+template <class T>
+FK_INLINE Number<T> widen(const T* p, int64_t n) {
+  return number_of<T>(n == kStep ? load<Stored<T>>(p) : load_part<Stored<T>>(p, n));
+}
+template <class T>
+FK_INLINE void narrow(T* p, Number<T> v, int64_t n) {
+  const auto out = stored<T>(lanes_of(v));
+  if (n == kStep)
+    store(p, out);
   else
-    store_part(p, half, n);
+    store_part(p, out, n);
 }
-FK_INLINE void narrow(double* p, double v, int64_t) { *p = v; }
 
 }  // namespace flowkern::FK_ISA

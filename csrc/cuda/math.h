@@ -5,6 +5,12 @@
 
 namespace flowkern::FK_ISA {
 
+// Whether a number is as exact as the result that is wanted.
+template <class X>
+constexpr bool kExact = false;
+template <>
+constexpr bool kExact<double> = true;
+
 FK_INLINE float select(bool c, float a, float b) { return c ? a : b; }
 FK_INLINE double select(bool c, double a, double b) { return c ? a : b; }
 
@@ -28,6 +34,7 @@ FK_INLINE float nearest(float x) { return ::rintf(x); }
 FK_INLINE double nearest(double x) { return ::rint(x); }
 FK_INLINE double floor(double x) { return ::floor(x); }
 FK_INLINE double sqrt(double x) { return ::sqrt(x); }
+FK_INLINE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 FK_INLINE float normal_cdf(float x) { return 0.5f * ::erfcf(-x * 0.70710678f); }
 FK_INLINE double normal_cdf(double x) { return 0.5 * ::erfc(-x * 0.70710678118654752); }
 

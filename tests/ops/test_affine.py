@@ -50,6 +50,42 @@ def test_the_arctangent_in_units_in_the_last_place(case: object, kernels: str, d
     assert (np.abs(log_det.cpu().numpy() - exact) / unit).max() <= (1 if kernels == "native" else 3)
 
 
+FUNCTIONS = {  # a scale, its constants, raw numbers, what becomes of them, units in the last place
+    "exp": ((), np.linspace(-745.1, 709.7, 40_000), np.exp, 1),  # to the last denormal number
+    "softplus": ((0,), np.linspace(-700, 40, 40_000), lambda a: np.log1p(np.exp(a)), 2),
+    "sigmoid": ((0, 0), np.linspace(-700, 40, 40_000), lambda a: 1 / (1 + np.exp(-a)), 2),
+    "tanh": ((1, 1), np.concatenate([np.geomspace(1e-300, 30, 20_000), -np.geomspace(1e-300, 30, 20_000)]), np.tanh, 2.5),
+}
+
+
+def scales_of(raw: np.ndarray, scale: str, constants: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """s and log s of raw numbers."""
+    a = torch.from_numpy(raw)[:, None]
+    z, log_det = fk.ops.affine(
+        torch.ones_like(a), torch.zeros_like(a), a, scale=scale, placement="scale_shift", constants=constants
+    )
+    return z[:, 0].numpy(), log_det.numpy()
+
+
+def units(found: np.ndarray, exact: np.ndarray) -> float:
+    return (np.abs(found - exact) / np.spacing(np.abs(exact).astype(np.float64))).max()
+
+
+@LONG_DOUBLES
+@pytest.mark.parametrize("scale", FUNCTIONS)
+def test_functions_of_doubles_in_units_in_the_last_place(scale: str) -> None:
+    constants, raw, function, most = FUNCTIONS[scale]
+    s, log_s = scales_of(raw, scale, constants)
+    assert units(log_s if scale == "tanh" else s, function(raw.astype(np.longdouble))) <= most
+
+
+@LONG_DOUBLES
+def test_logarithms_of_doubles_in_units_in_the_last_place() -> None:
+    raw = np.concatenate([np.linspace(-740, 40, 40_000), np.geomspace(40, 1e300, 1000)])  # denormal scales included
+    s, log_s = scales_of(raw, "softplus", (0,))
+    assert units(log_s, np.log(s.astype(np.longdouble))) <= 1
+
+
 def test_broadcasting() -> None:
     x = torch.randn(4, 3, 5)
     shift, raw = torch.randn(5, requires_grad=True), torch.randn(3, 1, requires_grad=True)

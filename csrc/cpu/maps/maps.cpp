@@ -8,13 +8,13 @@
 
 namespace flowkern::FK_ISA {
 
-FK_INLINE void add(double* sum, VecD v, int64_t n) {
-  if (n == kStep<float>)
-    store(sum, load<VecD>(sum) + v);
+template <class X>
+FK_INLINE void add(double* sum, X v, int64_t n) {
+  if (n == kStep)
+    store(sum, load<VecD>(sum) + lanes_of(v));
   else
-    store_part(sum, load_part<VecD>(sum, n) + v, n);
+    store_part(sum, load_part<VecD>(sum, n) + lanes_of(v), n);
 }
-FK_INLINE void add(double* sum, double v, int64_t) { *sum += v; }
 
 // -- tiles
 
@@ -22,7 +22,7 @@ FK_INLINE void add(double* sum, double v, int64_t) { *sum += v; }
 // of a row of the tile, and put(p, v) writes one.
 template <class T, int R, class F>
 FK_INLINE void for_row_groups(F f) {
-  constexpr int64_t kGroup = R < kStep<T> ? R : kStep<T>;
+  constexpr int64_t kGroup = R < kStep ? R : kStep;
   for (int64_t r = 0; r < R; r += kGroup)
     f([=](const T* p) { return widen(p + r, kGroup); }, [=](T* p, Number<T> v) { narrow(p + r, v, kGroup); }, r,
       kGroup);
@@ -87,21 +87,21 @@ void tile_inverse_backward(const UnivariateMap& description, int64_t features, c
 // -- rows of matrices
 
 // Columns [c, c + n) of a row: n is at most the lanes of X; missing lanes are zero.
-FK_INLINE VecD columns_of(Matrix<const float> m, int64_t r, int64_t c, int64_t n) {
-  const float* p = &m(r, c);
+template <class T>
+FK_INLINE Number<T> columns_of(Matrix<const T> m, int64_t r, int64_t c, int64_t n) {
+  const T* p = &m(r, c);
   if (m.column_stride == 1) return widen(p, n);
-  detail::HalfF v = {};
+  Stored<T> v = {};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i * m.column_stride];
-  return __builtin_convertvector(v, VecD);
+  return number_of<T>(v);
 }
-FK_INLINE double columns_of(Matrix<const double> m, int64_t r, int64_t c, int64_t) { return m(r, c); }
 
-FK_INLINE double partial_sum(VecD v, int64_t n) {
+template <class X>
+FK_INLINE double partial_sum(X v, int64_t n) {
   double s = 0;
-  for (int64_t i = 0; i < n; ++i) s += v[i];
+  for (int64_t i = 0; i < n; ++i) s += lanes_of(v)[i];
   return s;
 }
-FK_INLINE double partial_sum(double v, int64_t) { return v; }
 
 template <class T, class Family>
 void rows(const UnivariateMap& description, bool inverse, Matrix<const T> x, const Matrix<const T>* parameters,
@@ -112,18 +112,18 @@ void rows(const UnivariateMap& description, bool inverse, Matrix<const T> x, con
       for (int64_t begin = 0; begin < columns; begin += kSumBlock) {
         Number<T> lanes = {};
         const int64_t end = columns - begin < kSumBlock ? columns : begin + kSumBlock;
-        for (int64_t c = begin; c < end; c += kStep<T>) {
-          const int64_t n = end - c < kStep<T> ? end - c : kStep<T>;
+        for (int64_t c = begin; c < end; c += kStep) {
+          const int64_t n = end - c < kStep ? end - c : kStep;
           const auto p = [&](int i) { return columns_of(parameters[i], r, c, n); };
           const Number<T> u = columns_of(x, r, c, n);
           const auto m = inverse ? map.inverse(u, p) : map.forward(u, p);
           narrow(z + r * columns + c, m.value, n);
-          if (n == kStep<T>)
+          if (n == kStep)
             lanes += m.log_slope;
           else
             total.add(partial_sum(m.log_slope, n));
         }
-        total.add(partial_sum(lanes, kStep<T>));
+        total.add(partial_sum(lanes, kStep));
       }
       log_det[r] = static_cast<T>(total.total());
     }
@@ -137,8 +137,8 @@ void rows_backward(const UnivariateMap& description, bool rebuild, bool inverse,
   Family::specialised(description, [=](auto map) {
     for (int64_t r = row_begin; r < row_end; ++r) {
       const Number<T> g_log = Number<T>{} + static_cast<double>(g_log_det(r, 0));
-      for (int64_t c = 0; c < columns; c += kStep<T>) {
-        const int64_t n = columns - c < kStep<T> ? columns - c : kStep<T>, at = r * columns + c;
+      for (int64_t c = 0; c < columns; c += kStep) {
+        const int64_t n = columns - c < kStep ? columns - c : kStep, at = r * columns + c;
         const auto p = [&](int i) { return columns_of(parameters[i], r, c, n); };
         const auto put = [&](int i, Number<T> v) { narrow(g_parameters[i] + at, v, n); };
         const Number<T> g = columns_of(g_z, r, c, n);

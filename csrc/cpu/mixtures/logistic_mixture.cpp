@@ -148,7 +148,7 @@ void logistic_mixture(const Mixtures<T>& mixtures, Matrix<const T> x, T* out, co
   using X = Number<T>;
   const Scratch<X> scratch(memory, mixtures.components);
   specialised(mixtures, derivatives != nullptr, [&](auto kind, auto keep) {
-    for (int64_t i = begin; i < end; i += kStep<T>) {
+    for (int64_t i = begin; i < end; i += kStep) {
       const Lanes<T> lanes(i, end, mixtures.columns);
       const Sums<X> s = sums<keep.value>(mixtures, kind, lanes, Places<T>(lanes, x).load(), scratch);
       put(lanes, out, 1, s.largest - s.largest_logit + log(s.probability / s.weight));

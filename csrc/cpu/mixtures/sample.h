@@ -21,7 +21,7 @@ FK_INLINE void sample_mixtures(const Mixtures<T>& mixtures, Matrix<const T> v, c
                                int64_t begin, int64_t end) {
   using X = Number<T>;
   const X least = X{} + mixtures.log_scale_min;
-  for (int64_t i = begin; i < end; i += kStep<T>) {
+  for (int64_t i = begin; i < end; i += kStep) {
     const Lanes<T> lanes(i, end, mixtures.columns);
     const Places<T> choices(lanes, choice), logits(lanes, mixtures.logits), means(lanes, mixtures.means),
         log_scales(lanes, mixtures.log_scales);

@@ -1,7 +1,7 @@
 // Elementary functions of a number X: exp, log, log1p, expm1, tanh, atan, abs, normal_cdf, select, and what follows
 // from them.
 //
-// X is a vector of doubles or a double on the CPU, a float or a double on a GPU. `apply` evaluates a function of X on
+// X is a vector of doubles (VecD, Exact) or a double on the CPU, a float or a double on a GPU. `apply` evaluates a function of X on
 // whatever the kernels hold: a vector of floats or doubles, or X itself. `tanh_of`
 // is tanh of the same.
 #pragma once
@@ -9,7 +9,7 @@
 #ifdef FK_DEVICE
 #include "cuda/math.h"
 #else
-#include "cpu/math.h"
+#include "cpu/exact.h"
 #endif
 
 namespace flowkern::FK_ISA {

@@ -27,13 +27,6 @@ struct Constant {
   FK_INLINE constexpr operator decltype(Value)() const { return Value; }
 };
 
-// Numbers that are as exact as the result that is wanted carry what rounding takes from a sum: a narrow bin magnifies
-// it.
-template <class X>
-constexpr bool kCompensated = false;
-template <>
-constexpr bool kCompensated<double> = true;
-
 template <class X>
 struct Positive {
   X value, slope;  // of what the raw number becomes
@@ -265,12 +258,12 @@ class Spline {
       raw0 = select(past, raw, raw0), raw1 = select(past, next, raw1);
       if constexpr (Piece::kDivided) raw_divide = select(past, p(first_divide() + k), raw_divide);
       width += w[k], height += h[k], raw = next;
-      if constexpr (kCompensated<X>) {
+      if constexpr (kExact<X>) {  // a narrow bin magnifies what rounding takes from the sum
         low_before = select(past, low, low_before);
         low += lost(knot, sizes[k], Heights ? height : width);
       }
     }
-    if constexpr (kCompensated<X>) {
+    if constexpr (kExact<X>) {
       b.offset = offset(u, Heights ? heights.before : widths.before, low_before, Heights ? height : width, low, b.index,
                         least);
     } else {
@@ -301,17 +294,18 @@ class Spline {
   }
 
   // a + b less their rounded sum.
-  static FK_INLINE double lost(double a, double b, double sum) {
-    const double rest = sum - a;
+  template <class X>
+  static FK_INLINE X lost(X a, X b, X sum) {
+    const X rest = sum - a;
     return (a - (sum - rest)) + (b - rest);
   }
   // u less the start of its bin, with the digits that a start beside 0 would have.
-  FK_INLINE double offset(double u, double before, double low_before, double sum, double low, double index,
-                          double least) const {
-    const double scale = length_ * (1 - bins_ * least), part = before / sum;
-    const double rest = (fma(-part, sum, before) + low_before - part * low) / sum;
-    const double from = u - lower_, least_start = length_ * least * index, beyond = from - least_start;
-    return fma(-scale, part, beyond) + (lost(u, -lower_, from) + lost(from, -least_start, beyond) - scale * rest);
+  template <class X>
+  FK_INLINE X offset(X u, X before, X low_before, X sum, X low, X index, C least) const {
+    const X scale = X{} + length_ * (1 - bins_ * least), part = before / sum;
+    const X rest = (fma(-part, sum, before) + low_before - part * low) / sum;
+    const X from = u - lower_, least_start = length_ * least * index, beyond = from - least_start;
+    return fma(-scale, part, beyond) + (lost(u, X{} - lower_, from) + lost(from, -least_start, beyond) - scale * rest);
   }
 
   // The cotangent v that makes that of u, which is at a place in its bin, -g for -v.

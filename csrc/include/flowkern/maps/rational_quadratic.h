@@ -23,8 +23,9 @@ struct RationalQuadraticPiece {
   template <class X>
   static FK_INLINE Curve<X> curve(const Bin<X>& b, const Place<X>& at) {
     const X theta = at.theta;
-    const X s = b.h / b.w, rest = 1 - theta, to = 1 / denominator(b, s, theta, rest), ratio = s * to;
-    return {(s * theta * theta + b.d0 * theta * rest) * to, ratio * (ratio * slope_numerator(b, s, theta, rest))};
+    const X s = b.h / b.w, rest = 1 - theta, d = denominator(b, s, theta, rest),
+            ratio = s / d;  // exactly one at the ends
+    return {(s * theta * theta + b.d0 * theta * rest) / d, ratio * (ratio * slope_numerator(b, s, theta, rest))};
   }
 
   // Where in its bin the curve has the part t of the height: the discriminant b^2 - 4 a c as a sum of squares, and
