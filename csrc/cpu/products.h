@@ -7,26 +7,29 @@
 
 namespace flowkern::FK_ISA {
 
-// p[i] += sum_k w[k][i] a[k] for N rows i of a panel, one row of the batch per lane.
+// sums[i] += sum_k w[k][i] a[k] for N rows i of a panel, one row of the batch per lane.
 template <class T, int N>
-FK_INLINE void panel_rows(const T* w, const T* a, int64_t columns, T* p) {
+FK_INLINE void panel_sums(const T* w, const T* a, int64_t columns, Vec<T> (&sums)[N][2]) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[N][2];
-  for (int i = 0; i < N; ++i) {
-    acc[i][0] = load<Vec<T>>(p + i * 2 * W);
-    acc[i][1] = load<Vec<T>>(p + i * 2 * W + W);
-  }
   for (int64_t k = 0; k < columns; ++k, w += kChunkRows, a += 2 * W) {
     const auto a0 = load<Vec<T>>(a), a1 = load<Vec<T>>(a + W);
     for (int i = 0; i < N; ++i) {
-      acc[i][0] += w[i] * a0;
-      acc[i][1] += w[i] * a1;
+      sums[i][0] += w[i] * a0;
+      sums[i][1] += w[i] * a1;
     }
   }
-  for (int i = 0; i < N; ++i) {
-    store(p + i * 2 * W, acc[i][0]);
-    store(p + i * 2 * W + W, acc[i][1]);
-  }
+}
+
+// The same with the sums in memory, [N][R].
+template <class T, int N>
+FK_INLINE void panel_rows(const T* w, const T* a, int64_t columns, T* p) {
+  constexpr int W = kLanes<T>;
+  Vec<T> sums[N][2];
+  for (int i = 0; i < N; ++i)
+    for (int h = 0; h < 2; ++h) sums[i][h] = load<Vec<T>>(p + (2 * i + h) * W);
+  panel_sums(w, a, columns, sums);
+  for (int i = 0; i < N; ++i)
+    for (int h = 0; h < 2; ++h) store(p + (2 * i + h) * W, sums[i][h]);
 }
 
 // The same with the eight units in the lanes; lanes outside [first, first + n) are dropped.

@@ -27,7 +27,7 @@ void convolve(const Convolution& any, const Tensor& x, const Tensor& weight, Ten
   T* packed = static_cast<T*>(scratch(c.packed_size() * sizeof(T), 1));
   pack_all(c, weight, packed);
   parallel(c.turns(kernels.tile), c.work(), [&](int64_t i) {
-    T* memory = static_cast<T*>(scratch(kTurnTiles * c.columns() * kernels.tile * sizeof(T)));
+    T* memory = static_cast<T*>(scratch(read_scratch(c, kernels.tile) * sizeof(T)));
     kernels.causal_conv1d(c, const_data<T>(x), packed, bias, add, data<T>(y), c.turn(i, kernels.tile), memory);
   });
 }

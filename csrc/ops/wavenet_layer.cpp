@@ -16,7 +16,8 @@ WaveNetLayer<T> layer(const Tensor& x, const Tensor& gate_weight, const Tensor& 
                       const Tensor& residual_weight, const Tensor& skip_weight, const Optional& condition,
                       const Optional& condition_weight, int64_t dilation) {
   WaveNetLayer<T> n{};
-  n.gate = {x.size(0), x.size(2), x.size(1), gate_weight.size(0), 1, gate_weight.size(2), dilation};
+  const Convolution gate{x.size(0), x.size(2), x.size(1), gate_weight.size(0), 1, gate_weight.size(2), dilation};
+  n.gate = gate.pairs(convolution_kernels<T>().tile / 2);
   n.condition = pointwise(n.gate, condition ? condition->size(1) : 0, n.gate.outputs);
   n.residual = pointwise(n.gate, residual_weight.size(1), x.size(1));
   n.skip = pointwise(n.gate, skip_weight.size(1), skip_weight.size(0));

@@ -45,20 +45,12 @@ def test_an_output_sees_its_taps_and_nothing_else(inputs: int, outputs: int, ker
     assert set(g.abs().sum((0, 1)).nonzero().flatten().tolist()) == seen
 
 
-@pytest.mark.parametrize(("groups", "dilation", "time"), [(1, 4, 611), (2, 32, 590)])
-def test_pairs_of_times_are_accurate(groups: int, dilation: int, time: int) -> None:
-    check(
-        CASE,
-        "native",
-        variation={
-            "inputs": 33 * groups,
-            "outputs": 35 * groups,
-            "kernel": 2,
-            "groups": groups,
-            "dilation": dilation,
-            "time": time,
-        },
-    )
+@pytest.mark.parametrize(
+    ("kernel", "groups", "dilation", "time"), [(2, 1, 4, 611), (2, 2, 32, 590), (3, 1, 32, 590), (3, 2, 4, 611)]
+)
+def test_pairs_of_times_are_accurate(kernel: int, groups: int, dilation: int, time: int) -> None:
+    sizes = {"inputs": 33 * groups, "outputs": 35 * groups, "groups": groups, "time": time}
+    check(CASE, "native", rows=3, variation={**sizes, "kernel": kernel, "dilation": dilation})
 
 
 def test_many_terms_are_accurate() -> None:
@@ -68,11 +60,12 @@ def test_many_terms_are_accurate() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dilation", [1, 2, 4, 8, 16, 48])
-def test_pairs_of_times_share_a_product(dilation: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_pairs_of_times_share_products(kernel: int, dilation: int, dtype: torch.dtype) -> None:
     # Whole numbers, so that every order of a sum gives the same.
-    leaves = [torch.randint(-3, 4, s).to(dtype).requires_grad_() for s in ((2, 33, 555), (35, 33, 2), (35,))]
+    leaves = [torch.randint(-3, 4, s).to(dtype).requires_grad_() for s in ((2, 33, 555), (35, 33, kernel), (35,))]
     y = fk.ops.causal_conv1d(*leaves, dilation=dilation)
-    expected = F.conv1d(F.pad(leaves[0], (dilation, 0)), *leaves[1:], dilation=dilation)
+    expected = F.conv1d(F.pad(leaves[0], ((kernel - 1) * dilation, 0)), *leaves[1:], dilation=dilation)
     assert torch.equal(y, expected)
     cotangent = torch.randint(-3, 4, y.shape).to(dtype)
     for g, g_expected in zip(*(torch.autograd.grad(z, leaves, cotangent) for z in (y, expected)), strict=True):
@@ -80,7 +73,8 @@ def test_pairs_of_times_share_a_product(dilation: int, dtype: torch.dtype) -> No
     y = fk.ops.causal_conv1d(*leaves, dilation=dilation)
     for time in 100, 100 + dilation:
         (g,) = torch.autograd.grad(y[..., time].pow(2).sum(), leaves[0], retain_graph=True)
-        assert set(g.abs().sum((0, 1)).nonzero().flatten().tolist()) <= {time - dilation, time}
+        taps = {time - j * dilation for j in range(kernel)}
+        assert set(g.abs().sum((0, 1)).nonzero().flatten().tolist()) <= taps
 
 
 # Plain PyTorch rounds every product of bfloat16, so that two orders of a sum differ.

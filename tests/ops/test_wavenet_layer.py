@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from accuracy import using
 from calls import Example
-from cases.wavenet_layer import draw
+from cases.wavenet_layer import CASE, draw
+from contract import check
 from torch import Tensor
 
 import flowkern as fk
@@ -22,10 +23,18 @@ def call(example: Example, **changed: Any) -> tuple[Tensor, Tensor]:
     return fk.ops.wavenet_layer(**{**example.arguments(example.tensors), **changed})
 
 
+WIDE: dict[str, Any] = {"residual": 33, "gate": 17}  # enough for pairs of times
+
+
 @BACKENDS
-@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (2, 1), (2, 16), (3, 7)])
-def test_an_output_sees_its_taps_and_its_condition_and_nothing_else(backend: str, kernel: int, dilation: int) -> None:
-    example = draw(2, 0, kernel=kernel, dilation=dilation, channels=3, time=75)
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "sizes"),
+    [(1, 1, {}), (2, 1, {}), (2, 16, {}), (3, 7, {}), (2, 16, WIDE), (2, 4, WIDE), (3, 16, WIDE), (3, 4, WIDE)],
+)
+def test_an_output_sees_its_taps_and_its_condition_and_nothing_else(
+    backend: str, kernel: int, dilation: int, sizes: dict[str, Any]
+) -> None:
+    example = draw(2, 0, kernel=kernel, dilation=dilation, channels=3, time=150 if sizes else 75, **sizes)
     x, condition, skips = (example.rows[name].requires_grad_() for name in ("x", "condition", "skips"))
     with using(backend):
         outputs = call(example)
@@ -35,6 +44,21 @@ def test_an_output_sees_its_taps_and_its_condition_and_nothing_else(backend: str
         times = [set(g.abs().sum((0, 1)).nonzero().flatten().tolist()) for g in found]
         taps = {60 - j * dilation for j in range(kernel)}
         assert times == [taps, {60}, set() if output is outputs[0] else {60}]
+
+
+@pytest.mark.parametrize(
+    "variation",
+    [
+        {"kernel": 2, "dilation": 4, "time": 611, "channels": 3, "row_bias": True, **WIDE},
+        {"kernel": 2, "dilation": 32, "time": 590, "skips": False, **WIDE},
+        {"kernel": 3, "dilation": 64, "time": 700, "channels": 3, **WIDE},
+        {"kernel": 3, "dilation": 1, "time": 300, **WIDE},
+        {"residual": 130, "gate": 30, "dilation": 3, "time": 200},  # no pairs, but more terms than are summed one after another
+    ],
+    ids=str,
+)
+def test_pairs_of_times_and_many_terms_are_accurate(variation: dict[str, Any]) -> None:
+    check(CASE, "native", rows=3, variation=variation)
 
 
 @BACKENDS

@@ -10,8 +10,9 @@ namespace flowkern {
 
 constexpr int64_t kTurnTiles = 8;
 
-// Tiles of a row, kTurnTiles or what is left of it, that a thread takes at a turn: a channel lies on pages of its own,
-// of which a turn takes a piece. `time` is the first pair where times are taken in pairs.
+// Tiles of a row, kTurnTiles of times or what is left of it, that a thread takes at a turn: a channel lies on pages of
+// its own, of which a turn takes a piece. Where times are taken in pairs, `time` is the first pair, and tiles are of
+// pairs.
 struct Turn {
   int64_t row, time, tiles;
 };
@@ -24,9 +25,9 @@ struct Convolution {
   int64_t inputs, outputs;  // channels of a group
   int64_t groups, taps, dilation;
   bool transposed = false;
-  bool paired = false;  // two outputs at a time, by three products: see pairs.h
+  bool paired = false;  // two outputs at a time, by fewer products: see pairs.h
 
-  FK_ALWAYS_INLINE int64_t columns() const { return (paired ? 3 : taps) * inputs; }  // what is read: [taps][inputs]
+  FK_ALWAYS_INLINE int64_t columns() const { return (paired ? taps + 1 : taps) * inputs; }  // what products read
   FK_ALWAYS_INLINE int64_t chunks() const { return (outputs + kChunkRows - 1) / kChunkRows; }
   FK_ALWAYS_INLINE int64_t packed_size() const { return groups * chunks() * columns() * kChunkRows; }
   FK_ALWAYS_INLINE int64_t weights() const { return groups * outputs * taps * inputs; }
@@ -37,13 +38,14 @@ struct Convolution {
     const int64_t rest = time % (2 * dilation);
     return (time - rest) / 2 + (rest < dilation ? rest : dilation);
   }
+  FK_ALWAYS_INLINE int64_t turn_tiles() const { return paired ? kTurnTiles / 2 : kTurnTiles; }
   FK_ALWAYS_INLINE int64_t row_turns(int64_t tile) const {
-    return (lanes() + tile * kTurnTiles - 1) / (tile * kTurnTiles);
+    return (lanes() + tile * turn_tiles() - 1) / (tile * turn_tiles());
   }
   FK_ALWAYS_INLINE int64_t turns(int64_t tile) const { return batch * row_turns(tile); }
   FK_ALWAYS_INLINE Turn turn(int64_t i, int64_t tile) const {
-    const int64_t begin = i % row_turns(tile) * tile * kTurnTiles, tiles = whole_tiles(lanes() - begin, tile) / tile;
-    return {i / row_turns(tile), begin, tiles < kTurnTiles ? tiles : kTurnTiles};
+    const int64_t begin = i % row_turns(tile) * tile * turn_tiles(), tiles = whole_tiles(lanes() - begin, tile) / tile;
+    return {i / row_turns(tile), begin, tiles < turn_tiles() ? tiles : turn_tiles()};
   }
   FK_ALWAYS_INLINE Convolution transpose() const {
     return {batch, time, outputs, inputs, groups, taps, dilation, !transposed};
@@ -52,7 +54,8 @@ struct Convolution {
   FK_ALWAYS_INLINE Convolution pairs(int64_t vector) const {
     const bool whole = dilation < vector ? vector % dilation == 0 : dilation % vector == 0;
     Convolution c = *this;
-    c.paired = taps == 2 && whole && inputs >= 32 && outputs >= 32 && time >= 8 * dilation && time >= 16 * vector;
+    c.paired = (taps == 2 || taps == 3) && whole && inputs >= 32 && outputs >= 32 && time >= 8 * dilation &&
+               time >= 16 * vector;
     return c;
   }
 };
@@ -96,7 +99,7 @@ struct ConvolutionKernels {
   // transposed; packed is [groups][chunks][columns][kChunkRows], of which one chunk is written.
   void (*pack)(const Convolution&, const T* weight, T* packed, int64_t chunk);
 
-  // `bias` may be null, and so may `add`, an addend like y. Scratch: kTurnTiles columns() tiles.
+  // `bias` may be null, and so may `add`, an addend like y. Scratch: read_scratch(...).
   void (*causal_conv1d)(const Convolution&, const T* x, const T* packed, const T* bias, const T* add, T* y, Turn,
                         T* scratch);
 
@@ -126,24 +129,29 @@ struct ConvolutionKernels {
 FK_ALWAYS_INLINE inline int64_t gradient_sums(const Convolution& c, int64_t tile) {
   return c.groups * c.columns() * whole_tiles(c.outputs, tile);
 }
+// What a convolution reads in a turn; its cotangents, and theirs in pairs.
+FK_ALWAYS_INLINE inline int64_t read_scratch(const Convolution& c, int64_t tile) {
+  return c.turn_tiles() * c.columns() * tile;
+}
+FK_ALWAYS_INLINE inline int64_t cotangents_size(const Convolution& c, int64_t tile) {
+  return kTurnTiles * (2 * whole_tiles(c.outputs, tile) + (c.paired ? tile : 0)) * tile;
+}
 FK_ALWAYS_INLINE inline int64_t gradient_scratch(const Convolution& c, int64_t tile) {
-  const int64_t outputs = whole_tiles(c.outputs, tile);
-  return kTurnTiles * ((c.paired ? 5 : 2) * outputs + c.columns()) * tile;
+  return read_scratch(c, tile) + cotangents_size(c, tile);
 }
 
 template <class T>
-FK_ALWAYS_INLINE inline int64_t layer_columns(const WaveNetLayer<T>& n) {
-  return n.gate.columns() + n.condition.columns() + n.residual.inputs;  // what is read, and u
+FK_ALWAYS_INLINE inline int64_t layer_read_scratch(const WaveNetLayer<T>& n, int64_t tile) {  // skip reads u
+  return read_scratch(n.gate, tile) + read_scratch(n.condition, tile) + read_scratch(n.skip, tile);
 }
 template <class T>
 FK_ALWAYS_INLINE inline int64_t layer_scratch(const WaveNetLayer<T>& n, int64_t tile) {
-  return (kTurnTiles * layer_columns(n) + n.gate.outputs) * tile;
+  return layer_read_scratch(n, tile) + 2 * n.gate.outputs * tile;
 }
 template <class T>
 FK_ALWAYS_INLINE inline int64_t layer_backward_scratch(const WaveNetLayer<T>& n, int64_t tile) {
-  const int64_t cotangents =
-      whole_tiles(n.gate.outputs, tile) + whole_tiles(n.residual.outputs, tile) + whole_tiles(n.skip.outputs, tile);
-  return (kTurnTiles * (layer_columns(n) + 2 * cotangents) + n.residual.inputs) * tile;
+  return layer_read_scratch(n, tile) + cotangents_size(n.gate, tile) + cotangents_size(n.residual, tile) +
+         cotangents_size(n.skip, tile) + n.residual.inputs * tile;
 }
 
 }  // namespace flowkern

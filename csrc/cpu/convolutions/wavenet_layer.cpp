@@ -1,5 +1,5 @@
 // A layer of a WaveNet: of a tile of times all that it computes is in the cache, so that one pass over memory does it.
-// The lanes are times.
+// The lanes are times, or pairs of them where that spares products of the gate.
 #include "cpu/convolutions/tiles.h"
 #include "cpu/gate.h"
 
@@ -7,39 +7,42 @@ namespace flowkern::FK_ISA {
 
 // What the gate and the condition read in a turn, [tile][columns][R].
 template <class T>
-void gather_inputs(const WaveNetLayer<T>& n, Turn turn, T* read, T* condition) {
-  gather_taps(n.gate, n.x + turn.row * n.gate.inputs * n.gate.time, turn, read);
+void gather_inputs(const WaveNetLayer<T>& n, const Times<T>& times, int64_t row, T* read, T* condition) {
+  gather_taps(n.gate, times, n.x + row * n.gate.inputs * n.gate.time, read);
   if (n.condition.inputs > 0)
-    gather_taps(n.condition, n.condition_x + turn.row * n.condition.inputs * n.gate.time, turn, condition);
+    gather_taps(n.condition, times, n.condition_x + row * n.condition.inputs * n.gate.time, condition);
 }
 
-// (a, b) at the times of one of its tiles.
+// (a, b) in one of its tiles, of times or of pairs; the two of the latter lie `second` apart.
 template <class T>
-void gate_product(const WaveNetLayer<T>& n, int64_t row, int64_t tile, const T* read, const T* condition, T* z) {
+void gate_product(const WaveNetLayer<T>& n, const Times<T>& times, int64_t row, int64_t tile, const T* read,
+                  const T* condition, T* z, int64_t second) {
   constexpr int64_t R = kTileRows<T>;
   const T* bias = n.gate_bias + row * n.gate_bias_stride;
-  for (int64_t i = 0; i < n.gate.outputs; ++i)
-    for (int64_t r = 0; r < R; ++r) z[i * R + r] = bias[i];
-  add_product(n.gate, n.gate_weight, read + tile * n.gate.columns() * R, z);
-  if (n.condition.inputs > 0)
-    add_product(n.condition, n.condition_weight, condition + tile * n.condition.columns() * R, z);
+  for (int64_t k = 0; k < times.tiles; k += times.lane_tiles)
+    for (int64_t i = 0; i < n.gate.outputs; ++i)
+      for (int64_t r = 0; r < R; ++r) z[(k > 0 ? second : 0) + i * R + r] = bias[i];
+  add_all_outputs(n.gate, times, n.gate_weight, read, tile, z, second);
+  if (n.condition.inputs > 0) add_all_outputs(n.condition, times, n.condition_weight, condition, tile, z, second);
 }
 
 template <class T>
 void wavenet_layer(const WaveNetLayer<T>& n, Turn turn, T* scratch) {
   constexpr int64_t R = kTileRows<T>;
+  const Times<T> times(n.gate, turn);
   const int64_t half = n.residual.inputs * R, y = turn.row * n.residual.outputs * n.gate.time,
                 skips = turn.row * n.skip.outputs * n.gate.time;
-  T *read = scratch, *condition = read + kTurnTiles * n.gate.columns() * R,
-    *u = condition + kTurnTiles * n.condition.columns() * R, *z = u + kTurnTiles * half;
-  gather_inputs(n, turn, read, condition);
-  for (int64_t tile = 0; tile < turn.tiles; ++tile) {
-    gate_product(n, turn.row, tile, read, condition, z);
-    for (int64_t i = 0; i < half; i += kLanes<T>)
-      store(u + tile * half + i, gated(load<Vec<T>>(z + i), load<Vec<T>>(z + half + i)));
+  T *read = scratch, *condition = read + read_scratch(n.gate, R), *u = condition + read_scratch(n.condition, R),
+    *z = u + read_scratch(n.skip, R);
+  gather_inputs(n, times, turn.row, read, condition);
+  for (int64_t tile = 0; tile < times.lane_tiles; ++tile) {
+    gate_product(n, times, turn.row, tile, read, condition, z, 2 * half);
+    for (int64_t to = tile, from = 0; to < times.tiles; to += times.lane_tiles, from += 2 * half)
+      for (int64_t i = 0; i < half; i += kLanes<T>)
+        store(u + to * half + i, gated(load<Vec<T>>(z + from + i), load<Vec<T>>(z + from + half + i)));
   }
-  store_outputs(n.residual, n.residual_weight, u, n.residual_bias, n.x + y, turn, n.y + y);
-  store_outputs(n.skip, n.skip_weight, u, n.skip_bias, n.skips ? n.skips + skips : nullptr, turn, n.y_skips + skips);
+  store_outputs(n.residual, times, n.residual_weight, u, n.residual_bias, n.x + y, n.y + y);
+  store_outputs(n.skip, times, n.skip_weight, u, n.skip_bias, n.skips ? n.skips + skips : nullptr, n.y_skips + skips);
 }
 
 // From (a, b) and the cotangent of u: u, and over (a, b) its cotangent.
@@ -74,36 +77,37 @@ template <class T>
 void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int64_t begin, int64_t end, T* scratch) {
   constexpr int64_t R = kTileRows<T>;
   const WaveNetLayer<T>& n = b.layer;
-  const int64_t times = n.gate.time, half = n.residual.inputs * R;
+  const int64_t sequence = n.gate.time, half = n.residual.inputs * R;
   const Cotangents<T> z(n.gate, scratch), residual(n.residual, scratch), skip(n.skip, scratch);
-  T *read = scratch, *condition = read + kTurnTiles * n.gate.columns() * R,
-    *u = condition + kTurnTiles * n.condition.columns() * R, *g_u = u + kTurnTiles * half;
+  T *read = scratch, *condition = read + read_scratch(n.gate, R), *u = condition + read_scratch(n.condition, R),
+    *g_u = u + read_scratch(n.skip, R);
   for (int64_t i = begin; i < end; ++i) {
     const Turn turn = n.gate.turn(i, R);
-    gather_inputs(n, turn, read, condition);
-    residual.gather(b.g_y + turn.row * residual.channels * times, times, turn);
-    skip.gather(b.g_skips + turn.row * skip.channels * times, times, turn);
-    for (int64_t tile = 0; tile < turn.tiles; ++tile) {
-      gate_product(n, turn.row, tile, read, condition, z.tile(tile));
+    const Times<T> times(n.gate, turn);
+    gather_inputs(n, times, turn.row, read, condition);
+    residual.gather_from(times, b.g_y + turn.row * residual.channels * sequence);
+    skip.gather_from(times, b.g_skips + turn.row * skip.channels * sequence);
+    for (int64_t tile = 0; tile < times.lane_tiles; ++tile)
+      gate_product(n, times, turn.row, tile, read, condition, z.tile(tile), times.lane_tiles * z.width * R);
+    for (int64_t tile = 0; tile < times.tiles; ++tile) {
       for (int64_t j = 0; j < half; ++j) g_u[j] = 0;
       add_product(n.residual.transpose(), n.residual_weight, residual.tile(tile), g_u);
       add_product(n.skip.transpose(), n.skip_weight, skip.tile(tile), g_u);
       gate_backward(half, g_u, z.tile(tile), u + tile * half);
     }
-    store_turn(z.tiles, z.width * R, z.channels, times, turn, b.g_z + turn.row * z.channels * times);
+    scatter(times, z.tiles, z.width * R, z.channels, b.g_z + turn.row * z.channels * sequence);
     if (!b.gate.products) continue;
-    for (const Cotangents<T>* c : {&z, &residual, &skip}) c->transpose(turn.tiles);
+    for (const Cotangents<T>* c : {&z, &residual, &skip}) c->transpose(times.tiles);
     const auto products = [&](const Convolution& c, const Cotangents<T>& g, const T* x, const ParameterSums<T>& to) {
-      add_weight_gradient(c, turn.tiles, i == begin, g.transposed, x, to.products + part * gradient_sums(c, R), 0,
-                          c.columns());
+      add_weight_gradient(c, times, i == begin, g, x, to.products + part * gradient_sums(c, R));
     };
     products(n.gate, z, read, b.gate);
     products(n.condition, z, condition, b.condition);
     products(n.residual, residual, u, b.residual);
     products(n.skip, skip, u, b.skip);
-    sum_times(z.transposed, z.width, turn.tiles, b.gate.biases + i * z.width);
-    sum_times(residual.transposed, residual.width, turn.tiles, b.residual.biases + i * residual.width);
-    sum_times(skip.transposed, skip.width, turn.tiles, b.skip.biases + i * skip.width);
+    sum_times(z.transposed, z.width, times.tiles, b.gate.biases + i * z.width);
+    sum_times(residual.transposed, residual.width, times.tiles, b.residual.biases + i * residual.width);
+    sum_times(skip.transposed, skip.width, times.tiles, b.skip.biases + i * skip.width);
   }
 }
 
