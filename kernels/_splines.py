@@ -178,6 +178,12 @@ def end_beside(u, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
+def of_bin(of_theta, of_s, theta, value, w, h, gv):
+    """The cotangents of u and of the bin's width and height, from those of the part of the width and the mean slope."""
+    return of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
+
+
+@triton.jit
 def size_gradients(
     index, sizes, p, g_start, g_size, FIRST: tl.constexpr, LEAST: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr
 ):
