@@ -68,11 +68,11 @@ def index_in(u, sizes, LEAST: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl
 def placed(index, sizes, LEAST: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """What is before the bin and in it, as parts of the exponentials; where it begins, and its size."""
     LENGTH: tl.constexpr = CONSTANTS[1] - CONSTANTS[0]
+    SCALE: tl.constexpr = LENGTH * (1 - OPTIONS[0] * LEAST)
     found, total, _ = sizes
-    unit = LENGTH * (1 - OPTIONS[0] * LEAST) / total
     before, part = tl.sum(tl.where(columns(found) < index[:, None], found, 0), 1), at(index, found)
-    start = CONSTANTS[0] + LENGTH * LEAST * index.to(found.dtype) + unit * before
-    return before, part, start, LENGTH * LEAST + unit * part
+    start = CONSTANTS[0] + LENGTH * LEAST * index.to(found.dtype) + SCALE * before / total
+    return before, part, start, LENGTH * LEAST + SCALE * part / total
 
 
 @triton.jit
@@ -88,16 +88,15 @@ def offset_in(u, index, sizes, LEAST: tl.constexpr, OPTIONS: tl.constexpr, CONST
     high = (found + 192.0) - 192.0
     low, earlier = found - high, columns(found) < index[:, None]
     total, low_total = tl.sum(high, 1).to(tl.float64), tl.sum(low, 1).to(tl.float64)
-    before, low_before = (
-        tl.sum(tl.where(earlier, high, 0), 1).to(tl.float64),
-        tl.sum(tl.where(earlier, low, 0), 1).to(tl.float64),
-    )
+    before = tl.sum(tl.where(earlier, high, 0), 1).to(tl.float64)
+    low_before = tl.sum(tl.where(earlier, low, 0), 1).to(tl.float64)
     part = before / total
+    beside = (tl.fma(-part, total, before) + low_before - part * low_total) / total
     exact, least = u.to(tl.float64), LENGTH * LEAST * index.to(tl.float64)
     along = exact - CONSTANTS[0]
     beyond = along - least
-    rest = lost(exact, -CONSTANTS[0], along) + lost(along, -least, beyond) - SCALE * (low_before - part * low_total) / total
-    return (beyond - SCALE * part + rest).to(u.dtype)
+    rest = lost(exact, -CONSTANTS[0], along) + lost(along, -least, beyond) - SCALE * beside
+    return (tl.fma(tl.full(part.shape, -SCALE, tl.float64), part, beyond) + rest).to(u.dtype)
 
 
 @triton.jit
@@ -142,11 +141,12 @@ def find(u, p, HEIGHTS: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.const
     LEAST: tl.constexpr = CONSTANTS[3] if HEIGHTS else CONSTANTS[2]
     compared = heights if HEIGHTS else widths
     index = index_in(u, compared, LEAST, OPTIONS, CONSTANTS)
+    knots = ends(index, p[2], OPTIONS, CONSTANTS)
     of_width = placed(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     of_height = placed(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
     size = of_height[3] if HEIGHTS else of_width[3]
     t = within_a_bin(offset_in(u, index, compared, LEAST, OPTIONS, CONSTANTS) / size)
-    return index, t, widths, heights, of_width, of_height
+    return index, t, widths, heights, of_width, of_height, knots
 
 
 @triton.jit
@@ -173,10 +173,10 @@ def evaluate(s, d0, d1, divide, t, INVERSE: tl.constexpr, DIVIDED: tl.constexpr)
 def mapped(u, p, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """The spline, or its inverse, of a number, and the logarithm of the slope; beyond the ends its tails."""
     turns = whole_turns(u, OPTIONS, CONSTANTS)
-    index, t, _, _, of_width, of_height = find(u - turns, p, INVERSE, OPTIONS, CONSTANTS)
+    index, t, _, _, of_width, of_height, knots = find(u - turns, p, INVERSE, OPTIONS, CONSTANTS)
     _, _, x0, w = of_width
     _, _, y0, h = of_height
-    d0, d1, _, _ = ends(index, p[2], OPTIONS, CONSTANTS)
+    d0, d1, _, _ = knots
     divide, _ = division(index, p, CONSTANTS)
     if INVERSE:
         theta, slope = evaluate(h / w, d0, d1, divide, t, True, len(p) == 4)
@@ -264,9 +264,9 @@ def size_gradients(index, sizes, of_size, g_start, g_size, LEAST: tl.constexpr, 
 def gradients(u, p, gv, gl, INVERSE: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """Cotangents of u and of the parameters; of the inverse those of its argument, which is called u too."""
     turns = whole_turns(u, OPTIONS, CONSTANTS)
-    index, t, widths, heights, of_width, of_height = find(u - turns, p, INVERSE, OPTIONS, CONSTANTS)
+    index, t, widths, heights, of_width, of_height, knots = find(u - turns, p, INVERSE, OPTIONS, CONSTANTS)
     w, h = of_width[3], of_height[3]
-    d0, d1, slope0, slope1 = ends(index, p[2], OPTIONS, CONSTANTS)
+    d0, d1, slope0, slope1 = knots
     divide, divide_slope = division(index, p, CONSTANTS)
     within, d, end = inside_of(u, CONSTANTS), tl.where(u < CONSTANTS[0], d0, d1), end_beside(u, CONSTANTS)
     if INVERSE:  # from here on as for the other direction at the result u, with the cotangent that cancels the one of u

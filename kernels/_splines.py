@@ -17,7 +17,7 @@ from flowkern.kernels._math import sigmoid, softplus
 def logit(a, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """What the exponentials are of, and its slope."""
     if OPTIONS[2] == 1:
-        return a * CONSTANTS[6], a * 0 + CONSTANTS[6]
+        return a * CONSTANTS[6], CONSTANTS[6]
     else:
         q = 1 / (1 + tl.abs(2 * CONSTANTS[6] * a))
         return a * q, q * q

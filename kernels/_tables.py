@@ -46,14 +46,16 @@ def config_of(plans: Sequence[AutoregressivePlan], kinds: Kinds, dtype: torch.dt
     """
     context = any(plan.addend_widths for plan in plans)
     least = max(32, kinds.columns)
+    spline = kinds.columns > 1
+    warps = 4 if spline and _launch.GPU == "hip" else 8
     if dtype == torch.float64:
-        return Config(16, least, 8, 2)
+        return Config(16, least, warps, 2)
     if dtype == torch.float32 and precision == "ieee":
-        return Config(16, least, 8, 2) if context else Config(32, least, 8, 2)
-    block_m = 32 if dtype == torch.float32 or context or kinds.columns > 1 else 64
+        return Config(16 if context else 32, least, warps, 2)
+    block_m = 32 if dtype == torch.float32 or context or spline else 64
     wide = max(plan.widest for plan in plans) >= 256 or least > 32
     if _launch.GPU == "hip":  # pipelines hold the next block in registers, and fewer warps have more of these
-        return Config(block_m, 64 if wide else 32, 4, 2)
+        return Config(block_m, 64 if wide and not spline else least, 4, 2)
     return Config(block_m, 64, 8, 3) if wide else Config(block_m, 32, 4, 3)
 
 

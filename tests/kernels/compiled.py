@@ -167,13 +167,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
-NETWORK_SPLINES: dict[str, UnivariateMap] = {  # by what is said in place of a scale
+COVERED_SPLINES: dict[str, UnivariateMap] = {  # by what is said in place of a scale
     "rational-quadratic of 8": RationalQuadratic(8),
-    "rational-quadratic of 16": RationalQuadratic(16),
     "rational-quadratic of 10, circular": RationalQuadratic(10, tails="circular", parametrization="softplus"),
     "rational-quadratic of 32, unconstrained": RationalQuadratic(32, tails="unconstrained"),
     "rational-linear of 8": RationalLinear(8),
 }
+NETWORK_SPLINES = {**COVERED_SPLINES, "rational-quadratic of 16": RationalQuadratic(16)}
 
 
 def network_map(scale: str, placement: str) -> tuple[UnivariateMap, str]:
@@ -394,7 +394,7 @@ NETWORKS = [
     tuple(DTYPES),
     (0, 48, 256),
     ACTIVATIONS,
-    (*SCALES, *NETWORK_SPLINES),
+    (*SCALES, *COVERED_SPLINES),
     PLACEMENTS,
     tuple(STRUCTURES),
     (True, False),
