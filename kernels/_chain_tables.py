@@ -9,6 +9,7 @@ import numpy as np
 
 from flowkern.chain import ChainPlan, Elementwise, Network
 from flowkern.kernels._tables import Tables
+from flowkern.kernels.maps import Kinds
 
 STEP_FIELDS = 10  # autoregressive_chain.py names them in order
 
@@ -20,7 +21,7 @@ class ShiftAndScale:
     of which none exists, so that the kernel that sums biases beside weights finds them.
     """
 
-    biased, linears, depth, width, dense_starts = (True, True), 0, 0, 0, (0,)
+    biased, linears, depth, width, groups, dense_starts = (True, True), 0, 0, 0, 0, (0,)
 
     def __init__(self, features: int, block: int) -> None:
         padded = -(-features // block) * block
@@ -40,8 +41,11 @@ class ShiftAndScale:
 class Chained:
     """Index tables of a chain for one block size, as numpy arrays; see :class:`flowkern.kernels._tables.HostTables`."""
 
-    def __init__(self, chain: ChainPlan, block: int) -> None:
-        own = [Tables(s.plan, block) if isinstance(s, Network) else ShiftAndScale(chain.features, block) for s in chain.joined]
+    def __init__(self, chain: ChainPlan, kinds: Kinds, block: int) -> None:
+        own = [
+            Tables(s.plan, kinds, block) if isinstance(s, Network) else ShiftAndScale(chain.features, block)
+            for s in chain.joined
+        ]
         self.words: list[np.ndarray] = []
         self.length = 0
         self.biased = [has for t in own for has in t.biased]
@@ -53,6 +57,7 @@ class Chained:
         self.width, self.all_width = sum(t.width for t in own), sum(t.all_width for t in own)
         self.widest, self.all_widest = max(t.width for t in own), max(t.all_width for t in own)
         self.feature_blocks = len(own[0].orders[0]) // block
+        self.groups = max(t.groups for t in own)
         self.terms = max(len(s.plan.addend_widths) for s in chain.joined if isinstance(s, Network))
         self._put(np.zeros(len(own) * STEP_FIELDS))
         records, lists, dense, biases = [], [], [], []

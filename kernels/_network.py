@@ -13,6 +13,7 @@ from torch import Tensor
 from flowkern.kernels import _launch
 from flowkern.kernels._tables import Config, DeviceTables, config_of, device_tables, host_tables
 from flowkern.kernels._weight_gradients import weight_gradients
+from flowkern.kernels.maps import Kinds, Words, functions, kinds_of
 from flowkern.plan import AutoregressivePlan, MadeOnce
 
 _NEEDS_PRE = {"gelu", "silu"}
@@ -21,13 +22,16 @@ _NEEDS_PRE = {"gelu", "silu"}
 class Launches:
     """Constants of the launches for one plan, dtype and device."""
 
-    def __init__(self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> None:
-        self._of_network(plan, dtype, device, precision, config_of([plan], dtype, precision))
+    def __init__(
+        self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str, kinds: Kinds
+    ) -> None:
+        self._of_network(plan, dtype, device, precision, kinds, config_of([plan], kinds, dtype, precision))
 
     def _of_network(
-        self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str, config: Config
+        self, plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str, kinds: Kinds, config: Config
     ) -> None:
         self.plan, self.dtype, self.device, self.precision, self.config = plan, dtype, device, precision, config
+        self.kinds = kinds
         self.acc, self.acc_dtype = (tl.float64, torch.float64) if dtype == torch.float64 else (tl.float32, torch.float32)
         self.upcast = _launch.INTERPRETED and dtype in (torch.bfloat16, torch.float16)
         self.gates = bool(plan.gates)
@@ -44,12 +48,12 @@ class Launches:
     @cached_property
     def host(self) -> Any:
         """The index tables."""
-        return host_tables(self.plan, self.config.block)
+        return host_tables(self.plan, self.kinds, self.config.block)
 
     @cached_property
     def tables(self) -> DeviceTables:
         """The index tables on the device."""
-        return device_tables(self.owner, self.host, self.config, self.device)
+        return device_tables(self.owner, self.host, self.kinds, self.config, self.device)
 
     def state_like(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The shapes of what a forward pass keeps. Traced calls begin here: now is the time to bring tables to a device."""
@@ -86,8 +90,7 @@ class Launches:
     @cached_property
     def blocks(self) -> tuple[int, int]:
         """Numbers of feature and of output blocks."""
-        features = len(self.host.orders[0]) // self.config.block
-        return features, features * self.plan.parameters
+        return len(self.host.orders[0]) // self.config.block, len(self.host.outputs) // self.config.block
 
     def reads(self, packed: Tensor, addends: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments of the kernels of a tile that say what they read, by name."""
@@ -118,6 +121,12 @@ class Launches:
             return weight_gradients(self, delta, act, dtype)
         return act.new_empty(0), act.new_empty(0, dtype=dtype)
 
+    def of_map(self, map: Words, function: str) -> dict[str, Any]:
+        """Arguments of the kernels with a map, by name."""
+        columns = self.kinds.columns
+        found = functions(map, columns > 1, MAP=function)
+        return {**found, "groups": self.host.groups, "KINDS": len(self.kinds.counts), "COLUMNS": columns}
+
     @cached_property
     def constants(self) -> dict[str, Any]:
         """Arguments that every kernel of a tile takes by name."""
@@ -139,7 +148,9 @@ class Launches:
         }
 
 
-def network_of(plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str) -> Launches:
+def network_of(
+    plan: AutoregressivePlan, dtype: torch.dtype, device: torch.device, precision: str, map: Words | None = None
+) -> Launches:
     """The launches' constants; the first call makes them."""
-    key = dtype, device, precision
+    key = dtype, device, precision, kinds_of(map, plan.parameters)
     return plan.at_first_call(key, torch.device("cpu"), lambda: Launches(plan, *key))

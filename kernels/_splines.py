@@ -17,7 +17,7 @@ from flowkern.kernels._math import sigmoid, softplus
 def logit(a, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     """What the exponentials are of, and its slope."""
     if OPTIONS[2] == 1:
-        return a * CONSTANTS[6], a * 0 + CONSTANTS[6]
+        return a * CONSTANTS[6], CONSTANTS[6]
     else:
         q = 1 / (1 + tl.abs(2 * CONSTANTS[6] * a))
         return a * q, q * q
@@ -175,6 +175,12 @@ def inside_of(u, CONSTANTS: tl.constexpr):
 @triton.jit
 def end_beside(u, CONSTANTS: tl.constexpr):
     return tl.where(u < CONSTANTS[0], CONSTANTS[0], CONSTANTS[1]) + u * 0
+
+
+@triton.jit
+def of_bin(of_theta, of_s, theta, value, w, h, gv):
+    """The cotangents of u and of the bin's width and height, from those of the part of the width and the mean slope."""
+    return of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 Features and every hidden layer are *sections* of columns, their units sorted by level and padded to whole blocks. A
 weight matrix is the list of its blocks [BLOCK, BLOCK] that hold an unmasked weight, row by row; with sorted units those
-of a row are its first ``count``. Output rows lie as [feature block][parameter][feature].
+of a row are its first ``count``. Output rows lie as [group of features][kind of parameter][feature][parameter]: a block of rows
+is one kind of a group's parameters, so that a group has as many features as a block has room for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowkern.kernels import _launch
+from flowkern.kernels.maps import Kinds
 from flowkern.plan import AutoregressivePlan, MadeOnce
 
 # One record of FIELDS integers per linear map; _network.py names them in order.
@@ -33,30 +35,34 @@ class Config:
     stages: int
 
 
-def config_of(plans: Sequence[AutoregressivePlan], dtype: torch.dtype, precision: str) -> Config:
+def config_of(plans: Sequence[AutoregressivePlan], kinds: Kinds, dtype: torch.dtype, precision: str) -> Config:
     """The launch heuristic: keyed on the widest layer of all networks and on how products are multiplied.
 
     Blocks of 64 x 64 weights skip most of what a mask leaves empty from 256 units on; narrow networks, and products
     without matrix instructions, take blocks of 32. Tiles hold 32 rows, so that a batch of 4,096 covers the
     multiprocessors of an H200, and 64 in half precision, whose products are over before the weights have come; 16 in double.
-    Eight warps, and fewer rows where a context is added, since registers would spill otherwise.
+    Eight warps, and fewer rows where a context is added or a spline follows, since registers would spill otherwise. A feature
+    of a spline with more than 32 columns needs a block of as many.
     """
     context = any(plan.addend_widths for plan in plans)
+    least = max(32, kinds.columns)
+    spline = kinds.columns > 1
+    warps = 4 if spline and _launch.GPU == "hip" else 8
     if dtype == torch.float64:
-        return Config(16, 32, 8, 2)
+        return Config(16, least, warps, 2)
     if dtype == torch.float32 and precision == "ieee":
-        return Config(16, 32, 8, 2) if context else Config(32, 32, 8, 2)
-    block_m = 32 if dtype == torch.float32 or context else 64
-    wide = max(plan.widest for plan in plans) >= 256
+        return Config(16 if context else 32, least, warps, 2)
+    block_m = 32 if dtype == torch.float32 or context or spline else 64
+    wide = max(plan.widest for plan in plans) >= 256 or least > 32
     if _launch.GPU == "hip":  # pipelines hold the next block in registers, and fewer warps have more of these
-        return Config(block_m, 64 if wide else 32, 4, 2)
+        return Config(block_m, 64 if wide and not spline else least, 4, 2)
     return Config(block_m, 64, 8, 3) if wide else Config(block_m, 32, 4, 3)
 
 
 class Tables:
     """Index tables of one plan for one block size, as numpy arrays."""
 
-    def __init__(self, plan: AutoregressivePlan, block: int) -> None:
+    def __init__(self, plan: AutoregressivePlan, kinds: Kinds, block: int) -> None:
         self.plan, self.block = plan, block
         self.depth = len(plan.units)
         self.words: list[np.ndarray] = []
@@ -68,10 +74,9 @@ class Tables:
         self.orders = [self._padded(o) for o in orders]  # original unit of every place, -1 where there is none
         self.starts = np.concatenate([[0], np.cumsum([len(o) for o in self.orders])]).tolist()
         self.width = int(self.starts[-1])
-        features, parameters = self.orders[0], plan.parameters
-        rows = plan.parameter_rows.numpy()
-        outputs = np.where(features[:, None] >= 0, rows[features], -1)  # [place, parameter]
-        self.outputs = outputs.reshape(-1, block, parameters).transpose(0, 2, 1).reshape(-1)
+        size = block // kinds.columns  # of a group
+        self.groups = -(-plan.features // size)
+        self.outputs = self._output_rows(kinds).reshape(self.groups, size, -1, kinds.columns).transpose(0, 2, 1, 3).reshape(-1)
         self.all_width = self.width + len(self.outputs)
         self.order_at = [self._put(o) for o in self.orders]
         self.output_at = self._put(self.outputs)
@@ -81,6 +86,15 @@ class Tables:
     def _padded(self, order: np.ndarray) -> np.ndarray:
         size = max(-(-len(order) // self.block), 1) * self.block
         return np.concatenate([order, np.full(size - len(order), -1)])
+
+    def _output_rows(self, kinds: Kinds) -> np.ndarray:
+        """[place][kind][column]: the row of each parameter of the sorted features, -1 where there is none."""
+        features = self.orders[0][: self.groups * (self.block // kinds.columns)]
+        rows = np.where(features[:, None] >= 0, self.plan.parameter_rows.numpy()[features], -1)
+        found = np.full((len(features), len(kinds.counts), kinds.columns), -1)
+        for kind, own in enumerate(np.split(rows, np.cumsum(kinds.counts)[:-1], 1)):
+            found[:, kind, : own.shape[1]] = own
+        return found
 
     def _put(self, values: np.ndarray) -> int:
         values = np.asarray(values).reshape(-1)
@@ -214,16 +228,16 @@ class DeviceTables:
     positions: Tensor
 
 
-def host_tables(plan: AutoregressivePlan, block: int) -> Tables:
+def host_tables(plan: AutoregressivePlan, kinds: Kinds, block: int) -> Tables:
     """The tables of a plan for one block size; the first call makes them."""
-    return plan.at_first_call(block, torch.device("cpu"), lambda: Tables(plan, block))
+    return plan.at_first_call((kinds, block), torch.device("cpu"), lambda: Tables(plan, kinds, block))
 
 
-def device_tables(plan: MadeOnce, host: HostTables, config: Config, device: torch.device) -> DeviceTables:
+def device_tables(plan: MadeOnce, host: HostTables, kinds: Kinds, config: Config, device: torch.device) -> DeviceTables:
     """The tables of a plan, or of a chain, on a device."""
 
     def make() -> DeviceTables:
         arrays = (host.table, host.gathered, host.bias_gathered, host.positions)
         return DeviceTables(host, config, *(torch.from_numpy(a.astype(np.int32)).to(device) for a in arrays))
 
-    return plan.at_first_call((config, device), device, make)
+    return plan.at_first_call((kinds, config, device), device, make)

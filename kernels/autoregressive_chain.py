@@ -27,7 +27,7 @@ from flowkern.kernels._network import Launches
 from flowkern.kernels._pack import pack
 from flowkern.kernels._tables import config_of
 from flowkern.kernels.autoregressive import map_features, map_gradients
-from flowkern.kernels.maps import functions
+from flowkern.kernels.maps import kinds_of
 
 # The integers that _chain_tables.py writes for each step. SORT: 0 is a network, 1 v = u scale + shift, 2 its inverse.
 SORT, STEP_TABLE, STEP_PACKED, STEP_BIASES, STEP_KEPT, STEP_DELTAS, STEP_DEPTH, STEP_READ, STEP_WRITE, STEP_TERMS = (
@@ -108,9 +108,9 @@ def scale_gradients(
 @triton.jit
 def autoregressive_chain_forward(
     x, packed, biases, added, z, log_det, act, pre, ungated, states, table, batch, x_row, x_column, added_row,
-    width, features, steps, feature_blocks, final_at,
+    width, features, steps, feature_blocks, groups, final_at,
     NORMAL: tl.constexpr, ELEMENTWISE: tl.constexpr,
-    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, KINDS: tl.constexpr, COLUMNS: tl.constexpr,
     KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -152,8 +152,8 @@ def autoregressive_chain_forward(
                 total += map_features(
                     source, row, 1, target, row, i, read_at, of_step(table, s, STEP_WRITE),
                     act_tile, width, rows, inside, i, own_packed, own_biases, addends, addend_rows, addend_columns,
-                    own, depth, feature_blocks, like,
-                    MAP, OPTIONS, CONSTANTS, COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+                    own, depth, groups, like,
+                    MAP, OPTIONS, CONSTANTS, KINDS, COLUMNS, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
                 )  # fmt: skip
             else:
                 total += scale_features(
@@ -179,9 +179,10 @@ def autoregressive_chain_forward(
 @triton.jit
 def autoregressive_chain_backward(
     packed, biases, added, g_z, g_log_det, g_x, g_added, act, pre, ungated, states, delta, outer, cotangents, table, batch,
-    g_row, g_column, g_log_det_row, added_row, g_added_row, width, delta_width, features, steps, feature_blocks, final_at,
+    g_row, g_column, g_log_det_row, added_row, g_added_row, width, delta_width, features, steps, feature_blocks, groups,
+    final_at,
     NORMAL: tl.constexpr, ELEMENTWISE: tl.constexpr, G_Z: tl.constexpr, G_LOG_DET: tl.constexpr,
-    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, COUNT: tl.constexpr,
+    MAP: tl.constexpr, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr, KINDS: tl.constexpr, COLUMNS: tl.constexpr,
     KEEP: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, PRE: tl.constexpr, GATES: tl.constexpr, SKIP: tl.constexpr,
     ADDENDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -230,8 +231,8 @@ def autoregressive_chain_backward(
                     source, row, 1, g_target, g_states_row, 1, gl, direct, g_states_row, i, read_at,
                     of_step(table, s, STEP_WRITE), act_tile, width, delta_tile, delta_width, rows, inside, i,
                     own_packed, own_biases, addends, addend_rows, addend_columns, g_addends, g_addend_rows,
-                    own, depth, feature_blocks, like,
-                    MAP, OPTIONS, CONSTANTS, COUNT, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
+                    own, depth, groups, like,
+                    MAP, OPTIONS, CONSTANTS, KINDS, COLUMNS, ADDENDS, SKIP, BLOCK, PRECISION, UPCAST,
                 )  # fmt: skip
                 hidden_backward(
                     act_tile, pre_tile, ungated_tile, width, delta_tile, outer_tile, delta_width, rows, inside, i, own_packed,
@@ -263,15 +264,16 @@ class ChainLaunches(Launches):
 
     def __init__(self, chain: ChainPlan, dtype: torch.dtype, device: torch.device, precision: str) -> None:
         plans = [s.plan for s in chain.joined if isinstance(s, Network)]
-        config = config_of(plans, dtype, precision)
+        self.map = next(s.map for s in chain.joined if isinstance(s, Network)).words
+        kinds = kinds_of(self.map, plans[0].parameters)
+        config = config_of(plans, kinds, dtype, precision)
         # What the loop over the steps keeps takes registers: a thread's part of a tile is smaller than in a single transform.
         if dtype == torch.float32 and precision == "ieee":
             config = replace(config, block_m=16)
         elif _launch.GPU == "cuda":
             config = replace(config, warps=8)
-        self._of_network(plans[0], dtype, device, precision, config)
+        self._of_network(plans[0], dtype, device, precision, kinds, config)
         self.chain = chain
-        self.map = next(s.map for s in chain.joined if isinstance(s, Network)).words
 
     @property
     def owner(self) -> ChainPlan:
@@ -280,8 +282,8 @@ class ChainLaunches(Launches):
     @cached_property
     def host(self) -> Chained:
         """The index tables."""
-        block = self.config.block
-        return self.chain.at_first_call(block, torch.device("cpu"), lambda: Chained(self.chain, block))
+        block, kinds = self.config.block, self.kinds
+        return self.chain.at_first_call(block, torch.device("cpu"), lambda: Chained(self.chain, kinds, block))
 
     def kept(self, batch: int, keep: bool) -> list[Tensor]:
         """Where the forward pass writes activations, those before the activation and the gate, and the states."""
@@ -318,8 +320,7 @@ class ChainLaunches(Launches):
             "final_at": self.host.final_at,
             "NORMAL": NORMALS.index(self.chain.normal),
             "ELEMENTWISE": self.chain.count > sum(isinstance(s, Network) for s in self.chain.joined),
-            "COUNT": self.plan.parameters,
-            **functions(self.map, MAP=map_function),
+            **self.of_map(self.map, map_function),
             **self.constants,
             "ADDENDS": self.host.terms,
         }

@@ -29,10 +29,10 @@ def _gradients_like(
     return x.new_empty(x.shape), *flat, [a.new_empty(a.shape) for a in addends]
 
 
-def _network(plan: str, precision: str, weight: Tensor) -> Any:
+def _network(plan: str, precision: str, weight: Tensor, map: Any = None) -> Any:
     from flowkern.kernels._network import network_of
 
-    return network_of(AutoregressivePlan.find(plan), weight.dtype, weight.device, precision)
+    return network_of(AutoregressivePlan.find(plan), weight.dtype, weight.device, precision, map)
 
 
 @TRITON.define(f"masked_mlp(Tensor x, {NETWORK}, {PLAN}, bool keep) -> (Tensor, Tensor[])")
@@ -53,15 +53,14 @@ def _(x, weights, biases, addends, plan, precision, keep):  # type: ignore[no-un
 def _autoregressive(x, weights, biases, addends, plan, precision, family, options, constants, keep):  # type: ignore[no-untyped-def]
     from flowkern.kernels.autoregressive import autoregressive
 
-    return autoregressive(
-        x, weights, biases, addends, _network(plan, precision, weights[0]), (family, options, constants), keep
-    )
+    map = family, options, constants
+    return autoregressive(x, weights, biases, addends, _network(plan, precision, weights[0], map), map, keep)
 
 
 @TRITON.fake("autoregressive")
 def _(x, weights, biases, addends, plan, precision, family, options, constants, keep):  # type: ignore[no-untyped-def]
-    state = _network(plan, precision, weights[0]).state_like(x, weights, biases, keep)
-    return x.new_empty(x.shape), x.new_empty(x.shape[0]), state
+    network = _network(plan, precision, weights[0], (family, options, constants))
+    return x.new_empty(x.shape), x.new_empty(x.shape[0]), network.state_like(x, weights, biases, keep)
 
 
 @TRITON.define(
@@ -88,7 +87,8 @@ def _autoregressive_backward(  # type: ignore[no-untyped-def]
 ):
     from flowkern.kernels.autoregressive import autoregressive_gradients
 
-    network, map = _network(plan, precision, weights[0]), (family, options, constants)
+    map = family, options, constants
+    network = _network(plan, precision, weights[0], map)
     return autoregressive_gradients(g_z, g_log_det, x, weights, biases, addends, state, network, map, parameters)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from flowkern.kernels._math import sigmoid
-from flowkern.kernels._splines import derivative_gradients, find, inside_of, place, size_gradients, within_a_bin
+from flowkern.kernels._splines import derivative_gradients, find, inside_of, of_bin, place, size_gradients, within_a_bin
 
 
 @triton.jit
@@ -114,12 +114,6 @@ def cotangents(s, h, d0, d1, divide, second, part, rest, gv, gl):
 
 
 @triton.jit
-def of_bin(of_theta, of_s, theta, value, w, h, gv):
-    """The cotangents of u and of the bin's width and height, from those of the part of the width and the mean slope."""
-    return of_theta / w, -(of_theta * theta + of_s * (h / w)) / w, gv * value + of_s / w
-
-
-@triton.jit
 def parameter_gradients(
     u, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, gv,
     OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr,
@@ -170,3 +164,8 @@ def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.conste
         v, p, index, widths, heights, w, h, slope0, slope1, divide_slope, theta, value, of_piece, -gv, OPTIONS, CONSTANTS
     )
     return gv, found
+
+
+def kinds(options: tuple[int, ...]) -> tuple[int, ...]:
+    """How many raw widths, heights and derivatives a feature has, and numbers that say where its bins are divided."""
+    return options[0], options[0], options[0] - 1, options[0]

@@ -9,6 +9,7 @@ from flowkern.kernels._splines import (
     find,
     half_a_turn_on,
     inside_of,
+    of_bin,
     place,
     size_gradients,
     turned_back,
@@ -77,9 +78,9 @@ def inverse(v, p, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit
-def cotangents(w, h, d0, d1, theta, gv, gl):
-    """Those of u, the widths' start and size, the heights' size, and the derivatives at both ends, see the CPU's header."""
-    s, rest = h / w, 1 - theta
+def cotangents(s, h, d0, d1, theta, gv, gl):
+    """Those of the part of the bin's width, the mean slope and the derivatives at both ends, see the CPU's header."""
+    rest = 1 - theta
     product = theta * rest
     denominator = s * (theta * theta + rest * rest) + (d0 + d1) * product
     m = d1 * theta * theta + 2 * s * product + d0 * rest * rest
@@ -91,18 +92,17 @@ def cotangents(w, h, d0, d1, theta, gv, gl):
     of_s += per_m * 2 * product - per_d * (theta * theta + rest * rest)
     of_d0 = g * product * (s * rest * rest + d1 * product) / denominator + per_m * rest * rest - per_d * product
     of_d1 = per_m * theta * theta - g * product * value - per_d * product
-    of_u = of_theta / w
-    return of_u, -(of_theta * theta + of_s * s) / w, gv * value + of_s / w, of_d0, of_d1
+    return of_theta, of_s, of_d0, of_d1
 
 
 @triton.jit
 def parameter_gradients(
-    u, p, index, widths, heights, d0, d1, slope0, slope1, theta, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr
-):
-    """The cotangent of u and a tuple of those of the parameters, where u is at theta in a bin that was found."""
-    _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
-    _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
-    gu, gw, gh, g0, g1 = cotangents(w, h, d0, d1, theta, gv, gl)
+    u, p, index, widths, heights, w, h, d0, d1, slope0, slope1, theta, value, of_piece, gv, gl,
+    OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr,
+):  # fmt: skip
+    """The cotangent of u and a tuple of those of the parameters, from those of the piece of the bin that u is in."""
+    of_theta, of_s, g0, g1 = of_piece
+    gu, gw, gh = of_bin(of_theta, of_s, theta, value, w, h, gv)
     gx0, gy0 = -gu, gv
     if OPTIONS[1] != 1:
         inside = inside_of(u, CONSTANTS)
@@ -127,10 +127,13 @@ def backward(u, p, gv, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.constexpr):
     turns = whole_turns(u, OPTIONS, CONSTANTS)
     index, offset, widths, heights, d0, d1, slope0, slope1 = find(u - turns, p, False, OPTIONS, CONSTANTS)
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
+    _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
     theta = within_a_bin(offset / w)
+    value, _ = curve(h / w, d0, d1, theta)
+    of_piece = cotangents(h / w, h, d0, d1, theta, gv, gl)
     return parameter_gradients(
-        u, p, index, widths, heights, d0, d1, slope0, slope1, theta, gv, gl, OPTIONS, CONSTANTS
-    )  # fmt: skip
+        u, p, index, widths, heights, w, h, d0, d1, slope0, slope1, theta, value, of_piece, gv, gl, OPTIONS, CONSTANTS
+    )
 
 
 @triton.jit
@@ -141,16 +144,24 @@ def backward_of_inverse(v, p, g, gl, OPTIONS: tl.constexpr, CONSTANTS: tl.conste
     _, w = place(index, widths, CONSTANTS[2], OPTIONS, CONSTANTS)
     _, h = place(index, heights, CONSTANTS[3], OPTIONS, CONSTANTS)
     theta = root(h / w, d0, d1, within_a_bin(offset / h))
-    direct, _, _, _, _ = cotangents(w, h, d0, d1, theta, g * 0, gl)
-    _, slope = curve(h / w, d0, d1, theta)
-    gv = (g + direct) / slope
+    direct, _, _, _ = cotangents(h / w, h, d0, d1, theta, g * 0, gl)
+    value, slope = curve(h / w, d0, d1, theta)
+    gv = (g + direct / w) / slope
     u = v
     if OPTIONS[1] != 1:  # on the same side of the interval as v
         inside, d = inside_of(v, CONSTANTS), tl.where(v < CONSTANTS[0], d0, d1)
         gv = tl.where(inside, gv, g if OPTIONS[1] == 0 else g / d)
         end = end_beside(v, CONSTANTS)
         u = tl.where(inside, v, end + (v - end) / d)
+    _, of_s, g0, g1 = cotangents(h / w, h, d0, d1, theta, -gv, gl)
+    of_piece = -g * w, of_s, g0, g1  # the first but for rounding, which a steep curve magnifies
     _, found = parameter_gradients(
-        u, p, index, widths, heights, d0, d1, slope0, slope1, theta, -gv, gl, OPTIONS, CONSTANTS
-    )  # fmt: skip
+        u, p, index, widths, heights, w, h, d0, d1, slope0, slope1, theta, value, of_piece, -gv, gl, OPTIONS, CONSTANTS
+    )
     return gv, found
+
+
+def kinds(options: tuple[int, ...]) -> tuple[int, ...]:
+    """How many raw widths, heights and derivatives a feature has."""
+    bins, tails, *_ = options
+    return bins, bins, bins - 1 + tails

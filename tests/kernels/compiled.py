@@ -167,12 +167,29 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
+COVERED_SPLINES: dict[str, UnivariateMap] = {  # by what is said in place of a scale
+    "rational-quadratic of 8": RationalQuadratic(8),
+    "rational-quadratic of 10, circular": RationalQuadratic(10, tails="circular", parametrization="softplus"),
+    "rational-quadratic of 32, unconstrained": RationalQuadratic(32, tails="unconstrained"),
+    "rational-linear of 8": RationalLinear(8),
+}
+NETWORK_SPLINES = {**COVERED_SPLINES, "rational-quadratic of 16": RationalQuadratic(16)}
+
+
+def network_map(scale: str, placement: str) -> tuple[UnivariateMap, str]:
+    """A map of a network's features, and what it is called."""
+    if scale in NETWORK_SPLINES:
+        return NETWORK_SPLINES[scale], f"{scale} bins"
+    return Affine(scale, placement), f"{scale} {placement}"
+
+
 def network_launches(
     operator: str, dtype: str, width: int, activation: str, scale: str, placement: str, structure: str, keep: bool
 ) -> list[Launch]:
     """Forward and backward of one masked network."""
     structure = structure if width or structure == "skip" else "plain"
-    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
+    univariate, called = network_map(scale, placement)
+    options = {"activation": activation, "map": univariate, **STRUCTURES[structure]}
     net = network(64 if width >= 256 else 8, (width,) * 3 if width else (), **options)
     low = DTYPES[dtype]
     rows = torch.float32 if dtype == "autocast" else low
@@ -180,10 +197,11 @@ def network_launches(
     biases = [b.to(rows) for b in net.biases]
     x = torch.zeros(256, net.plan.features, dtype=rows)
     addends = [torch.zeros(256, w, dtype=rows) for w in net.plan.addend_widths]
-    map = Affine(scale, placement).words
+    map = univariate.words
 
     def run() -> None:
-        config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee")
+        given = None if operator == "masked_mlp" else map
+        config = network_of(net.plan, low, x.device, "tf32" if dtype == "tf32" else "ieee", given)
         if operator == "masked_mlp":
             out, _ = masked_mlp(x, weights, biases, addends, config, keep)
             _, state = masked_mlp(x, weights, biases, addends, config, True)
@@ -193,7 +211,7 @@ def network_launches(
             _, g, state = autoregressive(x, weights, biases, addends, config, map, True)
             autoregressive_gradients(x, g, x, weights, biases, addends, state, config, map, keep)
 
-    kind = "" if operator == "masked_mlp" else f", {scale} {placement}"
+    kind = "" if operator == "masked_mlp" else f", {called}"
     label = f"{dtype}, {net.plan.features} x {width}x3, {structure}, {activation}{kind}{'' if keep else ', nothing kept'}"
     return record(run, label, dtype=dtype, family="network")
 
@@ -206,9 +224,10 @@ def chain_launches(
 ) -> list[Launch]:
     """Forward and backward of a chain of three transforms."""
     structure = structure if width or structure == "skip" else "plain"
-    options = {"activation": activation, "scale": scale, "placement": placement, **STRUCTURES[structure]}
+    map, called = network_map(scale, placement)
+    options = {"activation": activation, "map": map, **STRUCTURES[structure]}
     nets = [network(8, (width,) * 3 if width else (), seed=seed, **options) for seed in range(3)]
-    networks = [Network(False, net.plan, Affine(scale, placement)) for net in nets]
+    networks = [Network(False, net.plan, map) for net in nets]
     between = [Permute(tuple(range(8))[::-1]), Elementwise(True)] if "elementwise" in chain else []
     normal = {"networks": None, "from noise": "input"}.get(chain, "output")
     steps = ChainPlan([networks[0], *between, *networks[1:]], normal)
@@ -228,7 +247,7 @@ def chain_launches(
         given = (None if normal == "output" else x), g  # of a density, the cotangent of the result is missing
         autoregressive_chain_gradients(*given, x, weights, biases, addends, state, config, keep)
 
-    label = f"{dtype}, chain of three 8 x {width}x3, {chain}, {structure}, {activation}, {scale} {placement}"
+    label = f"{dtype}, chain of three 8 x {width}x3, {chain}, {structure}, {activation}, {called}"
     return record(run, f"{label}{'' if keep else ', nothing kept'}", dtype=dtype, family="network")
 
 
@@ -375,7 +394,7 @@ NETWORKS = [
     tuple(DTYPES),
     (0, 48, 256),
     ACTIVATIONS,
-    SCALES,
+    (*SCALES, *COVERED_SPLINES),
     PLACEMENTS,
     tuple(STRUCTURES),
     (True, False),
@@ -442,6 +461,10 @@ def listed() -> Iterator[Job]:
     ]
     cases.append((network_launches, "autoregressive", "tf32", 256, *plain, False))
     cases.append((network_launches, "masked_mlp", "tf32", 256, "silu", "none", "standardize", "residual", True))
+    splines = [("relu", kind, "", "plain") for kind in NETWORK_SPLINES]
+    cases += [(network_launches, "autoregressive", dtype, 256, *splines[0], True) for dtype in DTYPES]
+    cases += [(network_launches, "autoregressive", "tf32", 256, *kind, True) for kind in splines[1:]]
+    cases.append((chain_launches, CHAINS[1], "tf32", 128, *splines[0], True))
     exact = ("float32", "tf32", "float64")  # the others take chains with elementwise steps one by one
     cases += [(chain_launches, CHAINS[dtype in exact], dtype, 128, *plain, True) for dtype in DTYPES]
     cases.append((chain_launches, CHAINS[1], "tf32", 128, *plain[:3], "context", True))
@@ -607,7 +630,12 @@ CARDS = {
     "L4": {"bytes": 0.3e12, "tf32": 60e12, "bfloat16": 121e12},
 }
 LAUNCH = 3.0  # microseconds
-FLOWS = [(64, 512, 4096, "tf32"), (64, 512, 65536, "bfloat16"), (8, 128, 1024, "tf32")]
+FLOWS: list[tuple[int, int, int, str, UnivariateMap]] = [
+    (64, 512, 4096, "tf32", Affine()),
+    (64, 512, 65536, "bfloat16", Affine()),
+    (8, 128, 1024, "tf32", Affine()),
+    (64, 512, 4096, "tf32", RationalQuadratic(8)),
+]
 
 
 def floors() -> str:
@@ -624,14 +652,15 @@ def floors() -> str:
 
 def counted() -> Iterator[tuple[str, str, float, float, str]]:
     """Work, kernel, bytes, operations and the kind of its products."""
-    for features, width, batch, dtype in FLOWS:
-        plan = network(features, (width, width)).plan
-        config = network_of(plan, DTYPES[dtype], torch.device("cpu"), "tf32" if dtype == "tf32" else "ieee")
+    for features, width, batch, dtype, map in FLOWS:
+        plan = network(features, (width, width), map=map).plan
+        config = network_of(plan, DTYPES[dtype], torch.device("cpu"), "tf32" if dtype == "tf32" else "ieee", map.words)
         host, e = config.host, DTYPES[dtype].itemsize
         products = 2.0 * batch * host.blocks * config.config.block**2
         ends = batch * (2 * features + 1) * 4  # x, z and log_det in float32
         kept, deltas, weights = batch * host.width * e, batch * host.all_width * e, len(host.gathered) * e
-        work = f"one transform, D={features}, {width}x2, B={batch}, {dtype}"
+        splines = "" if isinstance(map, Affine) else f", {map.options[0]} bins"
+        work = f"one transform, D={features}, {width}x2{splines}, B={batch}, {dtype}"
         yield work, "forward, nothing kept", ends + weights, products, dtype
         yield work, "forward", ends + kept + weights, products, dtype
         yield work, "backward, rows", 2 * ends + kept + deltas + weights, products, dtype

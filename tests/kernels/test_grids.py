@@ -63,7 +63,7 @@ def layers(batch: int, channels: int, times: int) -> None:
 def networks(rows: int) -> None:
     net, x, map = network(8, (16,)), empty(rows, 8), Affine("exp", "standardize").words
     weights, biases = ([t.to("meta", torch.float32) for t in given] for given in (net.weights, net.biases))
-    launches = network_of(net.plan, x.dtype, x.device, "ieee")
+    launches = network_of(net.plan, x.dtype, x.device, "ieee", map)
     _, found, state = autoregressive(x, weights, biases, [], launches, map, True)
     autoregressive_gradients(x, found, x, weights, biases, [], state, launches, map, True)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accuracy import LONG_DOUBLES, Pool
+from accuracy import LONG_DOUBLES, Pool, device_of
 from torch import Tensor
 
 import flowkern as fk
@@ -422,36 +422,68 @@ def in_halves(divide: Any, inverse: bool, u: Any, x0: Any, y0: Any, w: Any, h: A
     return (x0 + w * theta if inverse else y0 + h * above), np.log(slope * h / w)
 
 
-@LONG_DOUBLES
-@pytest.mark.parametrize("map", every_map(6), ids=named)
-@pytest.mark.parametrize("inverse", [False, True])
-def test_float64_is_as_exact_as_its_oracle(map: Map, inverse: bool) -> None:
-    """The rule of accuracy where float64 is not exact enough to be the judge: values, and derivatives by complex steps."""
-    # So many, since the largest error of the few worst conditioned elements is what is compared.
-    inputs = [points(map, 5000), *drawn(map, 5000, spread=1.0)]
+WEIGHTS = 0.7, -1.3  # of the two results in a sum
+
+
+def with_longer_derivatives(map: Map, inverse: bool, inputs: Parts) -> list[Any]:
+    """z, log_slope, and the derivatives of their weighted sum by every input, by complex steps."""
     numbers = [t.numpy().astype(np.clongdouble) for t in inputs]
     exact, step = list(with_longer_digits(map, inverse, *numbers)), np.longdouble(1e-40)
-    weights = 0.7, -1.3  # of the two results
     for i, given in enumerate(numbers):
         gradient = np.zeros(given.shape, np.longdouble)
         for column in np.ndindex(given.shape[1:]):
             moved = [t.copy() for t in numbers]
             moved[i][(slice(None), *column)] += 1j * step
             found = with_longer_digits(map, inverse, *moved)
-            gradient[(slice(None), *column)] = sum(w * t.imag for w, t in zip(weights, found, strict=True)) / step
+            gradient[(slice(None), *column)] = sum(w * t.imag for w, t in zip(WEIGHTS, found, strict=True)) / step
         exact.append(gradient)
-    found_by = {}
-    for backend in ("native", "reference"):
-        leaves = [t.clone().requires_grad_() for t in inputs]
-        with fk.backend(backend):
-            outputs = apply(map, leaves[0], tuple(leaves[1:]), inverse)
-        grads = torch.autograd.grad(sum((w * t).sum() for w, t in zip(weights, outputs, strict=True)), leaves)  # type: ignore[arg-type]
-        found_by[backend] = [t.detach() for t in (*outputs, *grads)]
+    return exact
+
+
+def with_derivatives(backend: str, call: Callable[..., tuple[Tensor, Tensor]], inputs: Parts) -> list[Tensor]:
+    """The same by a backend."""
+    leaves = [t.to(device_of(backend), copy=True).requires_grad_() for t in inputs]
+    with fk.backend(backend):
+        outputs = call(leaves[0], tuple(leaves[1:]))
+    grads = torch.autograd.grad(sum((w * t).sum() for w, t in zip(WEIGHTS, outputs, strict=True)), leaves)  # type: ignore[arg-type]
+    return [t.detach().cpu() for t in (*outputs, *grads)]
+
+
+@LONG_DOUBLES
+@pytest.mark.parametrize("map", every_map(6), ids=named)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_float64_is_as_exact_as_its_oracle(map: Map, inverse: bool) -> None:
+    """The rule of accuracy where float64 is not exact enough to be the judge: values, and derivatives by complex steps."""
+    # So many, since the largest error of the few worst conditioned elements is what is compared.
+    inputs = points(map, 5000), *drawn(map, 5000, spread=1.0)
+    exact = with_longer_derivatives(map, inverse, inputs)
+    kernels, oracles = (
+        with_derivatives(b, lambda x, parts: apply(map, x, parts, inverse), inputs) for b in ("native", "reference")
+    )
     names = "z", "log_slope", "x", "widths", "heights", "derivatives", "lambdas"
-    for name, kernel, oracle, judge in zip(names[: len(exact)], found_by["native"], found_by["reference"], exact, strict=True):
+    for name, kernel, oracle, judge in zip(names[: len(exact)], kernels, oracles, exact, strict=True):
         pool = Pool()
         pool.add_long(kernel, oracle, judge.real)
         pool.check(name, torch.float64, oracles=torch.float64)
+
+
+@LONG_DOUBLES
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [False, True], ids=["elements", "rows"])
+@pytest.mark.parametrize("map", [RationalQuadratic(4, **SOFTPLUS), RationalLinear(4)], ids=named)
+def test_a_steep_inverse_in_triton(map: Map, rows: bool) -> None:
+    """A narrow and tall bin: a difference of two large numbers would cost the widths' gradient three digits."""
+    pytest.importorskip("triton")
+    inputs = points(map, 12), *drawn(map, 12, spread=1.0)
+    for part, more in zip(inputs[1:4], (-9, 3, 5000), strict=True):
+        part[:, 1 if more < 5000 else slice(None)] += more
+
+    def call(x: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+        return apply(map, x, parts, inverse=True) if rows else fk.ops.spline(x, *parts, map=map, inverse=True)
+
+    found = with_derivatives("triton", call, inputs)
+    for kernel, judge in zip(found, with_longer_derivatives(map, True, inputs), strict=True):
+        assert abs(kernel.numpy() - judge.real).max() < 1e-14 * abs(judge.real).max()
 
 
 # -- the value

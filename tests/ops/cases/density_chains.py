@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from case import unless_a_spline
+
 from cases.autoregressive_chain import CASE as ALL
 from cases.autoregressive_chain import CONTEXT, GATED, REVERSED, Layers, any_variation, smooth
+from flowkern.univariate import RationalQuadratic
 
 RESIDUAL = {"hidden": (24, 24, 24), "residual": True, "activation": "silu"}
+SPLINE = {"hidden": (16,), "map": RationalQuadratic(5, (-4, 4))}
 SKIP = {"skip": True, "activation": "elu", "scale": "softplus", "placement": "scale_shift"}
 CHAINS: dict[str, Layers] = {
     "widths and depths": ((False, {}), (False, {"order": REVERSED, "hidden": ()}), (False, {"hidden": (70, 9, 33)})),
@@ -24,6 +28,7 @@ CHAINS: dict[str, Layers] = {
     "elementwise": ("divide", (False, {}), "scale", "permute", (False, {}), "divide", "scale"),
     "of several kinds": ((False, {}), (False, {"scale": "tanh", "placement": "gate"}), (False, {"activation": "tanh"})),
     "wide": ((False, {"hidden": (300,)}), (False, {})),
+    "splines": ((False, SPLINE), "permute", (False, {**SPLINE, "order": REVERSED})),
 }
 EVERYTHING: Layers = ("divide", "permute", (False, {**CONTEXT, "addends": (1,)}), "scale", "permute", (False, {}), "permute")
 TANH = {"scale": "tanh"}  # tame: bfloat16 rounds, and every step multiplies
@@ -55,6 +60,7 @@ CASE = dataclasses.replace(
         "everything": WHOLE,
     },
     any=densities,
+    dtypes=lambda variation: unless_a_spline({"map": None} if variation.get("layers") == CHAINS["splines"] else {}),
     layouts={"density": {}, "everything": {"layers": EVERYTHING}},
     bad={},
     compiled={"everything": WHOLE},
