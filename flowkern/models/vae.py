@@ -436,12 +436,12 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> list[float] | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given, "cpu").float()
+    bits = numbers("free_bits", given, "cpu")
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
-    if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
+    if bits.dtype is torch.bool or not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
         raise ValueError(f"free_bits: expected nats of at least 0, not all of them 0 (None is for no free bits), got {given}")
-    return bits.expand(latent).tolist()
+    return bits.float().expand(latent).tolist()
 
 
 def _module(name: str, given: nn.Module | None) -> Any:
