@@ -100,7 +100,7 @@ class NSF(Flow):
             raise TypeError(f"map: expected a flowkern.univariate.RationalQuadratic, got {type(map).__name__}")
         chosen = circular_features(circular, features)
         if not chosen and plain(circle) != list(CIRCLE):
-            raise ValueError(f"circle: expected circular features, whose interval it is, got {circle} and none of them")
+            raise ValueError(f"circle: expected circular features, whose interval it is, got {circle!r} and none of them")
         if chosen and batch_norm:
             raise ValueError("batch_norm: it would change the units of circular features, got True")
         network = {"hidden": hidden, "context": context, "activation": activation, "map": map, "circular": chosen}
