@@ -57,7 +57,10 @@ def flag(name: str, value: Any) -> bool:
 def interval(name: str, given: Any) -> tuple[float, float]:
     """Two finite ends in order."""
     try:
-        lower, upper = map(float, given)
+        ends = tuple(given)
+        lower, upper = map(float, ends)
+        if any(isinstance(end, (bool, str)) for end in ends):  # which float takes, too
+            raise TypeError
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected two numbers such as (-5, 5), got {given!r}") from None
     if not (math.isfinite(upper - lower) and lower < upper):
@@ -108,6 +111,8 @@ def sizes(name: str, given: Any) -> torch.Size:
     """A shape."""
     try:
         size = torch.Size(given)
+        if any(isinstance(n, bool) for n in given):  # which torch takes for 0 and 1
+            raise TypeError
     except TypeError:
         example = given if isinstance(given, int) else 3
         raise TypeError(f"{name}: expected a tuple of sizes such as ({example},), got {given!r}") from None
@@ -116,10 +121,10 @@ def sizes(name: str, given: Any) -> torch.Size:
     return size
 
 
-def numbers(name: str, given: Any, device: str | None = None) -> Tensor:
+def numbers(name: str, given: Any, device: str | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor, made of an array or a nested list where it is none."""
     try:
-        return torch.as_tensor(given, device=device)
+        return torch.as_tensor(given, device=device, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: expected a tensor or a list of numbers, got {given!r}") from None
 
@@ -176,7 +181,7 @@ def check_context(taker: str, context: Tensor | None, features: int, like: Tenso
     """A context of so many features, none for zero; its dtype is free under autocast. ``taker``: a network, a layer."""
     if context is not None:
         check_tensor("context", context)
-    if (context is None) != (features == 0):
+    if (context is None) is bool(features):  # the number may be a symbol, while a graph is made
         got = "None" if context is None else f"shape {tuple(context.shape)}"
         takes = f"{features} context features" if features else "no context"
         raise ValueError(f"context: this {taker} takes {takes}, got {got}")

@@ -101,7 +101,7 @@ class ChainPlan(MadeOnce):
             records += self._vectors(step, order) if isinstance(step, (Elementwise, LULinear)) else self._network(step, order)
             order = torch.arange(self.features, device="cpu")
         self.count, self.final = len(self.joined), order
-        work = sum(step.plan.packed_size for step in networks)
+        work = self.packed_size  # of a row: a multiply-add for each of these numbers
         order_at, records_at = self._put(order), self._put(torch.tensor(records, device="cpu"))
         values = [_VERSION, self._length, self.count, self.features, self.context, NORMALS.index(normal)]
         values += [order_at, self.packed_size, self._rows, work, records_at]

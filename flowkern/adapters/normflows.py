@@ -261,7 +261,7 @@ class _Flow:
             run.add(end)
         z, log_det = run.end()
         log_det = log_det.expand(len(z)) if log_det.dim() == 0 else log_det  # all layers gave one number for all rows
-        return z, log_det + base.log_prob(z, **extra) if normal and end is None else log_det
+        return z, log_det + base.log_prob(z, **extra).to(log_det.dtype) if normal and end is None else log_det
 
     def methods(self) -> dict[str, Any]:
         """The methods that take a context; those of the unconditional class do not."""

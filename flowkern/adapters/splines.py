@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowkern import ops
-from flowkern._checks import FLOATS
+from flowkern._checks import FLOATS, autocasts
 from flowkern.adapters.calls import serving
 from flowkern.adapters.library import Layer
 from flowkern.adapters.network import Network, UnsupportedError, error_of, spline
@@ -48,10 +48,10 @@ class Splines(Network):
 
     def __call__(self, layer: Any, x: Tensor, raw: Sequence[Tensor], inverse: bool) -> Pair:
         """Values and log-derivatives of x."""
-        widths, heights, derivatives, *lambdas = (t.to(x.dtype) for t in raw)  # under autocast networks give less
+        u = self.scaled_down(layer, x)
+        widths, heights, derivatives, *lambdas = (t.to(u.dtype) for t in raw)  # under autocast networks give less
         if self.tails is not None:
             derivatives = self._tied(derivatives)
-        u = self.scaled_down(layer, x)
         z, log_slope = ops.spline(u, widths, heights, derivatives, *lambdas, map=self.map, inverse=inverse)
         z = self.unscaled(layer, z)
         if self.map.tails != "circular":
@@ -90,6 +90,8 @@ class Splines(Network):
         """Whether the operator takes a call; those that it does not are for the library to judge, such as a number outside."""
         given = [x, *raw]
         if not all(isinstance(t, Tensor) and t.dtype in FLOATS and t.device == x.device and not t.is_meta for t in given):
+            return False
+        if not autocasts(x) and any(t.dtype is not x.dtype for t in raw):  # of which the library gives the wider one
             return False
         lambdas = (self.map.bins,) * isinstance(self.map, RationalLinear)
         if tuple(t.shape[-1] for t in raw) != (self.map.bins, self.map.bins, self.map.derivatives, *lambdas):

@@ -20,14 +20,14 @@ from flowkern._checks import meant
 from flowkern.cli.errors import CommandError
 
 REQUIRED = inspect.Parameter.empty
-# What a type's values are called, in the order in which a text is tried: "3" is a number before it is a word.
+# What a type's values are called, in the order in which a text is tried: "3" is a number before it is a word, and so is "1".
 EXPECTED = {
     type(None): "none",
     int: "a whole number",
     float: "a number",
-    bool: "true or false",
     Sequence[int]: "whole numbers separated by commas",
     Sequence[float]: "numbers separated by commas",
+    bool: "true or false",
     str: "a word",
     Sequence[str]: "names separated by commas",
 }

@@ -27,7 +27,7 @@ def model_from(folder: str, name: str = "FOLDER") -> Encoded:
     try:
         model = Model.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
-        raise CommandError(f"{name}: {error}") from None
+        raise CommandError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     if model.conditional and getattr(model, "context_encoding", None) is None:
         raise CommandError(f"{name}: the model in {folder} needs a context, and it is not known what it stands for in data")
     if isinstance(model, Encoded):

@@ -165,7 +165,10 @@ def _named_files(folder: Path) -> list[Path]:
         names = [line.partition("|")[0].strip() for line in table.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise DataError(f"{table}: not text in UTF-8: {error.reason} at byte {error.start}") from None
-    files = [folder / "wavs" / f"{name}.wav" for name in names if name]
+    # Once each: a file that is named twice could be held out and be in training, too.
+    files = [folder / "wavs" / f"{name}.wav" for name in dict.fromkeys(names) if name]
+    if not files:
+        raise DataError(f"{table}: names no recordings")
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise DataError(f"{table}: names {missing.stem!r}, but there is no {missing}")

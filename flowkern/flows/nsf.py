@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowkern._checks import flag, whole_number, widths
-from flowkern.config import configured
+from flowkern.config import configured, plain
 from flowkern.flows.base import Base, PartlyUniform
 from flowkern.flows.flow import Flow
 from flowkern.flows.maf import build_stack, start_stack
@@ -18,6 +18,8 @@ from flowkern.nn import BatchNorm, Coupling, MaskedAutoregressive, Standardize, 
 from flowkern.nn.periodic import circular_features
 from flowkern.nn.reversible import Memory
 from flowkern.univariate import RationalQuadratic
+
+CIRCLE = (-math.pi, math.pi)
 
 
 class NSF(Flow):
@@ -37,14 +39,15 @@ class NSF(Flow):
             around the circle, and the same for angles whole turns apart; samples lie in ``circle``. Networks see them as points
             of a circle (in masked ones, which have relu then, of a polygon with 16 corners). Between transforms they are turned
             by half a period, since a spline leaves the ends of its interval where they are.
-        circle: the interval of circular features, from which they keep their units, or an interval for each of them.
+        circle: the interval of circular features, from which they keep their units, or an interval for each of them; (-pi, pi).
         features, transforms, hidden, context, activation, batch_norm, base, embedding, standardize, memory: as in
             :class:`flowkern.flows.MAF`.
         order, degrees, residual, skip, generator: of autoregressive transforms, as there.
 
     Raises:
-        ValueError: for impossible sizes and unknown names, for masked networks' structure with ``coupling``, and for circular
-            features with other tails, batch norm, or in masked networks another activation or structure.
+        ValueError: for impossible sizes and unknown names, for masked networks' structure with ``coupling``, for a circle
+            of no features, and for circular features with other tails, batch norm, or in masked networks another activation or
+            structure.
 
     Example:
         >>> import torch, flowkern as fk
@@ -86,7 +89,7 @@ class NSF(Flow):
         generator: torch.Generator | None = None,
         map: RationalQuadratic | None = None,
         circular: bool | Sequence[int] = (),
-        circle: Sequence[float] | Sequence[Sequence[float]] = (-math.pi, math.pi),
+        circle: Sequence[float] | Sequence[Sequence[float]] = CIRCLE,
         memory: Memory = "full",
     ) -> None:
         hidden, coupling, batch_norm = widths("hidden", hidden), flag("coupling", coupling), flag("batch_norm", batch_norm)
@@ -96,6 +99,8 @@ class NSF(Flow):
         elif not isinstance(map, RationalQuadratic):
             raise TypeError(f"map: expected a flowkern.univariate.RationalQuadratic, got {type(map).__name__}")
         chosen = circular_features(circular, features)
+        if not chosen and plain(circle) != list(CIRCLE):
+            raise ValueError(f"circle: expected circular features, whose interval it is, got {circle!r} and none of them")
         if chosen and batch_norm:
             raise ValueError("batch_norm: it would change the units of circular features, got True")
         network = {"hidden": hidden, "context": context, "activation": activation, "map": map, "circular": chosen}

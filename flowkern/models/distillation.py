@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkern._checks import check_like, whole_number
+from flowkern._checks import check_like, number, whole_number
 from flowkern.config import configured
 from flowkern.model import Model, parts_of
 from flowkern.models.audio import Given
@@ -74,9 +74,7 @@ class Distillation(Model):
     ) -> None:
         super().__init__()
         _check_pair(student, teacher)
-        for name, weight in (("power", power), ("contrastive", contrastive)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}: expected a weight of at least 0, got {weight!r}")
+        power, contrastive = number("power", power, least=0), number("contrastive", contrastive, least=0)
         if contrastive and not (student.context or student.mels):
             raise ValueError("contrastive: the term compares conditions; these models have neither a context nor mels")
         self.student, self.event_shape = student, student.event_shape

@@ -104,7 +104,10 @@ class MADE(Model):
         return self.network.context > 0
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-probability (or log-density) in nats, with the batch's shape."""
+        """Log-probability (or log-density) in nats, with the batch's shape.
+
+        x has the weights' dtype; levels that this does not hold are given in float32, as they are sampled.
+        """
         check_tensor("x", x)
         check_event("x", x, self.event_shape)
         if not self.training and self.network.masks > 1:
@@ -114,7 +117,7 @@ class MADE(Model):
         return self._log_prob(x, context, mask)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, mask: int) -> Tensor:
-        parameters = self.network(self.head.encode(x), context, mask)
+        parameters = self.network(self.head.seen(x, next(self.network.parameters()).dtype), context, mask)
         return self.head.log_prob(x.expand(parameters.shape[:-1]), parameters).sum(-1)
 
     @torch.no_grad()
@@ -166,7 +169,7 @@ class MADE(Model):
 
         def solve(features: Tensor, parameters: Tensor) -> Tensor:
             drawn.append(self.head.sample(parameters, generator))
-            return self.head.encode(drawn[-1]).to(parameters.dtype)
+            return self.head.seen(drawn[-1], parameters.dtype).to(parameters.dtype)
 
         sweep(solve, weights, optional_biases(plan, biases), plan, addends, size)
         return torch.cat(drawn, -1)[..., torch.argsort(plan.feature_order)]

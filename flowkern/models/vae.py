@@ -30,7 +30,7 @@ from flowkern.flows.flow import Flow
 from flowkern.model import Model, parts_of
 from flowkern.models import vae_networks
 from flowkern.models.posterior import Posterior, PosteriorDistribution, through
-from flowkern.nn.checks import check_event, check_support, event_of
+from flowkern.nn.checks import check_event, check_held, check_support, event_of
 from flowkern.nn.heads import normal_terms, randn
 
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
@@ -350,7 +350,7 @@ class VAE(Model):
             batch = torch.broadcast_shapes(of_x, of_y)
         except RuntimeError:
             raise ValueError(f"y: expected a batch shape that broadcasts with {tuple(of_x)}, got {tuple(of_y)}") from None
-        weight = torch.linspace(0, 1, steps, dtype=x.dtype, device=x.device)
+        weight = torch.linspace(0, 1, steps, dtype=self._like.dtype, device=x.device)
         return self.decode(torch.lerp(self._centre(x, of_x), self._centre(y, of_y), weight.reshape(-1, *(1 for _ in batch), 1)))
 
     def traverse(self, x: Tensor, dimension: int, values: Sequence[float] = (-3, -2, -1, 0, 1, 2, 3)) -> Tensor:
@@ -377,13 +377,13 @@ class VAE(Model):
         check_tensor(name, x)
         check_context("model", context, 0, self._like, "the weights")
         check_event(name, x, self.event_shape)
-        check_like(name, x, self._like, "the weights")
+        check_held(name, x, self.head, self._like)
         check_support(name, x, self.head, between=isinstance(self.head, fnn.Bernoulli))  # of which probabilities will do, too
         batch = x.shape[: x.dim() - len(self.event_shape)]
         return x.reshape(-1, *self.event_shape), batch
 
     def _encode(self, rows: Tensor) -> Tensor:
-        encoded = self.encoder(self.head.encode(rows))
+        encoded = self.encoder(self.head.seen(rows, self._like.dtype))
         if encoded.shape != (len(rows), self._posterior.outputs):
             raise ValueError(
                 f"encoder: expected numbers of shape {(len(rows), self._posterior.outputs)}, twice the dimensions of z and "
@@ -436,12 +436,12 @@ def _head(likelihood: str | fnn.Head, variance: str, std: float, levels: int) ->
 def _free_bits(given: float | Sequence[float] | None, latent: int) -> list[float] | None:
     if given is None:
         return None
-    bits = numbers("free_bits", given, "cpu").float()
+    bits = numbers("free_bits", given, "cpu")
     if bits.shape not in ((), (latent,)):
         raise ValueError(f"free_bits: expected a number, or one for each of {latent} dimensions, got shape {tuple(bits.shape)}")
-    if not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
+    if bits.dtype is torch.bool or not (bits.isfinite() & (bits >= 0)).all() or not bits.any():
         raise ValueError(f"free_bits: expected nats of at least 0, not all of them 0 (None is for no free bits), got {given}")
-    return bits.expand(latent).tolist()
+    return bits.float().expand(latent).tolist()
 
 
 def _module(name: str, given: nn.Module | None) -> Any:

@@ -69,7 +69,8 @@ class BatchNorm(Unconditional):
         super().__init__()
         event = event_of(features)
         eps = number("eps", eps, least=0)
-        if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+        a_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if momentum is not None and not (a_number and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected a number between 0 and 1, or None, got {momentum!r}")
         self._event_shape, self.features, self.eps, self.momentum = event, event.numel(), eps, momentum
         self.log_gamma = nn.Parameter(torch.zeros(event[0]))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowkern._checks import broadcast_batch, check_context, check_like, sizes, whole_number
-
-if TYPE_CHECKING:
-    from flowkern.nn.heads import Head
+from flowkern._checks import broadcast_batch, check_context, check_device, check_like, sizes, whole_number
+from flowkern.nn.heads import Head, holding
 
 
 def event_size(name: str, given: Any) -> torch.Size:
@@ -36,6 +34,13 @@ def check_event(name: str, x: Tensor, event_shape: tuple[int, ...]) -> None:
     """Events of a shape, in a batch of any shape."""
     if x.shape[-len(event_shape) :] != event_shape:
         raise ValueError(f"{name}: expected shape (..., {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+
+
+def check_held(name: str, x: Tensor, head: Head, weight: Tensor) -> None:
+    """The dtype and device of the weights; of whole numbers also the dtype that holds them all, where theirs does not."""
+    check_device(name, x, weight, "the weights")
+    if head.levels is None or x.dtype is not holding(head.levels, weight.dtype):
+        check_like(name, x, weight, "the weights")
 
 
 def check_support(name: str, x: Tensor, head: Head, between: bool = False) -> None:

@@ -66,6 +66,15 @@ class Head(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return x
 
+    def seen(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What a network of this dtype sees of x: levels are encoded in float32 at least, which keeps them apart.
+
+        They may be given in the dtype that holds them all; what is of any other, the network refuses.
+        """
+        if self.levels is None or x.dtype not in (dtype, holding(self.levels, dtype)):
+            return self.encode(x)
+        return self.encode(x.to(torch.promote_types(x.dtype, torch.float32))).to(dtype)
+
     def log_prob(self, x: Tensor, p: Tensor) -> Tensor:
         raise NotImplementedError
 

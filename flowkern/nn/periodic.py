@@ -87,7 +87,7 @@ class Wrap(Constants, Unconditional):
         super().__init__()
         self.features = whole_number("features", features, 1)
         self.circular = places = list(circular_features(circular, features))
-        ends = numbers("circle", circle, "cpu").double()
+        ends = numbers("circle", circle, "cpu", torch.float64)
         if ends.shape not in ((2,), (len(places), 2)) or not ((ends[..., 1] > ends[..., 0]) & ends.isfinite().all(-1)).all():
             raise ValueError(
                 f"circle: expected the ends of an interval such as (0, 360), or those of {len(places)}, got {ends.tolist()}"

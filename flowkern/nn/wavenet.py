@@ -17,6 +17,9 @@ from flowkern.config import configured
 MARGIN = 2  # frames to either side that a frame's samples see: 1 + 1/f + 1/f^2 + ... is less, for factors from 2 on
 
 
+MOST_DOUBLINGS = 24  # of the dilation: a queue of 2^23 samples, minutes of audio
+
+
 class WaveNet(nn.Module):
     r"""The parameters of the next sample at every time, from all samples before it.
 
@@ -68,6 +71,9 @@ class WaveNet(nn.Module):
         layers, cycle, skip = whole_number("layers", layers, 1), whole_number("cycle", cycle, 1), whole_number("skip", skip, 1)
         conditions = whole_number("context", context, 0), whole_number("channels", channels, 0)
         kernel = whole_number("kernel", kernel, 1)
+        if min(layers, cycle) > MOST_DOUBLINGS:
+            reach = f"dilations up to 2^{min(layers, cycle) - 1} samples, which no memory holds"
+            raise ValueError(f"cycle: expected at most {MOST_DOUBLINGS}, got {cycle} with {layers} layers: {reach}")
         self.embedding = nn.Parameter(torch.randn(inputs, residual))
         self.bias = nn.Parameter(torch.zeros(residual))
         self.layers: Any = nn.ModuleList(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -81,10 +82,12 @@ class CouplingCall:
 
 def coupling_call(step: CouplingStep) -> CouplingCall:
     """What is constant about a step, made at the first call and kept with its plan, as a network's."""
-    get, features = step.arguments.get, (tuple(step.passing), tuple(step.transformed))
+    get = step.arguments.get
+    # A compiler may take the numbers of features for symbols, with which nothing can be made: an index is a number.
+    passing, transformed = (tuple(map(operator.index, part)) for part in (step.passing, step.transformed))
     placed = get("scale", "exp"), get("placement", "standardize"), get("constants"), get("map")
-    make = partial(_made, step.inverse, *features)
-    return call_of(("coupling", step.inverse, *features), make, step.arguments["plan"], *placed)
+    make = partial(_made, step.inverse, passing, transformed)
+    return call_of(("coupling", step.inverse, passing, transformed), make, step.arguments["plan"], *placed)
 
 
 def _made(

@@ -462,6 +462,16 @@ def test_a_copy_or_an_old_pickle_keeps_nothing_alive() -> None:
     assert gone() is None
 
 
+def test_rows_narrower_than_the_weights_are_the_librarys() -> None:
+    peer = PEERS["normflows: spline coupling, mixed"]
+    normflows = pytest.importorskip("normflows")
+    base = normflows.distributions.DiagGaussian(peer.features)
+    twin = normflows.NormalizingFlow(base, [peer.make(), peer.make()]).double()
+    found = fk.accelerate(copy.deepcopy(twin)).log_prob(torch.ones(3, peer.features))
+    assert torch.equal(found, twin.log_prob(torch.ones(3, peer.features)))
+    assert found.dtype is torch.float32
+
+
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_results_may_be_written_to(direction: str) -> None:
     layer, found = nflows_layer(), []

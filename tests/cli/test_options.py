@@ -135,6 +135,8 @@ def option(*types: Any, name: str = "x") -> Option:
         ((Sequence[int],), "512", (512,)),
         ((Sequence[int],), "[]", ()),
         ((Sequence[float],), "1,2.5", (1.0, 2.5)),
+        ((bool, Sequence[int]), "0", (0,)),
+        ((bool, Sequence[int]), "true", True),
         ((str, Sequence[int]), "2,0,1", (2, 0, 1)),
         ((str, Sequence[int]), "random", "random"),
         ((Literal["a", 2], type(None)), "2", 2),

@@ -169,10 +169,13 @@ def test_folders_that_are_parts(given: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_the_layout_of_ljspeech(tmp_path: Path) -> None:
     amplitudes(tmp_path / "wavs", 6)
-    (tmp_path / "metadata.csv").write_text('001|Mr. "A"|Mister "A"\n003|b|b\n004|c|c\n', encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text('001|Mr. "A"|Mister "A"\n003|b|b\n004|c|c\n003|d|d\n', encoding="utf-8")
     assert told(load(tmp_path, None, features=64).train) == [1, 3, 4]
     (tmp_path / "metadata.csv").write_text("001|a|a\n007|b|b\n")
     with pytest.raises(DataError, match=r"metadata.csv: names '007', but there is no .*wavs/007.wav$"):
+        load(tmp_path)
+    (tmp_path / "metadata.csv").write_text("\n")
+    with pytest.raises(DataError, match=r"metadata.csv: names no recordings$"):
         load(tmp_path)
     (tmp_path / "metadata.csv").write_bytes(b"00\xff|a")
     with pytest.raises(DataError, match=r"metadata.csv: not text in UTF-8: .* at byte 2"):

@@ -68,10 +68,13 @@ def test_a_density_around_a_circle_and_along_a_line(coupling: bool) -> None:
 def test_there_and_back_on_circles(coupling: bool, circular: Any, circle: Any) -> None:
     flow, context = on_circles(coupling, 4, circular, circle, 2), torch.randn(40, 2).double()
     x = flow.sample((), context)
-    ends = torch.tensor(circle).double().expand(len(flow.circular), 2)
+    ends = torch.tensor(circle, dtype=torch.float64).expand(len(flow.circular), 2)
     angles = x[:, list(flow.circular)]
     assert flow.circular == ((0, 3) if circular is not True else (0, 1, 2, 3))
     assert ((angles >= ends[:, 0]) & (angles <= ends[:, 1])).all()
+    turned = x.clone()
+    turned[:, list(flow.circular)] += 2 * (ends[:, 1] - ends[:, 0])
+    torch.testing.assert_close(flow.log_prob(turned, context), flow.log_prob(x, context), rtol=0, atol=1e-10)
     z, log_det = flow.transform(x, context)
     back, log_back = flow.transform.inverse(z, context)
     torch.testing.assert_close(back, x)
@@ -110,11 +113,13 @@ def test_couplings_take_turns() -> None:
     [
         ({"bins": 1}, ValueError, "bins: expected a whole number of at least 2, got 1"),
         ({"interval": (3, -3)}, ValueError, "interval: expected finite ends in order"),
+        ({"interval": "15"}, ValueError, "interval: expected two numbers such as"),
         ({"coupling": True, "skip": True}, ValueError, "skip: coupling transforms have plain networks, got True"),
         ({"map": fk.univariate.Affine()}, TypeError, "map: expected a flowkern.univariate.RationalQuadratic, got Affine"),
         ({"transforms": 0}, ValueError, "transforms: expected a whole number of at least 1, got 0"),
         ({"circular": [4]}, ValueError, r"circular: expected True or distinct features from 0 to 3, got \[4\]"),
         ({"circular": [0], "circle": (1, 1)}, ValueError, "circle: expected the ends of an interval such as"),
+        ({"circle": (0, 360)}, ValueError, r"circle: expected circular features, .* got \(0, 360\) and none of them"),
         ({"circular": True, "activation": "tanh"}, ValueError, "activation: masked networks of circular features have relu"),
         ({"circular": True, "tails": "unconstrained"}, ValueError, "map: circular features and others with linear tails"),
         ({"circular": True, "batch_norm": True}, ValueError, "batch_norm: it would change the units of circular features"),

@@ -315,3 +315,18 @@ def test_batches_that_do_not_fit() -> None:
     for wrong in (None, np.zeros((5, 4))):
         with pytest.raises(TypeError, match=r"^x: expected a torch\.Tensor, got"):
             model.loss(wrong)  # type: ignore[arg-type]
+
+
+def test_levels_that_the_weights_could_not_hold() -> None:
+    """bfloat16 has 8 bits: it knows 256 levels, but not once they are scaled to [-1, 1], and of 3,000 not all."""
+    model, x = MADE(6, "logistics", (16,), levels=3000), torch.randint(3000, (50, 6)).float()
+    half = model.bfloat16()
+    torch.testing.assert_close(half.log_prob(x).double(), copy.deepcopy(half).double().log_prob(x.double()), rtol=0, atol=0.01)
+    assert half.log_prob(half.sample((5,))).isfinite().all()
+    autoencoder = VAE(6, 2, likelihood="logistic", levels=3000, hidden=(8,), flow_hidden=(8,), importance=2).bfloat16()
+    assert autoencoder.log_prob(autoencoder.sample((5,))).dtype is autoencoder.loss(x)["loss"].dtype is torch.float32
+    assert autoencoder.interpolate(x, x.flip(0), 3).dtype is torch.bfloat16
+    levels, head = torch.arange(256.0).bfloat16(), fnn.Categorical(256)
+    assert torch.equal(head.seen(levels, torch.bfloat16), head.encode(levels.float()).bfloat16())
+    with pytest.raises(TypeError, match=r"^x: expected dtype torch\.bfloat16 like the weights, got torch\.float64$"):
+        autoencoder.log_prob(x.double())

@@ -332,6 +332,7 @@ def test_bad_arguments() -> None:
         ("flow_hidden", (8, 4), r"^flow_hidden: expected widths of at least 5, the dimensions of z, .*, got \(8, 4\)$"),
         ("free_bits", 0.0, r"^free_bits: expected nats of at least 0, not all of them 0 .*, got 0\.0$"),
         ("free_bits", [0.0] * 5, r"^free_bits: .* not all of them 0"),
+        ("free_bits", True, r"^free_bits: expected nats of at least 0, .*, got True$"),
         ("free_bits", -1.0, r"^free_bits: expected nats of at least 0"),
         ("free_bits", [1.0, 2.0], r"^free_bits: expected a number, or one for each of 5 dimensions, got shape \(2,\)$"),
         ("latent", 0, r"^latent: expected a whole number of at least 1, got 0$"),

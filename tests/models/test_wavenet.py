@@ -367,6 +367,7 @@ def test_a_part_of_the_samples_of_frames(factors: tuple[int, ...]) -> None:
         ({"upsample": (0,)}, r"upsample: expected positive widths, got \(0,\)"),
         ({"layers": 0}, "layers: expected a whole number of at least 1, got 0"),
         ({"cycle": 0}, "cycle: expected"),
+        ({"cycle": 99, "layers": 40}, r"cycle: expected at most 24, got 99 with 40 layers: dilations up to 2\^39"),
         ({"kernel": 0}, "kernel: expected"),
         ({"rate": 0}, "rate: expected"),
         ({"mels": -1}, "mels: expected"),

@@ -107,6 +107,8 @@ def test_networks(kind: Any, options: dict[str, Any], error: type[Exception], me
         (lambda: fnn.Wrap(2, interval=1), ValueError, "interval: expected two numbers such as (-5, 5), got 1"),
         (lambda: fnn.Wrap(2, interval=(1, 1)), ValueError, "interval: expected finite ends in order, got (1.0, 1.0)"),
         (lambda: fnn.Wrap(2, turn=math.nan), ValueError, "turn: expected a number, got nan"),
+        (lambda: fnn.BatchNorm(2, momentum=True), ValueError, "momentum: expected a number between 0 and 1, or None, got True"),
+        (lambda: fnn.BatchNorm((True,)), TypeError, "features: expected a tuple of sizes such as (3,), got (True,)"),
         (lambda: fnn.BatchNorm(2, momentum=2), ValueError, "momentum: expected a number between 0 and 1, or None, got 2"),
         (
             lambda: fnn.BatchNorm(4).set_statistics(X[:0]),

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from calls import Example
-from cases.autoregressive_chain import CASE, CHAINS
+from cases.autoregressive_chain import CASE, CHAINS, FEATURES
 from contract import Recorder
-from networks import coupling_network
+from networks import coupling_network, network
 
 import flowkern as fk
+from flowkern.chain import ChainPlan, LULinear, Network
+from flowkern.univariate import Affine
 
 DENSITY = CHAINS["density"]
 ON_CHAINS = pytest.mark.parametrize("layers", CHAINS.values(), ids=CHAINS)
@@ -84,12 +86,21 @@ def test_half_precision_goes_step_by_step(layers: str) -> None:
 @pytest.mark.parametrize(("layers", "backend"), [("both", "inductor"), ("couplings", "eager"), ("triangles", "eager")])
 def test_compiled_without_gradients(layers: str, backend: str) -> None:
     arguments = arguments_of(CASE.draw(5, 0, layers=CHAINS[layers]))
-    torch.compiler.reset()  # a second chain at the same line would be one of symbols
+    torch.compiler.reset()
     with torch.no_grad():
         compiled = torch.compile(
             lambda x, c: fk.ops.autoregressive_chain(x, arguments["steps"], c), fullgraph=True, backend=backend
         )
         torch.testing.assert_close(compiled(arguments["x"], arguments["context"]), fk.ops.autoregressive_chain(**arguments))
+
+
+def test_one_compiled_function_takes_several_chains() -> None:
+    """To the compiler the numbers of the second one are symbols."""
+    torch.compiler.reset()
+    compiled = torch.compile(fk.ops.autoregressive_chain, fullgraph=True, backend="eager")
+    for layers, seed in (("triangles", 0), ("triangles", 1), ("everything", 0)):
+        arguments = arguments_of(CASE.draw(5, seed, layers=CHAINS[layers]))
+        torch.testing.assert_close(compiled(**arguments), fk.ops.autoregressive_chain(**arguments))
 
 
 @pytest.mark.parametrize("layers", ["context", "everything", "couplings"])
@@ -133,6 +144,14 @@ def test_lists_of_features_are_as_good_as_tuples() -> None:
     lists = [s._replace(passing=list(s.passing)) if isinstance(s, fk.ops.CouplingStep) else s for s in lists]
     expected = fk.ops.autoregressive_chain(**arguments)
     assert torch.equal(fk.ops.autoregressive_chain(**{**arguments, "steps": lists})[0], expected[0])
+
+
+def test_the_work_of_a_chain_is_that_of_all_its_steps() -> None:
+    """By which threads are woken; it counts the multiply-adds of a row."""
+    net = Network(False, network(features=FEATURES).plan, Affine())
+    with_linear, alone = (ChainPlan(steps).program[9].item() for steps in ([net, LULinear(False)], [net]))
+    assert alone == net.plan.packed_size
+    assert with_linear == alone + FEATURES * (FEATURES + 1)
 
 
 # -- packed weights ---------------------------------------------------------------------------------------------------
