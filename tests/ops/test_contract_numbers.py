@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import DEVICE, Pool, device_of
+from accuracy import DEVICE, Pool, device_of, stands_in
 from calls import Example
 from case import Case, Variation
 from contract import CASES, EACH_CASE, check, on_each_kernel
@@ -27,8 +27,9 @@ def test_every_operator_has_a_case() -> None:
 
 @on_each_kernel(lambda case: case.variations)
 def test_variations_with_and_without_gradient(case: Case, kernels: str, entry: Variation) -> None:
-    for grads in (True, False):
-        check(case, kernels, variation=entry, grads=grads)
+    check(case, kernels, variation=entry)
+    # The stand-ins of GPU kernels are slow: without a gradient, where these do the same but keep less, one dtype is enough.
+    check(case, kernels, variation=entry, grads=False, dtypes=case.dtypes(entry)[:1] if stands_in(kernels) else None)
 
 
 @EACH_CASE
