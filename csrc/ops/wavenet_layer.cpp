@@ -131,8 +131,9 @@ Tensors wavenet_layer_backward(Tensor g_y, Tensor g_skips, Tensor x, Tensor gate
     T* memory = pack_layer(n, gate_weight, residual_weight, skip_weight, condition_weight, true,
                            of_parameters ? parts * products + biases : 0);
     const auto place = [&](const Convolution& c, bool has_bias) {
-      ParameterSums<T> place{memory, memory + parts * gradient_sums(c, tile)};
-      memory = place.biases + (has_bias ? turns * whole_tiles(c.outputs, tile) : 0);
+      ParameterSums<T> place{memory, nullptr};
+      memory += parts * gradient_sums(c, tile);
+      if (has_bias) place.biases = memory, memory += turns * whole_tiles(c.outputs, tile);
       return place;
     };
     if (of_parameters) {

@@ -48,7 +48,6 @@ void weight_gradient(const Convolution& c, const T* x, const T* g_y, int64_t beg
     for (int64_t g = 0; g < c.groups; ++g) {
       const int64_t group = turn.row * c.groups + g;
       cotangents.gather_from(times, g_y + group * c.outputs * c.time);
-      cotangents.transpose(times.tiles);
       gather_taps(c, times, x + group * c.inputs * c.time, read);
       add_weight_gradient(c, times, i == begin, cotangents, read, sums + g * c.columns() * cotangents.width);
     }

@@ -74,8 +74,8 @@ struct WaveNetLayer {
   FK_ALWAYS_INLINE int64_t work() const { return gate.work() + condition.work() + residual.work() + skip.work(); }
 };
 
-// What the gradients of a convolution's parameters are made of: the products of every part, as in weight_gradient, and
-// of every turn the sums of the cotangents over its times, [turn][outputs in whole tiles].
+// What the gradients of a convolution's parameters are made of: the products of every part, as in weight_gradient, and,
+// unless it is null, of every turn the sums of the cotangents over its times, [turn][outputs in whole tiles].
 template <class T>
 struct ParameterSums {
   T *products, *biases;
@@ -129,12 +129,12 @@ struct ConvolutionKernels {
 FK_ALWAYS_INLINE inline int64_t gradient_sums(const Convolution& c, int64_t tile) {
   return c.groups * c.columns() * whole_tiles(c.outputs, tile);
 }
-// What a convolution reads in a turn; its cotangents, and theirs in pairs.
+// What a convolution reads in a turn; the cotangents of what it puts out, and those of one tile of channels transposed.
 FK_ALWAYS_INLINE inline int64_t read_scratch(const Convolution& c, int64_t tile) {
   return c.turn_tiles() * c.columns() * tile;
 }
 FK_ALWAYS_INLINE inline int64_t cotangents_size(const Convolution& c, int64_t tile) {
-  return kTurnTiles * (2 * whole_tiles(c.outputs, tile) + (c.paired ? tile : 0)) * tile;
+  return kTurnTiles * (whole_tiles(c.outputs, tile) + (c.paired ? 2 : 1) * tile) * tile;
 }
 FK_ALWAYS_INLINE inline int64_t gradient_scratch(const Convolution& c, int64_t tile) {
   return read_scratch(c, tile) + cotangents_size(c, tile);

@@ -134,18 +134,18 @@ void transpose_tile(const T* from, T* to) {
     }
 }
 
-// The cotangents of some outputs in a turn, [tile][channels in whole tiles][R], and transposed, [channels / R][tile]
-// [R times][R channels]. The channels that fill up the last of the whole tiles of them are zero.
+// The cotangents of some outputs in a turn, [tile][channels in whole tiles][R]. The channels that fill up the last of
+// the whole tiles of them are zero.
 template <class T>
 struct Cotangents {
   int64_t channels, width;
-  T *tiles, *transposed, *shared;  // the last for the sums and differences of pairs, [2][tile of pairs][R][R]
+  T *tiles, *transposed, *shared;  // of R channels: [tile][R times][R channels], and pairs' sums and differences
 
   FK_INLINE Cotangents(const Convolution& c, T*& scratch)
       : channels(c.outputs), width(whole_tiles(c.outputs, kTileRows<T>)), tiles(scratch) {
     constexpr int64_t R = kTileRows<T>;
     transposed = tiles + kTurnTiles * width * R;
-    shared = transposed + kTurnTiles * width * R;
+    shared = transposed + kTurnTiles * R * R;
     scratch = tiles + cotangents_size(c, R);
     for (int64_t n = 0; n < kTurnTiles; ++n)
       for (int64_t i = channels * R; i < width * R; ++i) tile(n)[i] = 0;
@@ -155,24 +155,35 @@ struct Cotangents {
   FK_INLINE void gather_from(const Times<T>& times, const T* from) const {
     gather(times, from, channels, 0, tiles, width * kTileRows<T>);
   }
-  FK_INLINE void transpose(int64_t count) const {
-    constexpr int64_t R = kTileRows<T>;
-    T* to = transposed;
-    for (int64_t o = 0; o < width; o += R)
-      for (int64_t n = 0; n < count; ++n, to += R * R) transpose_tile(tile(n) + o * R, to);
-  }
 };
 
+// The sums over all times of R transposed channels.
+template <class T>
+void sum_times(const T* from, int64_t tiles, T* sums) {
+  constexpr int64_t W = kLanes<T>, R = kTileRows<T>;
+  Vec<T> total[2] = {};
+  for (int64_t n = 0; n < tiles; ++n) {
+    Vec<T> sum[2] = {};
+    for (int64_t r = 0; r < R; ++r, from += R)
+      for (int h = 0; h < 2; ++h) sum[h] += load<Vec<T>>(from + h * W);
+    for (int h = 0; h < 2; ++h) total[h] += sum[h];
+  }
+  for (int h = 0; h < 2; ++h) store(sums + h * W, total[h]);
+}
+
 // Adds to the sums [columns][outputs] of a group, or begins them, what a turn contributes to the gradient of the
-// weights, from transposed cotangents and what was read, [tile][columns][R].
+// weights, from cotangents and what was read, [tile][columns][R]. Writes the sums over its times of the cotangents to
+// `biases` if it is not null.
 template <class T>
 void add_weight_gradient(const Convolution& c, const Times<T>& times, bool first, const Cotangents<T>& g, const T* read,
-                         T* sums) {
+                         T* sums, T* biases = nullptr) {
   constexpr int64_t W = kLanes<T>, R = kTileRows<T>, Rows = FK_VECTOR_REGISTERS >= 32 ? 8 : 4;
   const int64_t columns = c.columns(), half = times.lane_tiles * R * R, products = c.paired ? c.taps + 1 : 1,
                 part = columns / products, rows = (c.paired ? times.lane_tiles : times.tiles) * R;
+  const T *own = g.transposed, *other = own + half;
   for (int64_t o = 0; o < g.width; o += R) {
-    const T* own = g.transposed + o * times.tiles * R;
+    for (int64_t n = 0; n < times.tiles; ++n) transpose_tile(g.tile(n) + o * R, g.transposed + n * R * R);
+    if (biases) sum_times(own, times.tiles, biases + o);
     const auto product = [&](int64_t p, const T* cotangents) {
       for (int64_t q = p * part; q < (p + 1) * part; q += Rows)
         with_count<Rows>((p + 1) * part - q < Rows ? (p + 1) * part - q : Rows, [&](auto count) {
@@ -183,15 +194,18 @@ void add_weight_gradient(const Convolution& c, const Times<T>& times, bool first
             outer_products<T, count, 1>(rows, first, cotangents, read + q * R, columns * R, to, g.width);
         });
     };
-    if (c.paired)
-      for (int64_t i = 0; i < half; i += W) {
-        const auto a = load<Vec<T>>(own + i), b = load<Vec<T>>(own + half + i);
-        store(g.shared + i, a + b);
-        if (c.taps == 3) store(g.shared + half + i, a - b);
-      }
-    for (int64_t p = 0; p + 2 < products; ++p) product(p, g.shared + p * half);
-    if (c.paired) product(products - 2, own);
-    product(products - 1, c.paired ? own + half : own);
+    if (!c.paired) {
+      product(0, own);
+      continue;
+    }
+    for (int64_t i = 0; i < half; i += W) {
+      const auto a = load<Vec<T>>(own + i), b = load<Vec<T>>(other + i);
+      store(g.shared + i, a + b);
+      if (c.taps == 3) store(g.shared + half + i, a - b);
+    }
+    for (int64_t p = 0; p < c.taps - 1; ++p) product(p, g.shared + p * half);
+    product(c.taps - 1, own);
+    product(c.taps, other);
   }
 }
 

@@ -57,22 +57,6 @@ void gate_backward(int64_t half, const T* g_u, T* z, T* u) {
   }
 }
 
-// The sum over all times of what Cotangents::transpose left, [channels / R][tiles R][R].
-template <class T>
-void sum_times(const T* from, int64_t channels, int64_t tiles, T* sums) {
-  constexpr int64_t W = kLanes<T>, R = kTileRows<T>;
-  for (int64_t o = 0; o < channels; o += R, sums += R) {
-    Vec<T> total[2] = {};
-    for (int64_t n = 0; n < tiles; ++n) {
-      Vec<T> sum[2] = {};
-      for (int64_t r = 0; r < R; ++r, from += R)
-        for (int h = 0; h < 2; ++h) sum[h] += load<Vec<T>>(from + h * W);
-      for (int h = 0; h < 2; ++h) total[h] += sum[h];
-    }
-    for (int h = 0; h < 2; ++h) store(sums + h * W, total[h]);
-  }
-}
-
 template <class T>
 void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int64_t begin, int64_t end, T* scratch) {
   constexpr int64_t R = kTileRows<T>;
@@ -97,17 +81,14 @@ void wavenet_layer_backward(const WaveNetLayerBackward<T>& b, int64_t part, int6
     }
     scatter(times, z.tiles, z.width * R, z.channels, b.g_z + turn.row * z.channels * sequence);
     if (!b.gate.products) continue;
-    for (const Cotangents<T>* c : {&z, &residual, &skip}) c->transpose(times.tiles);
     const auto products = [&](const Convolution& c, const Cotangents<T>& g, const T* x, const ParameterSums<T>& to) {
-      add_weight_gradient(c, times, i == begin, g, x, to.products + part * gradient_sums(c, R));
+      add_weight_gradient(c, times, i == begin, g, x, to.products + part * gradient_sums(c, R),
+                          to.biases ? to.biases + i * g.width : nullptr);
     };
     products(n.gate, z, read, b.gate);
-    products(n.condition, z, condition, b.condition);
+    if (n.condition.inputs > 0) products(n.condition, z, condition, b.condition);
     products(n.residual, residual, u, b.residual);
     products(n.skip, skip, u, b.skip);
-    sum_times(z.transposed, z.width, times.tiles, b.gate.biases + i * z.width);
-    sum_times(residual.transposed, residual.width, times.tiles, b.residual.biases + i * residual.width);
-    sum_times(skip.transposed, skip.width, times.tiles, b.skip.biases + i * skip.width);
   }
 }
 
