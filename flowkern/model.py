@@ -38,6 +38,7 @@ class Model(nn.Module):
     settings: ClassVar[Mapping[str, Any]] = {}  # defaults of its training that are others than flowkern.training.Settings has
     default_data: ClassVar[str | None] = None  # the data set that commands take where none is named
     draws_noise = False  # whether log_prob draws numbers, of which a row's depend on its place among the rows of a call
+    takes_float32 = False  # whether rows may be of float32 where the weights are of half precision, which would round them
     takes_shapes = False  # whether the constructor's `features` may be an image's shape; else images are given as vectors
     config: dict[str, Any]  # the constructor's arguments; see flowkern.config.configured
 

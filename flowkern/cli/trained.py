@@ -28,6 +28,9 @@ def model_from(folder: str, name: str = "FOLDER") -> Encoded:
         model = Model.from_pretrained(folder)
     except (OSError, TypeError, ValueError) as error:
         raise CommandError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    bad = next((place for place, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    if bad is not None:  # classes drawn by them would look like any others
+        raise CommandError(f"{name}: the model in {folder} has weights that are not finite, such as {bad}")
     if model.conditional and getattr(model, "context_encoding", None) is None:
         raise CommandError(f"{name}: the model in {folder} needs a context, and it is not known what it stands for in data")
     if isinstance(model, Encoded):

@@ -48,6 +48,7 @@ class AudioModel(Model):
     """
 
     settings: ClassVar[Mapping[str, Any]] = {"batch_size": 8}  # rows of thousands of samples
+    takes_float32 = True  # bfloat16 has 8 bits
     chunk = 4096  # samples that are made at once
 
     def __init__(self, features: int, context: int, mels: int, upsample: Sequence[int], rate: int) -> None:

@@ -64,6 +64,8 @@ class Encoded(Model):
         log_det = self.encoding.log_det(z).reshape(batch)
         like = next(self.model.parameters(), z)
         dtype = like.dtype if self.model.levels is None else holding(self.model.levels, like.dtype)
+        if self.model.takes_float32:
+            dtype = torch.promote_types(dtype, torch.float32)
         return z.reshape(*batch, *self.model.event_shape).to(like.device, dtype), log_det
 
     def encode_context(self, context: Tensor | None) -> Tensor | None:

@@ -421,6 +421,16 @@ def test_the_most_probable_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--temperature: the noise of circular features is uniform and has none, got 0.5" in capsys.readouterr().err
 
 
+def test_weights_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Classes that a WaveNet draws by them would be silence."""
+    model = fk.models.WaveNet(50, layers=2, residual=4, skip=4, categories=8)
+    torch.nn.init.constant_(model.network.last.bias, torch.nan)
+    model.save_pretrained(tmp_path / "model")
+    assert main(["sample", str(tmp_path / "model"), "--seconds", "0.01"]) == 2
+    message = rf"FOLDER: the model in {tmp_path}/model has weights that are not finite, such as network\.last\.bias\n"
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_samples_of_a_flow_at_a_temperature(tmp_path: Path) -> None:
     rows = 5 + 3 * torch.randn(200, 2, dtype=torch.float64)
     model = fk.models.Encoded(fk.flows.RealNVP(2, 2, (8,)), fk.data.Standardised.fit(fk.data.Rows(rows)))
