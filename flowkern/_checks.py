@@ -54,13 +54,18 @@ def flag(name: str, value: Any) -> bool:
     return found
 
 
+def floats(given: Any) -> tuple[float, ...]:
+    """Numbers, or a TypeError or ValueError: also for names and truth values, which Python's float takes."""
+    values = tuple(given)
+    if any(isinstance(value, (bool, str)) for value in values):
+        raise TypeError
+    return tuple(map(float, values))
+
+
 def interval(name: str, given: Any) -> tuple[float, float]:
     """Two finite ends in order."""
     try:
-        ends = tuple(given)
-        lower, upper = map(float, ends)
-        if any(isinstance(end, (bool, str)) for end in ends):  # which float takes, too
-            raise TypeError
+        lower, upper = floats(given)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected two numbers such as (-5, 5), got {given!r}") from None
     if not (math.isfinite(upper - lower) and lower < upper):

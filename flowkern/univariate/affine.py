@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from flowkern import reference
-from flowkern._checks import one_of
+from flowkern._checks import floats, one_of
 from flowkern._compiling import constant_while_compiling
 from flowkern.univariate.map import Reads, UnivariateMap, check_map
 
@@ -99,7 +99,7 @@ class Affine(UnivariateMap):
         default = default_constants(self.scale)
         one_of("placement", self.placement, PLACEMENTS)
         try:
-            values = tuple(map(float, default if self.constants is None else self.constants))
+            values = floats(default if self.constants is None else self.constants)
         except (TypeError, ValueError):
             raise ValueError(f"constants: expected numbers, got {self.constants!r}") from None
         if len(values) != len(default):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flowkern._checks import whole_number
+from flowkern._checks import floats, whole_number
 
 MOST_BINS, MOST_BINS_ON_A_GPU = 128, 32  # csrc/include/flowkern/splines.h has room for so many
 
@@ -28,7 +28,7 @@ def gpu_obstacle_of(bins: int) -> str | None:
 def settings_of(given: object) -> tuple[float, ...]:
     """Numbers."""
     try:
-        return tuple(map(float, given))  # type: ignore[call-overload]
+        return floats(given)
     except (TypeError, ValueError):
         raise ValueError(f"settings: expected numbers, got {given!r}") from None
 

@@ -69,6 +69,7 @@ NO_MAP = "map: expected a flowkern.univariate.UnivariateMap, got "
         (lambda: Affine("exp", "anywhere"), ValueError, "placement: expected one of scale_shift"),
         (lambda: Affine("exp", constants=(1.0,)), ValueError, "constants: the scale map 'exp' takes 0, got 1"),
         (lambda: Affine("tanh", constants=3), ValueError, "constants: expected numbers, got 3"),
+        (lambda: Affine("tanh", constants="1"), ValueError, "constants: expected numbers, got '1'"),
         (lambda: affine_map(["exp"], "gate", None), ValueError, "scale: expected one of"),
         (lambda: fk.nn.Coupling(4, "exp"), TypeError, NO_MAP + "str"),
         (
