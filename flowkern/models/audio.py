@@ -167,7 +167,7 @@ class AudioModel(Model):
         generator: torch.Generator | None = None,
         chunk_size: int | None = None,
     ) -> Tensor:
-        """Samples (*shape, *batch of the conditions, features), without a gradient.
+        """Samples (*shape, *batch of the conditions, features) in float32 at least, without a gradient.
 
         Args:
             shape: sample shape, as in torch.distributions.
@@ -186,9 +186,8 @@ class AudioModel(Model):
             given = self._given(context, local, rows)
             chunks = self._chunks(rows.numel(), self.features, self.chunk, given, 1.0, None, generator)
             drawn.append(torch.cat(list(chunks), 1))
-        like = self._like
-        found = torch.cat(drawn) if drawn else like.new_empty(0)
-        return found.to(like.dtype).reshape(*size, *batch, self.features)
+        found = torch.cat(drawn) if drawn else self._like.new_empty(0, dtype=self._exact)
+        return found.reshape(*size, *batch, self.features)
 
     def generate(
         self,

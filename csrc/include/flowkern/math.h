@@ -1,9 +1,9 @@
 // Elementary functions of a number X: exp, log, log1p, expm1, tanh, atan, abs, normal_cdf, select, and what follows
 // from them.
 //
-// X is a vector of doubles (VecD, Exact) or a double on the CPU, a float or a double on a GPU. `apply` evaluates a function of X on
-// whatever the kernels hold: a vector of floats or doubles, or X itself. `tanh_of`
-// is tanh of the same.
+// X is a vector of doubles (VecD, Exact) or a double on the CPU, a float or a double on a GPU. `apply` evaluates a
+// function of X on whatever the kernels hold: a vector of floats or doubles, or X itself. `tanh_of` is tanh of the
+// same.
 #pragma once
 
 #ifdef FK_DEVICE
