@@ -52,10 +52,8 @@ def config_of(plans: Sequence[AutoregressivePlan], kinds: Kinds, dtype: torch.dt
         return Config(16, least, warps, 2)
     if dtype == torch.float32 and precision == "ieee":
         return Config(16 if context else 32, least, warps, 2)
-    if spline and (context or least > 32):
-        block_m = 16
-    else:
-        block_m = 32 if dtype == torch.float32 or context or spline else 64
+    rows_of_splines = 16 if context or least > 32 else 32
+    block_m = rows_of_splines if spline else 32 if dtype == torch.float32 or context else 64
     wide = max(plan.widest for plan in plans) >= 256 or least > 32
     if _launch.GPU == "hip":  # pipelines hold the next block in registers, and fewer warps have more of these
         return Config(block_m, 64 if wide and not spline else least, 4, 2)

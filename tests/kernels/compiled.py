@@ -609,7 +609,8 @@ def tables(jobs: Iterable[Job], found: list[Finding], page: str) -> str:
     known = {line[: len(row)]: line for line in page.split("\n") for row in [" | ".join(line.split(" | ")[:2])]}
     for row in dict.fromkeys(row_of(launch.facts, launch.label) for launch, _ in jobs):
         if row in rows:
-            lines.append(f"{row} | {' | '.join(rows[row][name] for name in names)} |")
+            cells = (rows[row].get(name, "") for name in names)  # none where it is the same kernel as another row's
+            lines.append(f"{row} | {' | '.join(cells)} |")
         elif row in known:
             lines.append(known[row])
         else:
@@ -652,6 +653,7 @@ def floors() -> str:
 
 def counted() -> Iterator[tuple[str, str, float, float, str]]:
     """Work, kernel, bytes, operations and the kind of its products."""
+    _launch.GPU = "cuda"  # as all of the cards are
     for features, width, batch, dtype, map in FLOWS:
         plan = network(features, (width, width), map=map).plan
         config = network_of(plan, DTYPES[dtype], torch.device("cpu"), "tf32" if dtype == "tf32" else "ieee", map.words)
