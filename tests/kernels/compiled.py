@@ -170,10 +170,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 COVERED_SPLINES: dict[str, UnivariateMap] = {  # by what is said in place of a scale
     "rational-quadratic of 8": RationalQuadratic(8),
     "rational-quadratic of 10, circular": RationalQuadratic(10, tails="circular", parametrization="softplus"),
-    "rational-quadratic of 32, unconstrained": RationalQuadratic(32, tails="unconstrained"),
     "rational-linear of 8": RationalLinear(8),
 }
-NETWORK_SPLINES = {**COVERED_SPLINES, "rational-quadratic of 16": RationalQuadratic(16)}
+NETWORK_SPLINES = {
+    **COVERED_SPLINES,
+    "rational-quadratic of 16": RationalQuadratic(16),
+    "rational-quadratic of 32, unconstrained": RationalQuadratic(32, tails="unconstrained"),
+}
 
 
 def network_map(scale: str, placement: str) -> tuple[UnivariateMap, str]:
