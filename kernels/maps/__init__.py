@@ -19,8 +19,6 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-
 Words = tuple[str, tuple[int, ...], tuple[float, ...]]  # a family, options, constants
 
 
@@ -41,7 +39,7 @@ def kinds_of(map: Words | None, parameters: int) -> Kinds:
     if map is None or not hasattr(module, "kinds"):
         return Kinds((1,) * parameters)
     counts = module.kinds(map[1])
-    return Kinds(counts, triton.next_power_of_2(max(counts)))
+    return Kinds(counts, 1 << (max(counts) - 1).bit_length())  # whole blocks; Triton need not be here to ask for a family
 
 
 def functions(map: Words, by_kinds: bool = False, **names: str) -> dict[str, Any]:
