@@ -94,9 +94,9 @@ SPLINES: dict[str, Variation] = {
     f"spline {tails} {kind}": {"hidden": (24,), "map": RationalQuadratic(4, (-1, 2), tails, kind)}
     for tails, kind in itertools.product(TAILS, PARAMETRIZATIONS)
 }
-# Of one a GPU's block has room for two features, so that there are two groups of them, one half empty.
+# Of one a GPU's block has room for two features, so that there are several groups of them.
 SPLINES["rational-linear spline"] = {
-    "features": 3, "hidden": (24,), "map": RationalLinear(9, (-1, 2)), "addends": (1,), "layout": "parameter_major"
+    "features": 7, "hidden": (24,), "map": RationalLinear(9, (-1, 2)), "addends": (1,), "layout": "parameter_major"
 }  # fmt: skip
 # One of them shifted, since a variation more takes CUDA's stand-in half a minute.
 SPLINES["spline linear softplus"]["map"] = RationalQuadratic(4, (-9, 9), "linear", "softplus", shifted=True)
