@@ -28,15 +28,19 @@ def run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
+def instruction_set() -> str:
+    """That of the CPU kernels in this process."""
+    from flowkern import _library
+
+    return _library._C.instruction_set() if _library._C is not None else "baseline"
+
+
 def build_extension(sources: Path, folder: Path, *options: str) -> None:
     """Builds the extension of the package folder/flowkern, for the instruction set that runs here and no other."""
     import pybind11
     import torch
 
-    from flowkern import _library
-
-    used = _library._C.instruction_set() if _library._C is not None else "baseline"
-    lib = Path(torch.__file__).parent
+    used, lib = instruction_set(), Path(torch.__file__).parent
     configure = [
         "cmake", "-G", "Ninja", "-S", str(sources), "-B", str(folder / "build"), f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTORCH_INCLUDE={lib / 'include'}", f"-DTORCH_LIB={lib / 'lib'}",

@@ -56,8 +56,6 @@ FK_INLINE Exact fma(Exact a, Exact b, Exact c) {
 }
 
 namespace detail {
-constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;  // ln 2 in two parts
-
 FK_INLINE VecD power_of_two(VecI n) { return __builtin_bit_cast(VecD, (n + 1023) << 52); }
 
 // exp(x) is 2^exponent (1 + rest): a Taylor series, of what is left of x and of what rounding took from that.
@@ -105,15 +103,9 @@ FK_CALLED Exact expm1(Exact x) {
 }
 
 FK_CALLED Exact log(Exact x) {
-  const VecI tiny = x.lanes < 0x1p-1022;
-  const VecI bits = __builtin_bit_cast(VecI, select(tiny, x.lanes * 0x1p54, x.lanes));
-  VecI exponent = ((bits >> 52) & 0x7FF) - 1023 - (tiny & 54);
-  VecD m = __builtin_bit_cast(VecD, (bits & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000);
-  const VecI upper = m > M_SQRT2;
-  m = select(upper, 0.5 * m, m);
-  exponent -= upper;  // a true lane is -1
-  const VecD r = detail::log_of(__builtin_convertvector(exponent, VecD), m - 1);
-  return Exact(where_log(x.lanes, r));
+  const VecI tiny = x.lanes < 0x1p-1022;  // a denormal number is made a normal one
+  const auto [exponent, m] = scaled(select(tiny, x.lanes * 0x1p54, x.lanes));
+  return Exact(where_log(x.lanes, detail::log_of(exponent - select(tiny, VecD{} + 54.0, VecD{}), m - 1)));
 }
 
 // For 0 <= x <= 1.

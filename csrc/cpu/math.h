@@ -40,13 +40,15 @@ FK_INLINE VecD floor(VecD x) {
   return select(abs(x) < 0x1p51, below, x);  // from 2^51 on all are
 }
 
+constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;  // ln 2 in two parts
+
 // 2^n r-series with x = n ln 2 + r; the clamp covers every float, NaN passes through.
 FK_INLINE VecD exp(VecD x) {
   x = select(x < -708.0, VecD{} - 708.0, select(x > 708.0, VecD{} + 708.0, x));
   constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
   const VecD shifted = x * M_LOG2E + kRound;
   const VecD n = shifted - kRound;
-  const VecD r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33 /* ln 2 in two parts */;
+  const VecD r = (x - n * kLn2High) - n * kLn2Low;
   VecD p = VecD{} + 1.0 / 362880;
   constexpr double kInverseFactorial[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24,
                                           1.0 / 6,     0.5,        1.0,       1.0};
@@ -69,15 +71,23 @@ FK_INLINE VecD where_log(VecD x, VecD r) {
   return select((x > 0) & (x < HUGE_VAL), r, special);
 }
 
-FK_INLINE VecD log(VecD x) {
+// A positive normal number as 2^exponent m, m between sqrt(1/2) and sqrt(2).
+struct Scaled {
+  VecD exponent, m;
+};
+FK_INLINE Scaled scaled(VecD x) {
   const VecI bits = __builtin_bit_cast(VecI, x);
   VecI exponent = ((bits >> 52) & 0x7FF) - 1023;
   VecD m = __builtin_bit_cast(VecD, (bits & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000);
   const VecI upper = m > M_SQRT2;
   m = select(upper, 0.5 * m, m);
   exponent -= upper;  // a true lane is -1
-  const VecD r = __builtin_convertvector(exponent, VecD) * M_LN2 + log_ratio((m - 1) / (m + 1));
-  return where_log(x, r);
+  return {__builtin_convertvector(exponent, VecD), m};
+}
+
+FK_INLINE VecD log(VecD x) {
+  const auto [exponent, m] = scaled(x);
+  return where_log(x, exponent * M_LN2 + log_ratio((m - 1) / (m + 1)));
 }
 
 // For 0 <= x <= 1.
